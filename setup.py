@@ -1,0 +1,45 @@
+"""Build the Cython kernels: ext/kvps/_x.pyx becomes the module kvps._x.
+
+Everything declarative is in pyproject.toml.
+KVPS_CYTHON_DEBUG=1 builds with bounds checks and assertions; KVPS_ANNOTATE=1 writes the HTML that the annotate check reads.
+"""
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+DEBUG = os.environ.get("KVPS_CYTHON_DEBUG") == "1"
+ANNOTATE = os.environ.get("KVPS_ANNOTATE") == "1"
+
+# No -march=native: a wheel must run on every machine of its platform.
+COMPILE = ["-O0", "-g"] if DEBUG else ["-O3", "-fno-plt"]
+
+extensions = [
+    Extension(
+        f"kvps.{path.stem}",
+        [str(path)],
+        language="c++",
+        include_dirs=["ext/kvps"],
+        depends=sorted(str(header) for header in Path("ext/kvps").glob("*.hpp")),
+        extra_compile_args=["-std=c++17", *COMPILE],
+    )
+    for path in sorted(Path("ext/kvps").glob("_*.pyx"))
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        include_path=["ext"],
+        build_dir="build/cython",
+        annotate=ANNOTATE,
+        language_level=3,
+        compiler_directives={
+            "boundscheck": DEBUG,
+            "wraparound": False,
+            "initializedcheck": DEBUG,
+            "cdivision": True,
+            "embedsignature": True,
+        },
+    )
+)
