@@ -1,0 +1,98 @@
+"""Sizes and limits: "2G" and "80%" to bytes and back, and how much memory and how many CPUs this process may use.
+
+Limits are those of the machine, narrowed by CPU affinity and by the control groups (versions 1 and 2) that containers set.
+"""
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvps.errors import ArgumentError
+
+_SUFFIXES = {"b": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([bKMGT%])", re.ASCII | re.IGNORECASE)
+_PROC_CGROUP = Path("/proc/self/cgroup")
+_CGROUP_MOUNT = Path("/sys/fs/cgroup")
+
+
+def parse_bytes(size: str | int) -> int:
+    """Return a size in bytes: "512b", "64K", "1.5G" (powers of 1024, as GNU sort and lmplz), "80%" of memory_limit(), or an int.
+
+    Raises:
+        ArgumentError: not a size, no unit (lmplz reads a bare number as KiB, others as bytes), below 0 or above 100 %.
+    """
+    if isinstance(size, int) and not isinstance(size, bool):
+        if size < 0:
+            raise ArgumentError(f"a size cannot be negative: {size}")
+        return size
+    text = str(size).strip()
+    match = _SIZE.fullmatch(text)
+    if match is None:
+        if text.isascii() and text.isdigit():
+            raise ArgumentError(f'"{text}" has no unit: write {text}M for MiB or {text}b for bytes')
+        raise ArgumentError(f'"{text}" is not a size: write a number with b, K, M, G, T or %, as in 2G or 80%')
+    number, unit = float(match[1]), match[2].upper().replace("B", "b")
+    if unit != "%":
+        # Whole numbers stay exact beyond 2**53.
+        return int(match[1]) * _SUFFIXES[unit] if match[1].isdigit() else int(number * _SUFFIXES[unit])
+    if number > 100:
+        raise ArgumentError(f'"{text}" is more than the whole memory: write a share up to 100%')
+    return int(memory_limit() * number / 100)
+
+
+def format_bytes(n_bytes: int) -> str:
+    """Return a size that people read and parse_bytes takes: 1536 -> "1.5K", exact to three digits."""
+    unit, scale = next(((u, s) for u, s in reversed(_SUFFIXES.items()) if n_bytes >= s), ("b", 1))
+    value = n_bytes / scale
+    digits = 0 if scale == 1 or value >= 100 else 1 if value >= 10 else 2
+    text = f"{value:.{digits}f}"
+    return (text.rstrip("0").rstrip(".") if "." in text else text) + unit
+
+
+def memory_limit() -> int:
+    """Return the memory in bytes that this process may use: the machine's, or less where a control group says so."""
+    limit = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for text in _control_values("memory", "memory.max", "memory.limit_in_bytes"):
+        if text.isdigit():  # "max" is no limit
+            limit = min(limit, int(text))
+    return limit
+
+
+def cpu_count() -> int:
+    """Return how many threads can run at once: CPUs of the affinity mask, or less where a control group's quota says so; at least 1."""
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = [text.split() for text in _control_values("cpu", "cpu.max", None)]
+    quotas += zip(_control_values("cpu", None, "cpu.cfs_quota_us"), _control_values("cpu", None, "cpu.cfs_period_us"), strict=False)
+    for quota, period, *_ in quotas:
+        if quota.isdigit() and int(period) > 0:  # "max" (version 2) and -1 (version 1) are no limit
+            cpus = min(cpus, max(1, int(quota) // int(period)))
+    return max(1, cpus)
+
+
+def _control_values(controller: str, name_v2: str | None, name_v1: str | None) -> Iterator[str]:
+    """Yield the setting of this process's control group and of each of its parents, where such files exist."""
+    try:
+        lines = _PROC_CGROUP.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            root, name = _CGROUP_MOUNT, name_v2
+        elif controller in controllers.split(","):
+            root, name = _CGROUP_MOUNT / controller, name_v1
+        else:
+            continue
+        if name is None:
+            continue
+        # Inside a container the path may be the host's, which does not exist here: its parents, up to the mount, then do.
+        group = root / path.lstrip("/")
+        for folder in (group, *group.parents):
+            if not folder.is_relative_to(root):
+                break
+            try:
+                yield (folder / name).read_text().strip()
+            except OSError:
+                continue
