@@ -1,7 +1,7 @@
 """Build the Cython kernels: ext/kvps/_x.pyx becomes the module kvps._x.
 
 Everything declarative is in pyproject.toml.
-KVPS_CYTHON_DEBUG=1 builds with bounds checks and assertions; KVPS_ANNOTATE=1 writes the HTML that the annotate check reads.
+KVPS_CYTHON_DEBUG=1 builds with bounds checks and assertions; KVPS_ANNOTATE=1 writes the HTML for the annotate check.
 """
 import os
 from pathlib import Path

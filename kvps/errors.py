@@ -24,19 +24,19 @@ from typing import Any, ClassVar
 
 
 def one_line(text: str) -> str:
-    """Return `text` with everything that a terminal would not print as a character (newlines, escapes, lone surrogates) escaped."""
+    """Return `text` with what a terminal would not show as a character (newline, escape, lone surrogate) escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def _plain(value: object) -> object:
-    """Return `value` as something JSON can hold: numbers as they are, paths and bytes as text."""
+    """Return `value` as something JSON can hold: numbers and text as they are, paths and bytes as text."""
     if value is None or isinstance(value, (bool, int, float, str)):
-        return one_line(value) if isinstance(value, str) else value
+        return value
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
     if isinstance(value, bytes):
         return one_line(value.decode("utf-8", "backslashreplace"))
-    return one_line(os.fsdecode(value) if isinstance(value, os.PathLike) else str(value))
+    return os.fsdecode(value) if isinstance(value, os.PathLike) else str(value)
 
 
 class KvpsError(Exception):

@@ -1,6 +1,6 @@
 """Sizes and limits: "2G" and "80%" to bytes and back, and how much memory and how many CPUs this process may use.
 
-Limits are those of the machine, narrowed by CPU affinity and by the control groups (versions 1 and 2) that containers set.
+Limits are the machine's, narrowed by CPU affinity and by the control groups (versions 1 and 2) that containers set.
 """
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 
 def parse_bytes(size: str | int) -> int:
-    """Return a size in bytes: "512b", "64K", "1.5G" (powers of 1024, as GNU sort and lmplz), "80%" of memory_limit(), or an int.
+    """Return a size in bytes, given as an int, "512b", "64K", "1.5G" or "80%".
+
+    Suffixes are powers of 1024, as in GNU sort and lmplz; a percentage is of memory_limit().
 
     Raises:
         ArgumentError: not a size, no unit (lmplz reads a bare number as KiB, others as bytes), below 0 or above 100 %.
@@ -61,10 +63,11 @@ def memory_limit() -> int:
 
 
 def cpu_count() -> int:
-    """Return how many threads can run at once: CPUs of the affinity mask, or less where a control group's quota says so; at least 1."""
+    """Return how many threads can run at once: the CPUs of the affinity mask, or a control group's smaller quota."""
     cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [text.split() for text in _control_values("cpu", "cpu.max", None)]
-    quotas += zip(_control_values("cpu", None, "cpu.cfs_quota_us"), _control_values("cpu", None, "cpu.cfs_period_us"), strict=False)
+    quotas += zip(_control_values("cpu", None, "cpu.cfs_quota_us"),
+                  _control_values("cpu", None, "cpu.cfs_period_us"), strict=False)
     for quota, period, *_ in quotas:
         if quota.isdigit() and int(period) > 0:  # "max" (version 2) and -1 (version 1) are no limit
             cpus = min(cpus, max(1, int(quota) // int(period)))
@@ -87,7 +90,7 @@ def _control_values(controller: str, name_v2: str | None, name_v1: str | None) -
             continue
         if name is None:
             continue
-        # Inside a container the path may be the host's, which does not exist here: its parents, up to the mount, then do.
+        # Inside a container the path may be the host's, which is not here: then its parents, up to the mount, do.
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             if not folder.is_relative_to(root):

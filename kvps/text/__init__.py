@@ -1,1 +1,5 @@
-"""Text on disk to lines of words: inputs and their splits (corpus.py, streams.py, spool.py), tokenizers (tokenize.py). Knows no counts."""
+"""Text on disk to lines of words; knows no counts.
+
+corpus.py says which inputs there are and cuts them into splits, streams.py reads their bytes, spool.py keeps what can
+be read only once, tokenize.py makes words of lines.
+"""
