@@ -1,0 +1,212 @@
+"""Every open, fsync, rename and mkdir of the store outside LMDB, so that faults can be injected in one place.
+
+Directories are made 0700 and files 0600 whatever the umask allows.
+Operating system errors leave as StoreError or StoreFull, with the path.
+"""
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kvps.errors import KvpsError, StoreError, StoreFull
+
+DIR_MODE = 0o700
+FILE_MODE = 0o600
+
+# LMDB's and our own locks do not hold across machines, and rename or fsync may lie there.
+NETWORK_FILE_SYSTEMS = frozenset({
+    "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs",
+    "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs"})
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def os_error(exc: OSError, path: str | Path, needs: int | None = None) -> KvpsError:
+    """Return the exception of ours that says what `exc` means for `path`; `needs` is in bytes."""
+    if exc.errno in _FULL:
+        return disk_full(path, needs)
+    return StoreError(f"{path}: {exc.strerror or exc}", path=str(path))
+
+
+def disk_full(path: str | Path, needs: int | None) -> StoreFull:
+    """Return the StoreFull for a write of `needs` bytes (None: not known) near `path`."""
+    has = free_bytes(path)
+    wanted = "more space" if needs is None else f"{needs} bytes"
+    return StoreFull(f"{path}: disk full: needs {wanted}, has {has}; make room and run the command again",
+                     path=str(path), needs=needs, has=has)
+
+
+def free_bytes(path: str | Path) -> int:
+    """Return the bytes that an ordinary user may still write on the file system of `path` (or its nearest parent)."""
+    place = Path(path)
+    while True:
+        try:
+            found = os.statvfs(place)
+        except FileNotFoundError:
+            if place == place.parent:
+                raise
+            place = place.parent
+            continue
+        return found.f_bavail * found.f_frsize
+
+
+@contextlib.contextmanager
+def _reporting(path: str | Path, needs: int | None = None) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise os_error(exc, path, needs) from exc
+
+
+def make_dir(path: str | Path) -> None:
+    """Make one directory, mode 0700; the caller syncs its parent."""
+    with _reporting(path):
+        os.mkdir(path, DIR_MODE)
+
+
+def open_new(path: str | Path) -> int:
+    """Create a file that must not exist, mode 0600, and return its descriptor for writing."""
+    with _reporting(path):
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+
+
+def open_lock(path: str | Path, *, create: bool) -> int:
+    """Open the lock file, made if need be, or for reading only where `create` is False; return its descriptor."""
+    flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
+    with _reporting(path):
+        return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+
+
+@contextlib.contextmanager
+def reading(path: str | Path) -> Iterator[int]:
+    """Open a file for reading; gives its descriptor."""
+    with _reporting(path):
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def fsync(fd: int, path: str | Path) -> None:
+    """Make the contents of an open file durable."""
+    with _reporting(path):
+        os.fsync(fd)
+
+
+def fsync_dir(path: str | Path) -> None:
+    """Make the entries of a directory durable: what was created, renamed or removed in it."""
+    with _reporting(path):
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+
+def rename(source: str | Path, target: str | Path) -> None:
+    """Rename within one file system and make it durable; an existing file or empty directory is replaced."""
+    with _reporting(target):
+        os.rename(source, target)
+    fsync_dir(Path(target).parent)
+
+
+def atomic_write(path: str | Path, data: bytes | Iterable[bytes]) -> None:
+    """Write a whole file so that a crash leaves the old one or the new one; durable on return."""
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.tmp-{os.urandom(8).hex()}")
+    pieces = [data] if isinstance(data, bytes) else data
+    fd = open_new(temporary)
+    try:
+        with os.fdopen(fd, "wb") as out, _reporting(temporary):
+            for piece in pieces:
+                out.write(piece)
+            out.flush()
+            fsync(out.fileno(), temporary)
+        rename(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+
+
+def read_exactly(fd: int, count: int, offset: int) -> bytes:
+    """Return up to `count` bytes from `offset`, fewer only at the end of the file."""
+    pieces = []
+    while count > 0 and (piece := os.pread(fd, count, offset)):
+        pieces.append(piece)
+        offset += len(piece)
+        count -= len(piece)
+    return b"".join(pieces)
+
+
+def preallocate(path: str | Path, length: int) -> None:
+    """Give a file, made if need be, `length` bytes of real disk blocks.
+
+    LMDB maps its lock file; on a full disk touching a hole of it would kill the process with SIGBUS.
+    A file that has its blocks already is not opened: closing any descriptor of it would drop the locks that this
+    process holds on it through LMDB.
+    """
+    try:
+        found = os.lstat(path)
+        if stat.S_ISREG(found.st_mode) and found.st_size >= length and found.st_blocks * 512 >= found.st_size:
+            return
+    except FileNotFoundError:
+        pass
+    with _reporting(path, length):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
+        try:
+            os.posix_fallocate(fd, 0, length)
+        finally:
+            os.close(fd)
+
+
+def extend(path: str | Path, length: int) -> None:
+    """Lengthen a file to at least `length` bytes by a hole; it is never shortened."""
+    with _reporting(path, length):
+        if os.stat(path).st_size < length:
+            os.truncate(path, length)
+
+
+def remove_tree(path: str | Path) -> None:
+    """Remove a directory and everything in it, following no symbolic link; a missing one is fine."""
+    path = Path(path)
+    try:
+        entries = list(os.scandir(path))
+    except FileNotFoundError:
+        return
+    with _reporting(path):
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            else:
+                os.unlink(entry.path)
+        os.rmdir(path)
+
+
+def refuse_symlink(path: str | Path) -> None:
+    """Raise StoreError if `path` is a symbolic link: a link could lead a store's writes to somebody else's file."""
+    if os.path.islink(path):
+        raise StoreError(f"{path}: is a symbolic link, which is not allowed inside a store; put the real file there",
+                         path=str(path))
+
+
+def file_system(path: str | Path) -> str:
+    """Return the type of the file system that `path` lies on ("ext4", "nfs4"), or "" where it cannot be told."""
+    real = os.path.realpath(path)
+    best, kind = "", ""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="surrogateescape") as mounts:
+            for line in mounts:
+                _, point, found, *_ = line.split(" ")
+                point = point.replace("\\040", " ").replace("\\011", "\t").replace("\\134", "\\")
+                inside = real == point or real.startswith(point.rstrip("/") + "/")
+                if inside and len(point) >= len(best):  # a later mount on the same point hides the earlier
+                    best, kind = point, found
+    except OSError:
+        return ""
+    return kind

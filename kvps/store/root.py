@@ -1,0 +1,214 @@
+"""The root of a store: its identity, the committed version, the pending job, history, counted inputs, and vocabulary.
+
+A version is committed by one transaction here, after every shard has committed its part; that is the instant at which
+readers see it.
+The bytes are described in FORMAT.md.
+"""
+from __future__ import annotations
+
+import contextlib
+import struct
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from kvps.errors import StoreError
+from kvps.store import format as fmt
+from kvps.store.environment import Environment
+from kvps.store.transaction import Txn
+
+FIRST_WORD = 3        # 0, 1 and 2 are <unk>, <s> and </s>, which are not stored
+
+
+class Root:
+    """The root environment, open; each call reads one commit or makes one."""
+
+    def __init__(self, env: Environment, identity: dict) -> None:
+        self._env = env
+        self.identity = identity
+        self.path: Path = env.path
+        self._turn = threading.Lock()
+
+    @classmethod
+    def create(cls, path: str | Path, identity: dict, shard_dirs: Sequence[str]) -> Root:
+        """Make the root of a new store at version 0, in the directory `path`, which must not exist.
+
+        `identity` holds uuid, order, shards, tokenizer and created; format and lib_version are added.
+        """
+        env = Environment.create(path)
+        full = {**identity, "format": fmt.FORMAT_VERSION, "lib_version": fmt.LIB_VERSION}
+        state = {"version": 0, "tokens": 0, "sentences": 0, "words": FIRST_WORD,
+                 "shards": [{"dir": name, "generation": 0} for name in shard_dirs]}
+        with env.write() as txn:
+            txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, full))
+            txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, {**state, "txn": txn.id}))
+        return cls(env, full)
+
+    @classmethod
+    def open(cls, path: str | Path, writable: bool = False) -> Root:
+        """Open the root of a store; errors as Shard.open's."""
+        env = Environment.open(path, writable=writable)
+        try:
+            with env.read() as txn:
+                identity = cls._get(txn, env, fmt.IDENTITY)
+                if identity is None:
+                    raise fmt.damaged(str(env.data), fmt.IDENTITY, "value", "none", "a record")
+                fmt.check_identity(identity, str(env.data))
+            root = cls(env, identity)
+            root.state()
+            return root
+        except BaseException:
+            env.close()
+            raise
+
+    @staticmethod
+    def _get(txn: Txn, env: Environment, key: bytes) -> dict | None:
+        value = txn.get(key)
+        return None if value is None else fmt.unpack_row(key, value, str(env.data))
+
+    def _state(self, txn: Txn, txn_id: int) -> dict:
+        state = self._get(txn, self._env, fmt.STATE)
+        if state is None or state.get("txn") != txn_id:
+            raise fmt.damaged(str(self._env.data), fmt.STATE, "transaction id", state and state.get("txn"), txn_id)
+        return state
+
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[tuple[Txn, dict]]:
+        """Give a write transaction and the state, which is written at its end with the transaction's id."""
+        with self._turn, self._env.write() as txn:
+            state = self._state(txn, txn.id - 1)
+            yield txn, state
+            txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, {**state, "txn": txn.id}))
+
+    # state and history
+
+    def state(self) -> dict:
+        """Return version, tokens, sentences, words (the first id that this version does not use), shards, txn."""
+        with self._env.read() as txn:
+            return self._state(txn, txn.id)
+
+    def history(self) -> list[dict]:
+        """Return one row a version, oldest first: what its job said, with "version" added."""
+        with self._env.read() as txn:
+            return [{**fmt.unpack_row(key, value, str(self._env.data)), "version": int.from_bytes(key[1:])}
+                    for key, value in txn.scan(fmt.HISTORY)]
+
+    def counted(self, digest: str) -> int | None:
+        """Return the version in which this input was last counted, or None if it is not counted now."""
+        key = fmt.named_key(fmt.INPUT, digest)
+        with self._env.read() as txn:
+            row = self._get(txn, self._env, key)
+        return row["version"] if row else None
+
+    def inputs(self) -> dict[str, dict]:
+        """Return every input that is counted now: digest -> {"times": 1 or more, "version": when last counted}."""
+        with self._env.read() as txn:
+            return {key[1:].decode(): fmt.unpack_row(key, value, str(self._env.data))
+                    for key, value in txn.scan(fmt.INPUT)}
+
+    # the pending job
+
+    def job(self) -> dict | None:
+        """Return the record of the pending job, or None."""
+        with self._env.read() as txn:
+            return self._get(txn, self._env, fmt.JOB)
+
+    def begin_job(self, record: dict) -> None:
+        """Record a job as pending; StoreError if one is already."""
+        with self._write() as (txn, _):
+            if txn.get(fmt.JOB) is not None:
+                raise StoreError(f"{self.path.parent}: a job was interrupted; kvps resume or kvps abort it first",
+                                 path=str(self.path.parent))
+            txn.put(fmt.JOB, fmt.pack_row(fmt.JOB, record))
+
+    def update_job(self, record: dict) -> None:
+        """Replace the record of the pending job."""
+        with self._write() as (txn, _):
+            if txn.get(fmt.JOB) is None:
+                raise StoreError(f"{self.path.parent}: no job is pending", path=str(self.path.parent))
+            txn.put(fmt.JOB, fmt.pack_row(fmt.JOB, record))
+
+    def clear_job(self) -> None:
+        """Forget the pending job, after its shards were rolled back; fine if there is none."""
+        if self.job() is not None:
+            with self._write() as (txn, _):
+                txn.delete(fmt.JOB)
+
+    def commit_job(self, version: int, d_tokens: int, d_sentences: int, history: dict,
+                   inputs_delta: Mapping[str, int], *, generations: Sequence[int] | None = None) -> None:
+        """Make `version` the committed one and end the pending job, in one transaction.
+
+        Args:
+            version: one more than the committed version.
+            d_tokens: what the job added; negative when it took away.
+            d_sentences: likewise.
+            history: the row for history().
+            inputs_delta: digest -> how often it was counted (negative: forgotten).
+            generations: each shard's generation now; a shard found below it later has lost commits.
+        """
+        with self._write() as (txn, state):
+            if txn.get(fmt.JOB) is None or version != state["version"] + 1:
+                raise StoreError(f"{self.path.parent}: version {version} cannot follow version {state['version']}"
+                                 " without a pending job", path=str(self.path.parent))
+            state.update(version=version, tokens=state["tokens"] + d_tokens,
+                         sentences=state["sentences"] + d_sentences, words=self._next_word(txn))
+            for place, generation in zip(state["shards"], generations or (), strict=generations is not None):
+                place["generation"] = generation
+            key = fmt.numbered_key(fmt.HISTORY, version)
+            txn.put(key, fmt.pack_row(key, history))
+            for digest, delta in inputs_delta.items():
+                self._count_input(txn, digest, delta, version)
+            txn.delete(fmt.JOB)
+
+    def _count_input(self, txn: Txn, digest: str, delta: int, version: int) -> None:
+        key = fmt.named_key(fmt.INPUT, digest)
+        row = self._get(txn, self._env, key) or {"times": 0, "version": version}
+        times = max(0, row["times"] + delta)
+        if times:
+            last = version if delta > 0 else row["version"]
+            txn.put(key, fmt.pack_row(key, {"times": times, "version": last}))
+        else:
+            txn.delete(key)
+
+    def move_shard(self, shard: int, name: str, generation: int) -> None:
+        """Let the directory `name` hold shard number `shard` from now on."""
+        with self._write() as (_, state):
+            state["shards"][shard] = {"dir": name, "generation": generation}
+
+    # vocabulary
+
+    def next_word(self) -> int:
+        """Return the first word id that is not assigned."""
+        with self._env.read() as txn:
+            return self._next_word(txn)
+
+    def _next_word(self, txn: Txn) -> int:
+        key = txn.last_key(fmt.WORDS)
+        if key is None:
+            return FIRST_WORD
+        n_words, = struct.unpack_from("<I", fmt.unpack_blob(key, txn.get(key), str(self._env.data)))
+        return int.from_bytes(key[1:]) + n_words
+
+    def add_words(self, first_id: int, blob: bytes) -> None:
+        """Add a segment of the vocabulary (FORMAT.md, "Words"), durable on return; `first_id` must be next_word()."""
+        fmt.check_words(blob)
+        key = fmt.numbered_key(fmt.WORDS, first_id)
+        with self._write() as (txn, _):
+            expected = self._next_word(txn)
+            if first_id != expected:
+                raise ValueError(f"the first word id is {first_id}, expected {expected}")
+            txn.put(key, fmt.pack_blob(key, blob))
+
+    def words(self) -> Iterator[tuple[int, bytes]]:
+        """Yield (first id, segment) in id order, of one commit."""
+        with self._env.read() as txn:
+            for key, value in txn.scan(fmt.WORDS):
+                yield int.from_bytes(key[1:]), bytes(fmt.unpack_blob(key, value, str(self._env.data)))
+
+    def bytes(self) -> dict[str, int]:
+        """Return {"file": length of the data file, "live": bytes of the pages in use}."""
+        return self._env.bytes()
+
+    def close(self) -> None:
+        """Close the root."""
+        self._env.close()

@@ -1,0 +1,322 @@
+"""One shard: sorted runs of chunks, the ledger of applied splits, and the manifest that says which runs are visible.
+
+A run is written once and never changed; its number is never used again.
+Every write transaction rewrites the manifest with its own transaction id, so a manifest that belongs to another state
+of the file is noticed.
+What a payload means is the business of others; the bytes are described in FORMAT.md, the protocol in DESIGN.md.
+"""
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from kvps.errors import StoreError
+from kvps.store import format as fmt
+from kvps.store.environment import MAP_BYTES, Environment
+from kvps.store.transaction import Txn
+
+# LMDB keeps what a transaction writes in memory until its commit; longer runs take several transactions.
+DIRTY_BYTES = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run as the manifest lists it."""
+
+    id: int
+    version: int        # of the store, that this run's job makes or made
+    job: str | None     # the job that wrote it; None after a merge of several jobs' runs
+    n_chunks: int
+    n_keys: int
+    bytes: int          # of its chunks, headers included
+
+
+class Shard:
+    """One shard, open; writes from several threads take turns, snapshots are independent of them."""
+
+    def __init__(self, env: Environment, identity: dict) -> None:
+        self._env = env
+        self.identity = identity
+        self.path: Path = env.path
+        self.shard: int = identity["shard"]
+        self._turn = threading.Lock()
+
+    @classmethod
+    def create(cls, path: str | Path, identity: dict, *, map_bytes: int = MAP_BYTES) -> Shard:
+        """Make a new shard in the directory `path`, which must not exist, and return it writable.
+
+        `identity` holds uuid, shard, shards and order; format and lib_version are added.
+        Not atomic: make the whole store under a temporary name and rename it.
+        """
+        env = Environment.create(path, map_bytes=map_bytes)
+        full = {**identity, "format": fmt.FORMAT_VERSION, "lib_version": fmt.LIB_VERSION}
+        with env.write() as txn:
+            txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, full))
+            _put_manifest(txn, {"generation": 0, "next_run": 1, "runs": []})
+        return cls(env, full)
+
+    @classmethod
+    def open(cls, path: str | Path, expected_uuid: str | None = None, writable: bool = False, *,
+             shard: int | None = None, map_bytes: int = MAP_BYTES) -> Shard:
+        """Open a shard and check that it is the one expected, in a format we know, with a manifest of its last commit.
+
+        Raises:
+            VersionMismatch: another format.
+            CorruptionError: no or another identity, or a damaged or outdated manifest.
+        """
+        env = Environment.open(path, writable=writable, map_bytes=map_bytes)
+        try:
+            with env.read() as txn:
+                identity = _row(txn, fmt.IDENTITY, env)
+                expected = {"uuid": expected_uuid, "shard": shard}
+                fmt.check_identity(identity, str(env.data), **{k: v for k, v in expected.items() if v is not None})
+                _manifest(txn, env)
+            return cls(env, identity)
+        except BaseException:
+            env.close()
+            raise
+
+    def apply(self, job: str, split: int, version: int, chunks: Iterable[tuple[bytes, int]], row: dict) -> bool:
+        """Add one split's chunks as a run of `version`, and `row` to the ledger, all or nothing, durably.
+
+        Args:
+            job: names the job, 1 to 255 bytes; never that of an earlier job whose rows have not been swept.
+            split: number of the split within the job.
+            version: the one that the job will commit.
+            chunks: (payload, number of keys) in key order; none is fine, then only the ledger row is written.
+            row: what the job wants to know about the split; JSON.
+
+        Returns:
+            False, and nothing is changed, if the ledger has this split of this job already.
+        """
+        key = fmt.ledger_key(job, split)
+        with self._turn:
+            with self._env.read() as txn:
+                if txn.get(key) is not None:
+                    return False
+            self._write_run(chunks, version, job, ledger=(key, fmt.pack_row(key, row)))
+        return True
+
+    def replace(self, old_run_ids: Iterable[int], version: int, chunks: Iterable[tuple[bytes, int]]) -> None:
+        """Put one run in the place of several: a merge. Killed at any instant, it leaves the old runs or the new one.
+
+        Args:
+            old_run_ids: what the new run replaces.
+            version: the greatest version of the old runs; never merge a committed run with an uncommitted one.
+            chunks: as in apply(); it may read from an open snapshot of this shard; none: the runs cancel out.
+        """
+        old = set(old_run_ids)
+        with self._turn:
+            runs = {run.id: run for run in self.runs()}
+            if not old <= runs.keys():
+                raise StoreError(f"{self.path}: there is no run {min(old - runs.keys())} to replace",
+                                 path=str(self.path), shard=self.shard)
+            jobs = {runs[number].job for number in old}
+            self._write_run(chunks, version, jobs.pop() if len(jobs) == 1 else None, removed=old)
+
+    def _write_run(self, chunks: Iterable[tuple[bytes, int]], version: int, job: str | None, *,
+                   ledger: tuple[bytes, bytes] | None = None, removed: set[int] = frozenset()) -> None:
+        """Write a run in transactions of about DIRTY_BYTES; the last one lists it in the manifest."""
+        order = self.identity["order"]
+        source = iter(chunks)
+        run: Run | None = None
+        done = False
+        while not done:
+            with self._env.write() as txn:
+                manifest = _manifest(txn, self._env, txn.id - 1)
+                if run is None:
+                    run = Run(manifest["next_run"], version, job, 0, 0, 0)
+                    manifest["next_run"] += 1      # also if we die after this transaction: numbers are never reused
+                while not done and txn.dirty_bytes < DIRTY_BYTES:
+                    if (chunk := next(source, None)) is None:
+                        done = True
+                        break
+                    payload, n_keys = chunk
+                    key = fmt.chunk_key(run.id, run.n_chunks)
+                    value = fmt.pack_chunk(key, order, n_keys, payload)
+                    txn.put(key, value)
+                    run = dataclasses.replace(run, n_chunks=run.n_chunks + 1, n_keys=run.n_keys + n_keys,
+                                              bytes=run.bytes + len(value))
+                if done:
+                    if ledger:
+                        txn.put(*ledger)
+                    for row in [row for row in manifest["runs"] if row["id"] in removed]:
+                        _delete_chunks(txn, row)
+                    manifest["runs"] = [row for row in manifest["runs"] if row["id"] not in removed]
+                    if run.n_chunks:
+                        manifest["runs"].append(_run_row(run))
+                _put_manifest(txn, manifest)
+
+    def sweep(self, version: int, job: str | None) -> int:
+        """Remove what no reader of `version` and no work of `job` needs; return how many records went.
+
+        That is: runs newer than `version` that are not `job`'s, ledger rows of other jobs, and chunks of runs that
+        were never finished. REQUIRES: `version` is the committed one. Changes nothing where there is nothing to do.
+        """
+        with self._turn:
+            with self._env.read() as txn:
+                manifest = _manifest(txn, self._env)
+                gone = [row for row in manifest["runs"]
+                        if row["version"] > version and (job is None or row["job"] != job)]
+                doomed = list(_orphans(txn, {row["id"] for row in manifest["runs"]}))
+                ours = None if job is None else fmt.named_key(fmt.LEDGER, job)
+                doomed += [key for key, _ in txn.scan(fmt.LEDGER) if key[:-8] != ours]
+            if not gone and not doomed:
+                return 0
+            with self._env.write() as txn:
+                for row in gone:
+                    _delete_chunks(txn, row)
+                for key in doomed:
+                    txn.delete(key)
+                manifest["runs"] = [row for row in manifest["runs"] if row not in gone]
+                _put_manifest(txn, manifest)
+            return len(doomed) + sum(row["chunks"] for row in gone)
+
+    def drop(self, job: str, version: int) -> None:
+        """Roll a job back: delete its runs newer than the committed `version`, and its ledger rows."""
+        with self._turn, self._env.write() as txn:
+            manifest = _manifest(txn, self._env, txn.id - 1)
+            gone = [row for row in manifest["runs"] if row["job"] == job and row["version"] > version]
+            prefix = fmt.named_key(fmt.LEDGER, job)
+            doomed = [key for key, _ in txn.scan(prefix) if key[:-8] == prefix]
+            for row in gone:
+                _delete_chunks(txn, row)
+            for key in doomed:
+                txn.delete(key)
+            manifest["runs"] = [row for row in manifest["runs"] if row not in gone]
+            _put_manifest(txn, manifest)
+
+    def splits(self, job: str) -> dict[int, dict]:
+        """Return the ledger of a job: split -> the row that was applied with it."""
+        prefix = fmt.named_key(fmt.LEDGER, job)
+        with self._env.read() as txn:
+            return {int.from_bytes(key[-8:]): fmt.unpack_row(key, value, str(self._env.data))
+                    for key, value in txn.scan(prefix) if key[:-8] == prefix}
+
+    def runs(self) -> list[Run]:
+        """Return every run in the manifest, committed or not."""
+        with self.snapshot() as snap:
+            return snap.runs(2**63)
+
+    @property
+    def generation(self) -> int:
+        """How many transactions this shard has seen; it never goes back, not even by a copy."""
+        with self._env.read() as txn:
+            return _manifest(txn, self._env)["generation"]
+
+    def snapshot(self) -> Snapshot:
+        """Return the state of the last commit, to be used as a context manager or closed."""
+        return Snapshot(self._env)
+
+    def bytes(self) -> dict[str, int]:
+        """Return {"file": length of the data file, "live": bytes of the pages in use}."""
+        return self._env.bytes()
+
+    def copy_to(self, path: str | Path) -> None:
+        """Write a compact copy of this shard into the new directory `path`, durable and ready to be opened."""
+        with self._turn:
+            self._env.copy_to(path)
+            env = Environment.open(path, writable=True)
+            try:
+                with env.write() as txn:          # LMDB numbers the transactions of a copy from 1 again
+                    _put_manifest(txn, _manifest(txn, env, None))
+            finally:
+                env.close()
+
+    def close(self) -> None:
+        """Close the shard; snapshots that are open stay readable."""
+        self._env.close()
+
+
+class Snapshot:
+    """One shard at one commit; usable from one thread at a time, and closed in the end."""
+
+    def __init__(self, env: Environment) -> None:
+        self._path = str(env.data)
+        self._txn = env.begin()
+        try:
+            self._manifest = _manifest(self._txn, env)
+        except BaseException:
+            self._txn.close()
+            raise
+        self.txn_id = self._txn.id
+        self.generation: int = self._manifest["generation"]
+
+    def runs(self, version: int) -> list[Run]:
+        """Return the runs that make up `version` of the store, oldest first."""
+        return [Run(row["id"], row["version"], row["job"], row["chunks"], row["keys"], row["bytes"])
+                for row in self._manifest["runs"] if row["version"] <= version]
+
+    def chunk(self, run: Run, index: int) -> tuple[memoryview, int]:
+        """Return (payload, number of keys) of one chunk, its checksum verified now, at every call.
+
+        The payload is LMDB's own page: no copy, and released when the snapshot is closed.
+        Whoever holds it by then (NumPy, a kernel) makes close() fail. Do not keep a slice of it.
+        """
+        key = fmt.chunk_key(run.id, index)
+        value = self._txn.view(key)
+        if value is None:
+            raise fmt.damaged(self._path, key, "value", "none", f"chunk {index} of {run.n_chunks}")
+        payload, n_keys, _ = fmt.unpack_chunk(key, value, self._path)
+        return self._txn.lend(payload), n_keys
+
+    def chunks(self, run: Run) -> Iterator[tuple[memoryview, int]]:
+        """Yield chunk() of every chunk of a run, in key order."""
+        return (self.chunk(run, index) for index in range(run.n_chunks))
+
+    def close(self, *, strict: bool = True) -> None:
+        """End the snapshot; StoreError if one of its payloads is still in use, unless not `strict`."""
+        self._txn.close(strict=strict)
+
+    def __enter__(self) -> Snapshot:
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self.close(strict=kind is None)
+
+
+def _row(txn: Txn, key: bytes, env: Environment) -> dict:
+    """Return a record that must be there."""
+    value = txn.get(key)
+    if value is None:
+        raise fmt.damaged(str(env.data), key, "value", "none", "a record")
+    return fmt.unpack_row(key, value, str(env.data))
+
+
+def _manifest(txn: Txn, env: Environment, txn_id: int | None = -1) -> dict:
+    """Return the manifest, which must have been written by transaction `txn_id` (-1: the one read; None: any)."""
+    manifest = _row(txn, fmt.MANIFEST, env)
+    expected = txn.id if txn_id == -1 else txn_id
+    if expected is not None and manifest.get("txn") != expected:
+        raise fmt.damaged(str(env.data), fmt.MANIFEST, "transaction id", manifest.get("txn"), expected)
+    return manifest
+
+
+def _put_manifest(txn: Txn, manifest: dict) -> None:
+    """Write the manifest of this transaction; REQUIRES: once in every write transaction."""
+    manifest = {**manifest, "txn": txn.id, "generation": manifest["generation"] + 1}
+    txn.put(fmt.MANIFEST, fmt.pack_row(fmt.MANIFEST, manifest))
+
+
+def _run_row(run: Run) -> dict:
+    return {"id": run.id, "version": run.version, "job": run.job, "chunks": run.n_chunks, "keys": run.n_keys,
+            "bytes": run.bytes}
+
+
+def _delete_chunks(txn: Txn, row: dict) -> None:
+    for index in range(row["chunks"]):
+        txn.delete(fmt.chunk_key(row["id"], index))
+
+
+def _orphans(txn: Txn, known: set[int]) -> Iterator[bytes]:
+    """Yield the keys of chunks whose run is not in `known`, skipping over known runs without visiting their chunks."""
+    key = txn.first_key(fmt.CHUNK)
+    while key is not None and key.startswith(fmt.CHUNK):
+        run, index = fmt.RUN_CHUNK.unpack(key[1:])
+        if run in known:
+            key = txn.first_key(fmt.chunk_key(run + 1, 0))
+        else:
+            yield key
+            key = txn.first_key(fmt.chunk_key(run, index + 1))

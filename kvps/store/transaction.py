@@ -1,0 +1,122 @@
+"""A transaction on one environment: bytes in and out, and views that cannot be read after its end."""
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+from kvps.errors import StoreError
+
+_lingering: set[Txn] = set()     # ended while somebody still held a view: kept, so that the view stays true
+
+
+class Txn:
+    """A transaction: the state of one commit, or a commit in the making."""
+
+    def __init__(self, handle: Any, raw: Any, write: bool) -> None:
+        """Take over `raw`, py-lmdb's transaction; `handle` counts it, and maps its errors."""
+        self._handle = handle
+        self._raw = raw
+        self._write = write
+        self._views: list[weakref.ref[memoryview]] = []
+        self.id = raw.id()       # of the commit that is read; of the one that a write transaction will make
+        self.dirty_bytes = 0
+
+    @contextlib.contextmanager
+    def _mapping(self) -> Iterator[Any]:
+        if self._raw is None:
+            raise StoreError(f"{self._handle.data}: the snapshot is closed", path=str(self._handle.data))
+        with self._handle.mapping(self.dirty_bytes):
+            yield self._raw
+
+    def get(self, key: bytes) -> bytes | None:
+        """Return a copy of the value, or None."""
+        with self._mapping() as raw:
+            found = raw.get(key)
+            return None if found is None else bytes(found)
+
+    def view(self, key: bytes) -> memoryview | None:
+        """Return the value without a copy, or None; hand every part of it that leaves the store to lend()."""
+        assert not self._write, "a write transaction moves its pages"
+        with self._mapping() as raw:
+            return raw.get(key)
+
+    def lend(self, view: memoryview) -> memoryview:
+        """Return `view`, which the end of the transaction will release, so that it cannot be read after it."""
+        if len(self._views) % 1024 == 1023:
+            self._views = [ref for ref in self._views if ref() is not None]
+        self._views.append(weakref.ref(view))
+        return view
+
+    def put(self, key: bytes, value: bytes) -> None:
+        """Set a value."""
+        with self._mapping() as raw:
+            raw.put(key, value)
+        self.dirty_bytes += len(key) + len(value) + 4096
+
+    def delete(self, key: bytes) -> bool:
+        """Delete a key; return whether it was there."""
+        with self._mapping() as raw:
+            return raw.delete(key)
+
+    def scan(self, prefix: bytes) -> Iterator[tuple[bytes, bytes]]:
+        """Yield copies of (key, value) with this prefix, in key order; the transaction may not write meanwhile."""
+        with self._mapping() as raw, raw.cursor() as cursor:
+            found = cursor.set_range(prefix)
+            while found and (key := bytes(cursor.key())).startswith(prefix):
+                yield key, bytes(cursor.value())
+                found = cursor.next()
+
+    def first_key(self, start: bytes) -> bytes | None:
+        """Return the least key that is not below `start`, or None; touches no value."""
+        with self._mapping() as raw, raw.cursor() as cursor:
+            return bytes(cursor.key()) if cursor.set_range(start) else None
+
+    def last_key(self, prefix: bytes) -> bytes | None:
+        """Return the greatest key with this prefix (whose last byte is not 255), or None; touches no value."""
+        with self._mapping() as raw, raw.cursor() as cursor:
+            after = prefix[:-1] + bytes([prefix[-1] + 1])
+            found = cursor.prev() if cursor.set_range(after) else cursor.last()
+            key = bytes(cursor.key()) if found else b""
+            return key if key.startswith(prefix) else None
+
+    def commit(self) -> None:
+        """Commit durably; errors are LMDB's own, for Environment.write knows what to do after them."""
+        raw, self._raw = self._raw, None
+        try:
+            raw.commit()
+        finally:
+            self._handle.end()
+
+    def close(self, *, strict: bool = True) -> None:
+        """End the transaction without a commit, and release what it lent.
+
+        Raises:
+            StoreError: a lent view is still in use (an array or a kernel's cursor holds it); only if `strict`.
+                The pages stay mapped then, for as long as the process lives.
+        """
+        raw, self._raw = self._raw, None
+        if raw is None:
+            return
+        n_busy = sum(not _released(ref()) for ref in self._views)
+        if n_busy:
+            self._raw = raw
+            _lingering.add(self)
+            if strict:
+                raise StoreError(f"{self._handle.data}: {n_busy} views of a snapshot are still in use at its end; "
+                                 "drop what holds them first", path=str(self._handle.data))
+            return
+        _lingering.discard(self)
+        raw.abort()
+        self._handle.end()
+
+
+def _released(view: memoryview | None) -> bool:
+    """Release a view; return False if something still reads through it."""
+    if view is not None:
+        try:
+            view.release()
+        except BufferError:
+            return False
+    return True
