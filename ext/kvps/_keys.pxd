@@ -1,0 +1,46 @@
+# Packed keys of three widths as one fused type; see keys.hpp.
+from kvps._types cimport byte_t, index_t, word_t, uint32_t, uint64_t
+
+cdef extern from "keys.hpp" namespace "kvps" nogil:
+    # To Cython these are integers (of different names, or it would take them for one type); C++ supplies the operators.
+    ctypedef unsigned long long u64 "uint64_t"
+    ctypedef unsigned long u128 "kvps::u128"
+    ctypedef unsigned int u256 "kvps::u256"
+    uint64_t mix(uint64_t a, uint64_t b)
+    uint64_t mul_high(uint64_t a, uint64_t b)
+    uint64_t load64(const void* p)
+    uint32_t load32(const void* p)
+
+cdef extern from "keys.hpp" nogil:
+    void fetch "KVPS_FETCH"(const void* p)
+
+ctypedef fused packed_t:
+    u64
+    u128
+    u256
+
+cdef extern from "keys.hpp" namespace "kvps" nogil:
+    u64 shl(u64 x, int bits)
+    u128 shl(u128 x, int bits)
+    u256 shl(u256 x, int bits)
+    u64 shr(u64 x, int bits)
+    u128 shr(u128 x, int bits)
+    u256 shr(u256 x, int bits)
+    int bit_length(u64 x)
+    int bit_length(u128 x)
+    int bit_length(u256 x)
+    uint32_t low32(u64 x)
+    uint32_t low32(u128 x)
+    uint32_t low32(u256 x)
+
+
+cdef inline index_t key_words64(int order, int bits) noexcept nogil:
+    """64-bit words of one packed key: 1, 2 or 4."""
+    if order * bits <= 64:
+        return 1
+    return 2 if order * bits <= 128 else 4
+
+
+cdef inline uint32_t shard_of(word_t word, uint32_t n_shards) noexcept nogil:
+    """The shard of an n-gram by the word that routes it; do not change: stored stores rely on it."""
+    return <uint32_t>mul_high(mix(word, 0x6b767073), n_shards)

@@ -1,0 +1,184 @@
+"""Count the n-grams of a batch: word ids -> keys, split by shard, sorted, equal ones combined.
+
+Keys are packed (keys.hpp) in context order (w[n-1], ..., w1, wn); `<s>` pads the left.
+Twins: tests/reference.py windows().
+"""
+import numpy as np
+
+from libc.string cimport memcpy, memset
+
+from kvps._keys cimport bit_length, key_words64, packed_t, shard_of, shl, shr, u64, u128, u256
+from kvps._types cimport BOS, EOS, MAX_ORDER, index_t, word_t, uint32_t, uint64_t
+
+cdef enum:
+    DIGIT_BITS = 8             # of a radix pass: 256 counters and their streams stay in the first cache
+    SMALL = 24                 # keys that insertion sort orders faster than another pass
+    BUCKETS = 2048             # target number of buckets of the first scatter: their write streams fit the second-level TLB
+
+
+cdef void sort_keys(packed_t* a, packed_t* tmp, index_t n) noexcept nogil:
+    """Sort n keys by MSD radix; tmp is scratch of the same length. Skips bits that all keys share."""
+    cdef index_t i, j, start
+    cdef index_t ends[1 << DIGIT_BITS]
+    cdef packed_t key, differ
+    cdef int shift, digit
+    if n <= SMALL:
+        for i in range(1, n):
+            key = a[i]
+            j = i
+            while j > 0 and key < a[j - 1]:
+                a[j] = a[j - 1]
+                j -= 1
+            a[j] = key
+        return
+    differ = a[0] ^ a[1]
+    for i in range(2, n):
+        differ = differ | (a[0] ^ a[i])
+    shift = bit_length(differ)
+    if shift == 0:
+        return
+    shift = shift - DIGIT_BITS if shift > DIGIT_BITS else 0
+    memset(ends, 0, sizeof(ends))
+    for i in range(n):
+        ends[<uint64_t>shr(a[i], shift) & ((1 << DIGIT_BITS) - 1)] += 1
+    start = 0
+    for digit in range(1 << DIGIT_BITS):
+        j = ends[digit]
+        ends[digit] = start
+        start += j
+    for i in range(n):
+        digit = <uint64_t>shr(a[i], shift) & ((1 << DIGIT_BITS) - 1)
+        tmp[ends[digit]] = a[i]
+        ends[digit] += 1
+    memcpy(a, tmp, n * sizeof(packed_t))
+    if shift == 0:
+        return
+    start = 0
+    for digit in range(1 << DIGIT_BITS):
+        if ends[digit] - start > 1:
+            sort_keys(a + start, tmp + start, ends[digit] - start)
+        start = ends[digit]
+
+
+cdef index_t count_keys(
+    const word_t* ids, index_t n_ids, int order, int bits, uint32_t n_shards,
+    packed_t* keys, packed_t* tmp, uint32_t* counts,        # OUT keys, counts: n_ids long; tmp: scratch
+    uint32_t* bucket_of, index_t n_words,                   # scratch, one per word of the vocabulary
+    index_t* bucket_ends,                                   # scratch, BUCKETS + 2 n_shards + n_words // 1 long at most
+    index_t* shard_ends,                                    # OUT, n_shards: distinct keys up to and with shard s
+) noexcept nogil:
+    """Count the n-grams of sentences that end in </s>; one loop over the batch per step. Return the distinct ones."""
+    cdef index_t i, j, start, n_out, target = n_ids // BUCKETS + 1, n_buckets, room
+    cdef uint32_t shard, bucket
+    cdef word_t router, w
+    cdef packed_t pads, context, key
+    cdef int top = bits * (order - 2)
+    # STEP 1: how often each word routes a key. The router is the word before the predicted one (order 1: the word).
+    memset(bucket_of, 0, n_words * sizeof(uint32_t))
+    router = BOS
+    for i in range(n_ids):
+        w = ids[i]
+        bucket_of[w if order == 1 else router] += 1
+        router = BOS if w == EOS else w
+    # STEP 2: words -> buckets, in id order within a shard and shard after shard, so that buckets in a row are sorted.
+    n_buckets = 0
+    start = 0
+    for shard in range(n_shards):
+        room = 0
+        for w in range(<word_t>n_words):
+            if bucket_of[w] == 0 or shard_of(w, n_shards) != shard or bucket_of[w] & <uint32_t>(1 << 31):
+                continue
+            j = bucket_of[w]
+            if room < j:
+                bucket_ends[n_buckets] = start
+                n_buckets += 1
+                room = target
+            room -= j
+            start += j
+            # The mark keeps this bucket number from being read as a count when a later shard passes by.
+            bucket_of[w] = <uint32_t>(n_buckets - 1) | <uint32_t>(1 << 31)
+        shard_ends[shard] = n_buckets
+    # STEP 3: make the keys and scatter them; bucket_ends go from starts to ends.
+    pads = 0
+    for i in range(order - 1):
+        pads = shl(pads, bits) | <packed_t>BOS
+    context = pads
+    router = BOS
+    for i in range(n_ids):
+        w = ids[i]
+        bucket = bucket_of[w if order == 1 else router] & 0x7FFFFFFFu
+        keys[bucket_ends[bucket]] = shl(context, bits) | <packed_t>w
+        bucket_ends[bucket] += 1
+        if w == EOS:
+            context = pads
+            router = BOS
+        else:
+            if order > 1:
+                context = shr(context, bits) | shl(<packed_t>w, top)
+            router = w
+    # STEP 4: sort each bucket while it is in cache, and combine equal keys in place.
+    n_out = 0
+    start = 0
+    i = 0
+    for shard in range(n_shards):
+        while i < shard_ends[shard]:
+            sort_keys(keys + start, tmp + start, bucket_ends[i] - start)
+            while start < bucket_ends[i]:
+                key = keys[start]
+                j = start + 1
+                while j < bucket_ends[i] and keys[j] == key:
+                    j += 1
+                keys[n_out] = key
+                counts[n_out] = <uint32_t>(j - start)
+                n_out += 1
+                start = j
+            i += 1
+        shard_ends[shard] = n_out
+    return n_out
+
+
+def count(const uint32_t[::1] ids, int order, int bits, index_t n_words, int n_shards,
+          uint64_t[::1] keys, uint64_t[::1] scratch, uint32_t[::1] counts):
+    """Count the n-grams of a batch.
+
+    Args:
+        ids: uint32 (n,), sentences that end in </s>, every id < n_words <= 2**bits.
+        keys: uint64, OUT, at least n * key_width(order, bits); filled with the distinct keys, sorted within each
+            shard, shard after shard.
+        scratch: as long as keys.
+        counts: uint32, OUT, at least n; the count of each distinct key.
+
+    Returns:
+        int64 (n_shards,): distinct keys up to and with shard s.
+    """
+    cdef index_t width = key_words64(order, bits), n = ids.shape[0]
+    if not 1 <= order <= MAX_ORDER or not 2 <= bits <= 32 or n_words > <index_t>1 << bits or n_shards < 1:
+        raise ValueError(f"order {order}, {bits} bits, {n_words} words, {n_shards} shards")
+    if keys.shape[0] < n * width or scratch.shape[0] < n * width or counts.shape[0] < n:
+        raise ValueError(f"{n} ids need {n * width} words of keys and scratch and {n} counts, got "
+                         f"{keys.shape[0]}, {scratch.shape[0]} and {counts.shape[0]}")
+    if n >= <index_t>1 << 31:
+        raise ValueError(f"a batch of {n} ids is too long: at most 2**31 - 1")
+    shard_ends = np.zeros(n_shards, np.int64)
+    if n == 0:
+        return shard_ends
+    cdef index_t[::1] ends = shard_ends
+    cdef uint32_t[::1] bucket_of = np.empty(n_words, np.uint32)
+    # Each bucket but the last of a shard holds more than half the target, or a single word: two per target suffice.
+    cdef index_t[::1] bucket_ends = np.empty(2 * BUCKETS + 2 * n_shards + 2, np.intp)
+    with nogil:
+        if width == 1:
+            count_keys[u64](&ids[0], n, order, bits, n_shards, <u64*>&keys[0], <u64*>&scratch[0], &counts[0],
+                            &bucket_of[0], n_words, &bucket_ends[0], &ends[0])
+        elif width == 2:
+            count_keys[u128](&ids[0], n, order, bits, n_shards, <u128*>&keys[0], <u128*>&scratch[0], &counts[0],
+                             &bucket_of[0], n_words, &bucket_ends[0], &ends[0])
+        else:
+            count_keys[u256](&ids[0], n, order, bits, n_shards, <u256*>&keys[0], <u256*>&scratch[0], &counts[0],
+                             &bucket_of[0], n_words, &bucket_ends[0], &ends[0])
+    return shard_ends
+
+
+def key_width(int order, int bits):
+    """Return how many uint64 one packed key takes: 1, 2 or 4."""
+    return key_words64(order, bits)

@@ -1,0 +1,469 @@
+"""Walk the sorted counts of one shard once: adjusted or raw counts of every order, context totals, counts of counts.
+
+Keys in context order make the walk depth-first over the trie of reversed contexts. A stack holds, for each depth d,
+the open context c1..cd (c1 nearest to the predicted word) and the list of (word, value) seen below it. When a context
+ends, its list is folded into its parent's: with Kneser-Ney each distinct word counts 1 there (one more left
+extension), with raw counts its sum. `<s>` closes a context on the left: what follows it keeps its raw count.
+Definitions: kvps/lm/statistics.py. Twin: tests/reference.py.
+"""
+import numpy as np
+
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memset
+
+from kvps._keys cimport bit_length, key_words64, low32, mix, packed_t, shr, u64, u128, u256
+from kvps._types cimport BOS, EOS, MAX_ORDER, byte_t, count_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    SHORT_LIST = 32            # a list up to this long is sorted by insertion, a longer one through dense counters
+    NO_TUPLE = 0xFFFFFFFF
+    ERR_MEMORY = -2
+    ERR_NEGATIVE = -3
+
+cdef struct pair:
+    uint64_t value
+    word_t word
+
+cdef struct pair_list:
+    pair* items
+    index_t n, room
+    bint sorted                # words strictly increasing, because all came from one leaf
+
+cdef struct totals:
+    # What a context knows: the sum of its values, and how many of its words have value 1, 2, 3 or more.
+    uint64_t den, n1, n2, n3
+
+cdef struct buffer:
+    # A growing array of records.
+    byte_t* data
+    index_t n, room            # bytes
+
+
+cdef inline byte_t* claim(buffer* b, index_t n_bytes) noexcept nogil:
+    """Return room for n_bytes more at the end of the buffer, or NULL."""
+    cdef index_t room
+    cdef byte_t* data
+    if b.n + n_bytes > b.room:
+        room = 2 * b.room if 2 * b.room > b.n + n_bytes else b.n + n_bytes + 65536
+        data = <byte_t*>realloc(b.data, room)
+        if data == NULL:
+            return NULL
+        b.data, b.room = data, room
+    data = b.data + b.n
+    b.n += n_bytes
+    return data
+
+
+cdef class TotalsTable:
+    """Distinct context totals, numbered in order of appearance; number 0 is (1, 1, 0, 0), which most contexts have."""
+    cdef totals* items
+    cdef uint32_t* slots
+    cdef index_t n, room, n_slots
+
+    def __cinit__(self):
+        self.room, self.n_slots = 1024, 4096
+        self.items = <totals*>malloc(self.room * sizeof(totals))
+        self.slots = <uint32_t*>malloc(self.n_slots * 4)
+        if self.items == NULL or self.slots == NULL:
+            raise MemoryError("no memory for context totals")
+        memset(self.slots, 255, self.n_slots * 4)
+        cdef totals t
+        t.den = t.n1 = 1
+        t.n2 = t.n3 = 0
+        self.number(&t)
+
+    def __dealloc__(self):
+        free(self.items)
+        free(self.slots)
+
+    def __len__(self):
+        return self.n
+
+    cdef uint32_t number(self, const totals* t) noexcept nogil:
+        """Return the number of these totals; NO_TUPLE when memory ran out."""
+        cdef uint64_t at
+        cdef uint32_t i
+        cdef index_t n_slots, room
+        cdef uint32_t* slots
+        cdef totals* items
+        if 2 * (self.n + 1) > self.n_slots:
+            n_slots = 4 * self.n_slots
+            slots = <uint32_t*>malloc(n_slots * 4)
+            if slots == NULL:
+                return <uint32_t>NO_TUPLE
+            memset(slots, 255, n_slots * 4)
+            for i in range(<uint32_t>self.n):
+                at = hash_totals(&self.items[i]) & (n_slots - 1)
+                while slots[at] != <uint32_t>NO_TUPLE:
+                    at = (at + 1) & (n_slots - 1)
+                slots[at] = i
+            free(self.slots)
+            self.slots, self.n_slots = slots, n_slots
+        if self.n == self.room:
+            room = 2 * self.room
+            items = <totals*>realloc(self.items, room * sizeof(totals))
+            if items == NULL:
+                return <uint32_t>NO_TUPLE
+            self.items, self.room = items, room
+        at = hash_totals(t) & (self.n_slots - 1)
+        while True:
+            i = self.slots[at]
+            if i == <uint32_t>NO_TUPLE:
+                break
+            if self.items[i].den == t.den and self.items[i].n1 == t.n1 and self.items[i].n2 == t.n2 and self.items[i].n3 == t.n3:
+                return i
+            at = (at + 1) & (self.n_slots - 1)
+        self.slots[at] = <uint32_t>self.n
+        self.items[self.n] = t[0]
+        self.n += 1
+        return <uint32_t>(self.n - 1)
+
+    def numbers(self, const uint64_t[:, ::1] rows):
+        """Return the numbers of rows (den, n1, n2, n3), adding those that are new."""
+        out_array = np.empty(rows.shape[0], np.uint32)
+        cdef uint32_t[::1] out = out_array
+        cdef index_t i
+        for i in range(rows.shape[0]):
+            out[i] = self.number(<const totals*>&rows[i, 0])
+            if out[i] == <uint32_t>NO_TUPLE:
+                raise MemoryError("no memory for context totals")
+        return out_array
+
+    def rows(self):
+        """Return all totals, uint64 (n, 4): den, n1, n2, n3."""
+        return np.asarray(<uint64_t[:self.n, :4]><uint64_t*>self.items).copy()
+
+
+cdef inline uint64_t hash_totals(const totals* t) noexcept nogil:
+    return mix(mix(t.den, t.n1), t.n2 << 32 ^ t.n3)
+
+
+cdef class Walk:
+    """The walk over one shard; feed it blocks of sorted keys, then finish.
+
+    Args:
+        order: of the store's keys.
+        top: highest order wanted, 1 <= top <= order; its n-grams have raw counts.
+        bits: per word of the packed keys.
+        n_words: ids are below this.
+        raw: raw counts at every order, instead of Kneser-Ney's adjusted ones below top.
+        hashes: collect (hash, value) of every n-gram of order 2 and up, and (hash, totals) of every context.
+        rows_of: collect (words, value) of the n-grams of this order, or of all orders and contexts with -1, or none with 0.
+        seed: of the hashes.
+    """
+    cdef int order, top, bits
+    cdef index_t n_words
+    cdef bint raw, hashes
+    cdef int rows_of
+    cdef pair_list lists[MAX_ORDER]
+    cdef uint64_t chain[MAX_ORDER]         # chain[d]: hash of the open context of depth d
+    cdef word_t path[MAX_ORDER + 1]        # path[d]: c_d
+    cdef int leaf                          # depth of the open context
+    cdef bint open
+    cdef void* previous
+    cdef uint64_t* dense                   # value per word, all 0 between folds
+    cdef uint64_t* marks                   # bit per word
+    cdef uint64_t* marks2                  # bit per word of marks
+    cdef uint64_t* unigrams                # value per word
+    cdef uint64_t* words_raw               # raw count per word
+    cdef uint64_t stats[MAX_ORDER + 1][5]  # per order: distinct n-grams, then t1..t4
+    cdef buffer ngram_hashes, ngram_values, context_hashes, context_totals, large
+    cdef buffer rows[MAX_ORDER + 1]
+    cdef buffer row_values[MAX_ORDER + 1]
+    cdef buffer context_rows[MAX_ORDER + 1]
+    cdef buffer context_numbers[MAX_ORDER + 1]
+    cdef readonly TotalsTable table
+    cdef int status
+
+    def __cinit__(self, int order, int top, int bits, index_t n_words, *, bint raw=False, bint hashes=False, int rows_of=0,
+                  uint64_t seed=0):
+        if not 1 <= top <= order <= MAX_ORDER or not 2 <= bits <= 32:
+            raise ValueError(f"order {order}, top {top}, {bits} bits")
+        self.order, self.top, self.bits, self.n_words = order, top, bits, n_words
+        self.raw, self.hashes, self.rows_of = raw, hashes, rows_of
+        self.chain[0] = mix(seed, 0x6b767073)
+        self.table = TotalsTable()
+        self.previous = calloc(1, 32)
+        self.dense = <uint64_t*>calloc(n_words + 1, 8)
+        self.marks = <uint64_t*>calloc(n_words // 64 + 1, 8)
+        self.marks2 = <uint64_t*>calloc(n_words // 4096 + 1, 8)
+        self.unigrams = <uint64_t*>calloc(n_words + 1, 8)
+        self.words_raw = <uint64_t*>calloc(n_words + 1, 8)
+        if (self.previous == NULL or self.dense == NULL or self.marks == NULL or self.marks2 == NULL
+                or self.unigrams == NULL or self.words_raw == NULL):
+            raise MemoryError(f"no memory for the statistics of {n_words} words")
+
+    def __dealloc__(self):
+        cdef int d
+        for d in range(MAX_ORDER):
+            free(self.lists[d].items)
+        for d in range(MAX_ORDER + 1):
+            free(self.rows[d].data)
+            free(self.row_values[d].data)
+            free(self.context_rows[d].data)
+            free(self.context_numbers[d].data)
+        for p in (<size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
+                  <size_t>self.words_raw, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
+                  <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data):
+            free(<void*><size_t>p)
+
+    cdef inline void push(self, int d, word_t word, uint64_t value) noexcept nogil:
+        """Add (word, value) to the list of depth d; depth 0 is the dense unigram vector."""
+        cdef pair_list* l = &self.lists[d]
+        cdef pair* items
+        cdef index_t room
+        if d == 0:
+            self.unigrams[word] += value
+            return
+        if l.n == l.room:
+            room = 2 * l.room + 64
+            items = <pair*>realloc(l.items, room * sizeof(pair))
+            if items == NULL:
+                self.status = ERR_MEMORY
+                return
+            l.items, l.room = items, room
+        l.items[l.n].word, l.items[l.n].value = word, value
+        l.n += 1
+
+    cdef void combine(self, pair_list* l) noexcept nogil:
+        """Sort a list by word and add the values of equal words."""
+        cdef index_t i, j, n = 0, w64, w4096
+        cdef pair item
+        cdef uint64_t bits64, bits4096
+        if l.n <= SHORT_LIST:
+            for i in range(l.n):
+                item = l.items[i]
+                j = n
+                while j > 0 and item.word < l.items[j - 1].word:
+                    j -= 1
+                if j > 0 and l.items[j - 1].word == item.word:
+                    l.items[j - 1].value += item.value
+                    continue
+                for w64 in range(n, j, -1):
+                    l.items[w64] = l.items[w64 - 1]
+                l.items[j] = item
+                n += 1
+            l.n = n
+            return
+        for i in range(l.n):
+            item = l.items[i]
+            self.dense[item.word] += item.value
+            self.marks[item.word >> 6] |= <uint64_t>1 << (item.word & 63)
+            self.marks2[item.word >> 12] |= <uint64_t>1 << (item.word >> 6 & 63)
+        for w4096 in range(self.n_words // 4096 + 1):
+            bits4096 = self.marks2[w4096]
+            self.marks2[w4096] = 0
+            while bits4096:
+                w64 = w4096 << 6 | (bit_length(<u64>(bits4096 & -bits4096)) - 1)
+                bits4096 &= bits4096 - 1
+                bits64 = self.marks[w64]
+                self.marks[w64] = 0
+                while bits64:
+                    item.word = <word_t>(w64 << 6 | (bit_length(<u64>(bits64 & -bits64)) - 1))
+                    bits64 &= bits64 - 1
+                    item.value = self.dense[item.word]
+                    self.dense[item.word] = 0
+                    l.items[n] = item
+                    n += 1
+        l.n = n
+
+    cdef void close(self, int d) noexcept nogil:
+        """End the open context of depth d >= 1: count it, emit it, fold it into its parent."""
+        cdef pair_list* l = &self.lists[d]
+        cdef index_t i
+        cdef int j
+        cdef uint64_t value
+        cdef totals t
+        cdef uint32_t number
+        cdef byte_t* hashes = NULL
+        cdef byte_t* values = NULL
+        cdef word_t* rows = NULL
+        cdef uint64_t* row_values = NULL
+        cdef bint emit_rows = self.rows_of == d + 1 or self.rows_of == -1
+        if not l.sorted:
+            self.combine(l)
+        t.den = t.n1 = t.n2 = t.n3 = 0
+        if self.hashes:
+            hashes = claim(&self.ngram_hashes, 8 * l.n)
+            values = claim(&self.ngram_values, 4 * l.n)
+        if emit_rows:
+            rows = <word_t*>claim(&self.rows[d + 1], 4 * (d + 1) * l.n)
+            row_values = <uint64_t*>claim(&self.row_values[d + 1], 8 * l.n)
+        if (self.hashes and (hashes == NULL or values == NULL)) or (emit_rows and (rows == NULL or row_values == NULL)):
+            self.status = ERR_MEMORY
+            return
+        self.stats[d + 1][0] += l.n
+        for i in range(l.n):
+            value = l.items[i].value
+            t.den += value
+            if value == 1:
+                t.n1 += 1
+            elif value == 2:
+                t.n2 += 1
+            else:
+                t.n3 += 1
+            if value <= 4:
+                self.stats[d + 1][value] += 1
+            if self.hashes:
+                (<uint64_t*>hashes)[i] = mix(self.chain[d], l.items[i].word)
+                (<uint32_t*>values)[i] = self.compact(value)
+            if emit_rows:
+                for j in range(d):
+                    rows[j] = self.path[j + 1]
+                rows[d] = l.items[i].word
+                rows += d + 1
+                row_values[i] = value
+            self.push(d - 1, l.items[i].word, value if self.raw else 1)
+        if self.hashes:
+            number = self.table.number(&t)
+            # A context that the model finds as an n-gram has totals (1, 1, 0, 0) unless it is listed, so most need no
+            # entry. Depth 1 is listed always: unigrams are not in the hash table.
+            if number != 0 or d == 1:
+                hashes = claim(&self.context_hashes, 8)
+                values = claim(&self.context_totals, 4)
+                if hashes == NULL or values == NULL or number == <uint32_t>NO_TUPLE:
+                    self.status = ERR_MEMORY
+                    return
+                (<uint64_t*>hashes)[0] = self.chain[d]
+                (<uint32_t*>values)[0] = number
+        if self.rows_of == -1:
+            rows = <word_t*>claim(&self.context_rows[d], 4 * d)
+            values = claim(&self.context_numbers[d], 4)
+            number = self.table.number(&t)
+            if rows == NULL or values == NULL or number == <uint32_t>NO_TUPLE:
+                self.status = ERR_MEMORY
+                return
+            for j in range(d):
+                rows[j] = self.path[j + 1]
+            (<uint32_t*>values)[0] = number
+        l.n = 0
+
+    cdef inline uint32_t compact(self, uint64_t value) noexcept nogil:
+        """A value in 32 bits: itself below 2**31, else its place in the list of large values, marked."""
+        cdef byte_t* place
+        if value < <uint64_t>1 << 31:
+            return <uint32_t>value
+        place = claim(&self.large, 8)
+        if place == NULL:
+            self.status = ERR_MEMORY
+            return 0
+        (<uint64_t*>place)[0] = value
+        return <uint32_t>(<uint64_t>1 << 31 | <uint64_t>(self.large.n // 8 - 1))
+
+    def feed(self, const uint64_t[::1] keys, const count_t[::1] counts):
+        """Walk over the next block of strictly increasing keys with positive counts."""
+        cdef index_t width = key_words64(self.order, self.bits), n = counts.shape[0]
+        if keys.shape[0] != n * width:
+            raise ValueError(f"{n} counts need {n * width} words of keys, got {keys.shape[0]}")
+        if n == 0:
+            return
+        with nogil:
+            if width == 1:
+                walk_block[u64](self, <const u64*>&keys[0], &counts[0], n, <u64*>self.previous)
+            elif width == 2:
+                walk_block[u128](self, <const u128*>&keys[0], &counts[0], n, <u128*>self.previous)
+            else:
+                walk_block[u256](self, <const u256*>&keys[0], &counts[0], n, <u256*>self.previous)
+        self._check()
+
+    def finish(self):
+        """End the contexts that are still open."""
+        if self.open:
+            with nogil:
+                while self.leaf > 0:
+                    self.close(self.leaf)
+                    self.leaf -= 1
+            self.open = False
+        self._check()
+
+    cdef int _check(self) except -1:
+        if self.status == ERR_MEMORY:
+            raise MemoryError("no memory for the statistics")
+        if self.status == ERR_NEGATIVE:
+            raise ValueError("a count below 1")
+        return 0
+
+    def unigram_values(self):
+        """Return (value per word, raw count per word), uint64 (n_words,). `<s>` has no entry of its own: see the caller."""
+        return (np.asarray(<uint64_t[:self.n_words]>self.unigrams).copy(),
+                np.asarray(<uint64_t[:self.n_words]>self.words_raw).copy())
+
+    def counts_of_counts(self):
+        """Return uint64 (MAX_ORDER + 1, 5): per order the distinct n-grams and t1..t4, of order 2 and up."""
+        return np.asarray(<uint64_t[:MAX_ORDER + 1, :5]>&self.stats[0][0]).copy()
+
+    def large_values(self):
+        """Return the values of 2**31 and more that `take_hashes` numbers, uint64 (n,)."""
+        return take(&self.large, np.uint64, False)
+
+    def take_hashes(self):
+        """Return and clear (n-gram hashes uint64, their values uint32, context hashes uint64, their totals uint32)."""
+        return (take(&self.ngram_hashes, np.uint64, True), take(&self.ngram_values, np.uint32, True),
+                take(&self.context_hashes, np.uint64, True), take(&self.context_totals, np.uint32, True))
+
+    def take_rows(self, int k):
+        """Return and clear (word ids uint32 (n, k) in context order, values uint64 (n,)) of the n-grams of order k."""
+        return take(&self.rows[k], np.uint32, True).reshape(-1, k), take(&self.row_values[k], np.uint64, True)
+
+    def take_contexts(self, int d):
+        """Return and clear (word ids uint32 (n, d) in context order, numbers of their totals uint32 (n,))."""
+        return take(&self.context_rows[d], np.uint32, True).reshape(-1, d), take(&self.context_numbers[d], np.uint32, True)
+
+
+cdef take(buffer* b, dtype, bint clear):
+    out = np.empty(b.n // np.dtype(dtype).itemsize, dtype)
+    cdef byte_t[::1] view
+    if b.n:
+        view = out.view(np.uint8)
+        memcpy(&view[0], b.data, b.n)
+    if clear:
+        b.n = 0
+    return out
+
+
+cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_t n, packed_t* previous) noexcept nogil:
+    """Walk over sorted keys; *previous is the last key of the block before."""
+    cdef index_t i
+    cdef int d, shared, leaf, deepest = w.top - 1, order = w.order, bits = w.bits
+    cdef packed_t key
+    cdef word_t word, c
+    cdef uint32_t mask = <uint32_t>((<uint64_t>1 << bits) - 1)
+    for i in range(n):
+        key = keys[i]
+        if counts[i] < 1:
+            w.status = ERR_NEGATIVE
+            return
+        word = low32(key) & mask
+        w.words_raw[word] += counts[i]
+        if deepest == 0:
+            w.unigrams[word] += counts[i]
+            continue
+        # STEP 1: how many context words this key shares with the one before.
+        if w.open:
+            d = bit_length(key ^ previous[0])
+            shared = order - 1 - (d - 1) // bits if d > 0 else order
+        else:
+            shared = 0
+        previous[0] = key
+        # STEP 2: end the contexts that do not go on, deepest first; open the new ones.
+        if not w.open or shared < w.leaf:
+            if w.open:
+                while w.leaf > shared:
+                    w.close(w.leaf)
+                    w.leaf -= 1
+            leaf = shared
+            while leaf < deepest:
+                leaf += 1
+                c = low32(shr(key, bits * (order - leaf))) & mask
+                w.path[leaf] = c
+                w.chain[leaf] = mix(w.chain[leaf - 1], c)
+                w.lists[leaf].n = 0
+                w.lists[leaf].sorted = False
+                if c == BOS:
+                    break
+            w.leaf = leaf
+            # Only the n-grams of the leaf arrive sorted and each once: when no context word is cut off.
+            w.lists[leaf].sorted = w.path[leaf] == BOS or leaf == order - 1
+            w.open = True
+        # STEP 3: the predicted word.
+        w.push(w.leaf, word, counts[i])

@@ -1,0 +1,487 @@
+"""Vocabulary tables and the loop that turns text into word ids.
+
+A word is bytes; its id is its place in the order of insertion. The table is open addressing over 8-byte slots;
+a hit is confirmed by comparing all bytes of the word, so no hash collision can merge two words.
+Separators are those of lmplz: NUL, TAB, CR and space; newline ends a sentence.
+"""
+import threading
+
+import numpy as np
+
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcmp, memcpy
+
+from kvps._keys cimport fetch, load32, load64, mix
+from kvps._types cimport BOS, EOS, FIRST_WORD, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    NOT_FOUND = 0xFFFFFFFF
+    NEW_WORD = 0x80000000      # provisional ids of words that the table lacks; so a store holds at most 2**31 words
+    LANES = 64                 # words hashed and prefetched before the first is compared: hides the cache miss
+    ERR_MEMORY = -2
+
+MAX_WORDS = NEW_WORD
+
+
+cdef uint64_t hash_word(const byte_t* p, index_t n) noexcept nogil:
+    """Hash the n bytes at p. Stored in compiled models: change it with their format version only."""
+    cdef uint64_t h = <uint64_t>n, tail
+    while n > 8:
+        h = mix(h, load64(p))
+        p += 8
+        n -= 8
+    if n >= 4:
+        tail = <uint64_t>load32(p) | (<uint64_t>load32(p + n - 4) << 32)
+    elif n > 0:
+        tail = <uint64_t>p[0] | (<uint64_t>p[n >> 1] << 8) | (<uint64_t>p[n - 1] << 16)
+    else:
+        tail = 0
+    return mix(h, tail)
+
+
+cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t h) noexcept nogil:
+    """Return the id of a word, or NOT_FOUND."""
+    cdef uint64_t at = h & v.mask, slot, word
+    while True:
+        slot = v.slots[at]
+        if slot == 0:
+            return <word_t>NOT_FOUND
+        if (slot >> 32) == (h >> 32):
+            word = <uint64_t><uint32_t>slot - 1
+            if word < v.n_words and v.ends[word + 1] - v.ends[word] == <uint64_t>n \
+                    and memcmp(v.blob + v.ends[word], p, n) == 0:
+                return <word_t>word
+        at = (at + 1) & v.mask
+
+
+cdef class WordTable:
+    """A growing table of words.
+
+    Readers work on views without a lock while one thread adds words: arrays that grow are replaced, and the old
+    ones live until the last reader has gone (they add up to less than the new one).
+    """
+    cdef uint64_t* slots
+    cdef uint64_t* ends
+    cdef byte_t* blob
+    cdef index_t n_slots, n_words, ends_room, blob_room
+    cdef index_t readers
+    cdef list retired          # addresses of replaced arrays
+    cdef object lock
+
+    def __cinit__(self):
+        self.n_slots, self.ends_room, self.blob_room = 1024, 512, 4096
+        self.slots = <uint64_t*>calloc(self.n_slots, 8)
+        self.ends = <uint64_t*>calloc(self.ends_room, 8)
+        self.blob = <byte_t*>malloc(self.blob_room)
+        self.retired = []
+        self.lock = threading.Lock()
+        if self.slots == NULL or self.ends == NULL or self.blob == NULL:
+            raise MemoryError("no memory for an empty vocabulary")
+
+    def __dealloc__(self):
+        self._release()
+        free(self.slots)
+        free(self.ends)
+        free(self.blob)
+
+    def __len__(self):
+        return self.n_words
+
+    cdef void _release(self):
+        for address in self.retired:
+            free(<void*><size_t>address)
+        self.retired.clear()
+
+    cdef vocab_view view(self) noexcept:
+        cdef vocab_view v
+        v.slots, v.mask, v.ends, v.blob, v.n_words = self.slots, self.n_slots - 1, self.ends, self.blob, self.n_words
+        return v
+
+    cdef int _retire(self, void* old) except -1:
+        if self.readers:
+            self.retired.append(<size_t>old)
+        else:
+            free(old)
+        return 0
+
+    cdef int _reserve(self, index_t n_words, index_t n_bytes) except -1:
+        """Make room for so many words and bytes in all. Allocates, fills, then swaps."""
+        cdef index_t room, i
+        cdef uint64_t at, h
+        cdef uint64_t* slots
+        cdef uint64_t* ends
+        cdef byte_t* blob
+        if n_bytes > self.blob_room:
+            room = max(n_bytes, 2 * self.blob_room)
+            blob = <byte_t*>malloc(room)
+            if blob == NULL:
+                raise MemoryError(f"no memory for {room} bytes of words")
+            memcpy(blob, self.blob, self.ends[self.n_words])
+            self._retire(self.blob)
+            self.blob, self.blob_room = blob, room
+        if n_words + 1 > self.ends_room:
+            room = max(n_words + 1, 2 * self.ends_room)
+            ends = <uint64_t*>malloc(room * 8)
+            if ends == NULL:
+                raise MemoryError(f"no memory for {room} words")
+            memcpy(ends, self.ends, (self.n_words + 1) * 8)
+            self._retire(self.ends)
+            self.ends, self.ends_room = ends, room
+        if 2 * n_words > self.n_slots:
+            room = self.n_slots
+            while 2 * n_words > room:
+                room *= 2
+            slots = <uint64_t*>calloc(room, 8)
+            if slots == NULL:
+                raise MemoryError(f"no memory for {room} vocabulary slots")
+            for i in range(self.n_words):
+                h = hash_word(self.blob + self.ends[i], self.ends[i + 1] - self.ends[i])
+                at = h & (room - 1)
+                while slots[at] != 0:
+                    at = (at + 1) & (room - 1)
+                slots[at] = (h >> 32) << 32 | <uint64_t>(i + 1)
+            self._retire(self.slots)
+            self.slots, self.n_slots = slots, room
+        return 0
+
+    cdef word_t _insert(self, const byte_t* p, index_t n, uint64_t h) except? 0:
+        """Add a word that is not there yet; return its id."""
+        cdef index_t word = self.n_words, start = self.ends[self.n_words]
+        cdef uint64_t at
+        if word >= NEW_WORD:
+            raise OverflowError(f"the vocabulary is full: {word} words")
+        self._reserve(word + 1, start + n)
+        memcpy(self.blob + start, p, n)
+        self.ends[word + 1] = start + n
+        at = h & (self.n_slots - 1)
+        while self.slots[at] != 0:
+            at = (at + 1) & (self.n_slots - 1)
+        self.n_words = word + 1
+        self.slots[at] = (h >> 32) << 32 | <uint64_t>(word + 1)      # last: makes the word visible
+        return <word_t>word
+
+    def add(self, bytes word):
+        """Return the id of a word, adding it when it is new."""
+        cdef const byte_t* p = word
+        cdef uint64_t h = hash_word(p, len(word))
+        with self.lock:
+            v = self.view()
+            found = find_word(&v, p, len(word), h)
+            return self._insert(p, len(word), h) if found == <word_t>NOT_FOUND else found
+
+    def get(self, bytes word):
+        """Return the id of a word, or None."""
+        cdef vocab_view v = self.view()
+        cdef const byte_t* p = word
+        found = find_word(&v, p, len(word), hash_word(p, len(word)))
+        return None if found == <word_t>NOT_FOUND else found
+
+    def word(self, index_t i):
+        """Return the bytes of word i."""
+        if not 0 <= i < self.n_words:
+            raise IndexError(f"word {i} of {self.n_words}")
+        return self.blob[self.ends[i]:self.ends[i + 1]]
+
+    def load(self, const uint32_t[::1] lengths, const byte_t[::1] blob):
+        """Append words known to be new: their lengths and their bytes, one after another."""
+        cdef index_t i, start = 0
+        if np.asarray(lengths).sum(dtype=np.uint64) != blob.shape[0]:
+            raise ValueError(f"the lengths of {lengths.shape[0]} words do not add up to {blob.shape[0]} bytes")
+        if lengths.shape[0] == 0:
+            return
+        with self.lock:
+            self._reserve(self.n_words + lengths.shape[0], self.ends[self.n_words] + blob.shape[0])
+            for i in range(lengths.shape[0]):
+                self._insert(&blob[0] + start, lengths[i], hash_word(&blob[0] + start, lengths[i]))
+                start += lengths[i]
+
+    def slice(self, index_t first):
+        """Return (lengths uint32, bytes) of the words from `first` on, as `load` takes them."""
+        ends = np.asarray(<uint64_t[:self.n_words + 1]>self.ends)[first:].copy()
+        return np.diff(ends).astype(np.uint32), self.blob[<index_t>ends[0]:<index_t>ends[ends.shape[0] - 1]]
+
+    def frozen(self, const uint8_t[::1] alive):
+        """Return arrays (slots uint64, ends uint64, blob uint8) for `FrozenWords`, of the words marked alive only.
+
+        Ids stay; a word that is not alive keeps an id and no bytes.
+        """
+        cdef index_t i, n = alive.shape[0], n_bytes = 0, n_alive = 0, n_slots = 8, size
+        cdef uint64_t at, h
+        if n > self.n_words:
+            raise ValueError(f"{n} marks for {self.n_words} words")
+        for i in range(n):
+            if alive[i]:
+                n_alive += 1
+                n_bytes += self.ends[i + 1] - self.ends[i]
+        while n_slots < 2 * n_alive:
+            n_slots *= 2
+        slots_array, ends_array = np.zeros(n_slots, np.uint64), np.zeros(n + 1, np.uint64)
+        blob_array = np.zeros(max(n_bytes, 1), np.uint8)
+        cdef uint64_t[::1] slots = slots_array, ends = ends_array
+        cdef byte_t[::1] blob = blob_array
+        with nogil:
+            for i in range(n):
+                ends[i + 1] = ends[i]
+                if alive[i]:
+                    size = self.ends[i + 1] - self.ends[i]
+                    memcpy(&blob[0] + ends[i], self.blob + self.ends[i], size)
+                    ends[i + 1] += size
+                    h = hash_word(&blob[0] + ends[i], size)
+                    at = h & (n_slots - 1)
+                    while slots[at] != 0:
+                        at = (at + 1) & (n_slots - 1)
+                    slots[at] = (h >> 32) << 32 | <uint64_t>(i + 1)
+        return slots_array, ends_array, blob_array
+
+    def __enter__(self):
+        """Enter as a reader: arrays that grow meanwhile stay readable until the last reader leaves."""
+        with self.lock:
+            self.readers += 1
+        return self
+
+    def __exit__(self, *exc):
+        with self.lock:
+            self.readers -= 1
+            if self.readers == 0:
+                self._release()
+
+
+cdef class FrozenWords:
+    """A table over arrays that somebody else owns (a mapped model)."""
+    cdef vocab_view v
+    cdef object owner
+
+    def __cinit__(self, const uint64_t[::1] slots, const uint64_t[::1] ends, const byte_t[::1] blob):
+        if slots.shape[0] == 0 or slots.shape[0] & (slots.shape[0] - 1) or ends.shape[0] == 0:
+            raise ValueError("a frozen vocabulary needs a power of two of slots and the ends of its words")
+        self.owner = (slots, ends, blob)
+        self.v.slots, self.v.mask = &slots[0], slots.shape[0] - 1
+        self.v.ends, self.v.n_words = &ends[0], ends.shape[0] - 1
+        self.v.blob = &blob[0] if blob.shape[0] else NULL
+
+    def __len__(self):
+        return self.v.n_words
+
+    def get(self, bytes word):
+        """Return the id of a word, or None."""
+        cdef const byte_t* p = word
+        found = find_word(&self.v, p, len(word), hash_word(p, len(word)))
+        return None if found == <word_t>NOT_FOUND else found
+
+    def word(self, index_t i):
+        """Return the bytes of word i."""
+        if not 0 <= i < <index_t>self.v.n_words:
+            raise IndexError(f"word {i} of {self.v.n_words}")
+        return self.v.blob[self.v.ends[i]:self.v.ends[i + 1]]
+
+
+cdef struct encoding:
+    # What the encoding loop reads and writes.
+    vocab_view v
+    const byte_t* text
+    index_t n_text
+    uint32_t* ids
+    index_t n_ids, n_sentences, reserved_at
+    bint skip_reserved, start_mark, oov_is_unk
+    # words that the table lacks: a table of their own
+    uint64_t* new_slots
+    uint64_t new_mask
+    uint64_t* new_at           # start in text, pairs (start, length)
+    index_t n_new, new_room
+
+
+cdef int grow_new(encoding* e) noexcept nogil:
+    """Double the table of new words."""
+    cdef uint64_t mask = 2 * e.new_mask + 1, h, at
+    cdef index_t i
+    cdef uint64_t* slots = <uint64_t*>calloc(mask + 1, 8)
+    cdef uint64_t* places = <uint64_t*>realloc(e.new_at, 2 * (mask + 1) * 8)
+    if places != NULL:
+        e.new_at = places
+    if slots == NULL or places == NULL:
+        free(slots)
+        return ERR_MEMORY
+    for i in range(e.n_new):
+        h = hash_word(e.text + e.new_at[2 * i], e.new_at[2 * i + 1])
+        at = h & mask
+        while slots[at] != 0:
+            at = (at + 1) & mask
+        slots[at] = (h >> 32) << 32 | <uint64_t>(i + 1)
+    free(e.new_slots)
+    e.new_slots, e.new_mask, e.new_room = slots, mask, (mask + 1) // 2
+    return 0
+
+
+cdef int new_word(encoding* e, index_t start, index_t n, uint64_t h, word_t* out) noexcept nogil:
+    """Give a word the table lacks a provisional id, NEW_WORD + its place among the new ones."""
+    cdef uint64_t at, slot, i
+    if e.n_new >= e.new_room and grow_new(e) != 0:
+        return ERR_MEMORY
+    at = h & e.new_mask
+    while True:
+        slot = e.new_slots[at]
+        if slot == 0:
+            break
+        if (slot >> 32) == (h >> 32):
+            i = <uint64_t><uint32_t>slot - 1
+            if e.new_at[2 * i + 1] == <uint64_t>n and memcmp(e.text + e.new_at[2 * i], e.text + start, n) == 0:
+                out[0] = <word_t>(NEW_WORD + i)
+                return 0
+        at = (at + 1) & e.new_mask
+    e.new_at[2 * e.n_new], e.new_at[2 * e.n_new + 1] = start, n
+    e.new_slots[at] = (h >> 32) << 32 | <uint64_t>(e.n_new + 1)
+    out[0] = <word_t>(NEW_WORD + e.n_new)
+    e.n_new += 1
+    return 0
+
+
+cdef byte_t CLASS[256]         # 0 part of a word, 1 separator, 2 end of a sentence
+for _i in range(256):
+    CLASS[_i] = 1 if _i in (0, 9, 13, 32) else 2 if _i == 10 else 0
+
+
+cdef int encode_text(encoding* e) noexcept nogil:
+    """Split the text, look its words up, write ids. One </s> per line; a last line without newline is a line.
+
+    Return 0, or ERR_MEMORY; e.reserved_at is the place of a reserved word that must not be there, or -1.
+    """
+    cdef index_t starts[LANES]
+    cdef index_t lengths[LANES]    # -1: the sentence ends here
+    cdef uint64_t hashes[LANES]
+    cdef index_t at = 0, n = e.n_text, start, lane, n_lanes, n_ids = 0
+    cdef const byte_t* text = e.text
+    cdef bint line_open = False
+    cdef byte_t kind
+    cdef word_t word
+    if e.start_mark and n > 0:
+        e.ids[n_ids] = BOS
+        n_ids += 1
+    while at < n or line_open:
+        # STEP 1: split and hash a few words, prefetching where the table will be read.
+        n_lanes = 0
+        while n_lanes < LANES:
+            if at >= n:
+                if line_open:
+                    lengths[n_lanes] = -1
+                    n_lanes += 1
+                    line_open = False
+                break
+            kind = CLASS[text[at]]
+            if kind == 0:
+                start = at
+                at += 1
+                while at < n and CLASS[text[at]] == 0:
+                    at += 1
+                starts[n_lanes], lengths[n_lanes] = start, at - start
+                hashes[n_lanes] = hash_word(text + start, at - start)
+                fetch(&e.v.slots[hashes[n_lanes] & e.v.mask])
+                n_lanes += 1
+                line_open = True
+            else:
+                at += 1
+                line_open = True
+                if kind == 2:
+                    lengths[n_lanes] = -1
+                    n_lanes += 1
+                    line_open = False
+        # STEP 2: compare.
+        for lane in range(n_lanes):
+            if lengths[lane] < 0:
+                e.ids[n_ids] = EOS
+                n_ids += 1
+                e.n_sentences += 1
+                if e.start_mark and (at < n or line_open or lane + 1 < n_lanes):
+                    e.ids[n_ids] = BOS
+                    n_ids += 1
+                continue
+            word = find_word(&e.v, text + starts[lane], lengths[lane], hashes[lane])
+            if word < FIRST_WORD:
+                if not e.oov_is_unk and not e.skip_reserved:
+                    e.reserved_at = starts[lane]
+                    return 0
+                if not e.oov_is_unk:
+                    continue
+                word = UNK
+            elif word == <word_t>NOT_FOUND:
+                if e.oov_is_unk:
+                    word = UNK
+                elif new_word(e, starts[lane], lengths[lane], hashes[lane], &word) != 0:
+                    return ERR_MEMORY
+            e.ids[n_ids] = word
+            n_ids += 1
+    e.n_ids = n_ids
+    return 0
+
+
+def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint skip_reserved=False):
+    """Turn text into word ids, adding new words to the table.
+
+    Args:
+        table: whose first three words are <unk>, <s> and </s>.
+        text: lines of words.
+        ids: uint32, OUT, at least len(text) + 1 long; each sentence ends with </s>.
+        skip_reserved: treat <unk>, <s> and </s> in the text as white space.
+
+    Returns:
+        (number of ids, number of sentences, offset of a reserved word or -1).
+    """
+    cdef encoding e
+    cdef index_t i, status, offset
+    cdef uint32_t[::1] mapping
+    if ids.shape[0] < text.shape[0] + 1:
+        raise ValueError(f"{text.shape[0]} bytes of text need room for {text.shape[0] + 1} ids, got {ids.shape[0]}")
+    if text.shape[0] == 0:
+        return 0, 0, -1
+    e.text, e.n_text, e.ids = &text[0], text.shape[0], &ids[0]
+    e.n_ids = e.n_sentences = e.n_new = 0
+    e.reserved_at = -1
+    e.skip_reserved, e.start_mark, e.oov_is_unk = skip_reserved, False, False
+    e.new_mask, e.new_room = 1023, 512
+    e.new_slots, e.new_at = <uint64_t*>calloc(1024, 8), <uint64_t*>malloc(2 * 1024 * 8)
+    try:
+        if e.new_slots == NULL or e.new_at == NULL:
+            raise MemoryError("no memory for new words")
+        with table:
+            e.v = table.view()
+            with nogil:
+                status = encode_text(&e)
+        if status == ERR_MEMORY:
+            raise MemoryError(f"no memory for {e.n_new} new words")
+        if e.n_new and e.reserved_at < 0:
+            mapping = np.empty(e.n_new, np.uint32)
+            with table.lock:
+                e.v = table.view()
+                for i in range(e.n_new):
+                    offset = e.new_at[2 * i]
+                    # Another thread may have added the word since the view was taken.
+                    h = hash_word(e.text + offset, e.new_at[2 * i + 1])
+                    e.v = table.view()
+                    found = find_word(&e.v, e.text + offset, e.new_at[2 * i + 1], h)
+                    mapping[i] = (table._insert(e.text + offset, e.new_at[2 * i + 1], h)
+                                  if found == <word_t>NOT_FOUND else found)
+            with nogil:
+                for i in range(e.n_ids):
+                    if e.ids[i] >= NEW_WORD:
+                        e.ids[i] = mapping[e.ids[i] - NEW_WORD]
+    finally:
+        free(e.new_slots)
+        free(e.new_at)
+    return e.n_ids, e.n_sentences, e.reserved_at
+
+
+def encode_frozen(FrozenWords table, const byte_t[::1] text, uint32_t[::1] ids):
+    """Turn text into word ids for scoring: each sentence is <s> words </s>, a word not in the table <unk>.
+
+    ids: uint32, OUT, at least 2 * len(text) + 2 long. Return (number of ids, number of sentences).
+    """
+    cdef encoding e
+    if ids.shape[0] < 2 * text.shape[0] + 2:
+        raise ValueError(f"{text.shape[0]} bytes of text need room for {2 * text.shape[0] + 2} ids")
+    if text.shape[0] == 0:
+        return 0, 0
+    e.text, e.n_text, e.ids, e.v = &text[0], text.shape[0], &ids[0], table.v
+    e.n_ids = e.n_sentences = 0
+    e.skip_reserved, e.start_mark, e.oov_is_unk = False, True, True
+    with nogil:
+        encode_text(&e)
+    return e.n_ids, e.n_sentences
