@@ -126,19 +126,16 @@ class StoreDirectory:
         self._turn = threading.Lock()
 
     def _follow(self, state: dict) -> None:
-        """Open the shard directories that `state` names, and close those that were replaced."""
-        with self._turn:
-            names = [place["dir"] for place in state["shards"]]
-            for number, name in enumerate(names):
-                if number < len(self._names) and self._names[number] == name:
-                    continue
-                shard = self._open_shard(number, name, state["shards"][number]["generation"])
-                if number < len(self.shards):
-                    self.shards[number].close()
-                    self.shards[number], self._names[number] = shard, name
-                else:
-                    self.shards.append(shard)
-                    self._names.append(name)
+        """Open the shard directories that `state` names, and close those that were replaced; holding self._turn."""
+        for number, place in enumerate(state["shards"]):
+            name = place["dir"]
+            if number < len(self._names) and self._names[number] == name:
+                continue
+            shard = self._open_shard(number, name, place["generation"])
+            if number < len(self.shards):
+                self.shards[number].close()
+            self.shards[number:number + 1] = [shard]
+            self._names[number:number + 1] = [name]
 
     def _open_shard(self, number: int, name: str, generation: int) -> Shard:
         folder = self.path / name
@@ -165,8 +162,9 @@ class StoreDirectory:
                 state = self.root.state()
                 with contextlib.ExitStack() as attempt:
                     try:
-                        self._follow(state)
-                        snaps = [attempt.enter_context(shard.snapshot()) for shard in list(self.shards)]
+                        with self._turn:
+                            self._follow(state)
+                            snaps = [attempt.enter_context(shard.snapshot()) for shard in self.shards]
                     except (StoreError, CorruptionError):
                         if self.root.state() == state:
                             raise
@@ -193,7 +191,8 @@ class StoreDirectory:
             files.fsync_dir(self.path / name)
             files.fsync_dir(self.path / SHARDS)
             self.root.move_shard(number, name, self.shards[number].generation)
-            self._follow(self.root.state())
+            with self._turn:
+                self._follow(self.root.state())
             files.remove_tree(self.path / old)
 
     def sweep_directories(self) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import math
 import os
 import threading
 import time
@@ -95,7 +96,7 @@ class _Handle:
         self.txns = 0              # open transactions; the map stays while there is one
         self.stale = False         # a commit failed: open anew before the next transaction
         self.failed: str | None = None   # a write or sync failed for no want of space: no more writes from this process
-        self.checked_s = 0.0
+        self.checked_s = -math.inf
         self.env: lmdb.Environment | None = None
         self.open(create=create)
 
@@ -123,7 +124,7 @@ class _Handle:
         self.key = (found.st_dev, found.st_ino)
         self.page_bytes = self.env.stat()["psize"]
         self.stale = False
-        self.checked_s = 0.0
+        self.checked_s = -math.inf
 
     def begin(self, write: bool) -> lmdb.Transaction:
         """Begin an LMDB transaction, opening the environment anew if the last commit failed."""
@@ -172,6 +173,14 @@ class _Handle:
 
 _lock = threading.RLock()          # guards _handles and the counters of every handle
 _handles: dict[tuple[int, int], _Handle] = {}
+
+
+def _after_fork() -> None:
+    global _lock                   # another thread of the parent may have held it, and is not here to let it go
+    _lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 
 def can_register(path: Path) -> bool:

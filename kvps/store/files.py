@@ -122,7 +122,7 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes]) -> None:
     pieces = [data] if isinstance(data, bytes) else data
     fd = open_new(temporary)
     try:
-        with os.fdopen(fd, "wb") as out, _reporting(temporary):
+        with _reporting(temporary), os.fdopen(fd, "wb") as out:
             for piece in pieces:
                 out.write(piece)
             out.flush()

@@ -80,13 +80,16 @@ class OwnerLock:
 
 
 def owner(store: str | Path) -> dict | None:
-    """Return who is writing to a store now ({"pid", "host", "command", "started"}), or None."""
+    """Return who is writing to a store now ({"pid", "host", "command", "started"}), or None.
+
+    The pid is None in the instant in which the owner has the lock and has not signed it yet.
+    """
     fd = files.open_lock(Path(store) / NAME, create=False)
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
         return None
     except BlockingIOError:
-        return _read(fd)
+        return {"pid": None, **_read(fd)}
     finally:
         os.close(fd)
 
