@@ -1,5 +1,5 @@
 # C types shared by every kernel.
-from libc.stdint cimport int64_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 ctypedef uint8_t byte_t
 ctypedef uint32_t word_t       # vocabulary id; stored with 32 bits on disk

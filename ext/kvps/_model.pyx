@@ -1,0 +1,544 @@
+"""The compiled model: hash tables in cache-line buckets, and the loop that scores text with them.
+
+A bucket is 64 bytes: as many slots of 5 + c bytes as fit (a 40-bit fingerprint and a c-byte code, c = 2, 3 or 4).
+The highest bits of a hash choose the partition, the next ones the bucket in it, the lowest 40 are the fingerprint.
+A full bucket overflows into the next one of its partition; a look-up ends at the first empty slot.
+Layout of the file: kvps/lm/container.py. Smoothings: kvps/lm/smoothing.py. Twin: tests/reference.py.
+"""
+import numpy as np
+
+from libc.math cimport log10
+from libc.string cimport memcpy
+
+from kvps._keys cimport fetch, load32, load64, mix, mul_high, shard_of
+from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    BUCKET = 64
+    NONE = 0xFFFFFFFF          # no such entry
+    LANES = 128                # tokens looked up together: enough to hide the cache misses, few enough for the first cache
+    FULL = -2
+    COLLISION = -3
+
+cdef uint64_t FINGERPRINT = (<uint64_t>1 << 40) - 1
+
+# Smoothings; numbers are private to this file and kvps/lm/smoothing.py.
+cdef enum:
+    MODIFIED_KNESER_NEY = 0
+    KNESER_NEY = 1
+    ABSOLUTE_DISCOUNTING = 2
+    WITTEN_BELL = 3
+    LIDSTONE = 4
+    STUPID_BACKOFF = 5
+
+
+def slots_per_bucket(int code_bytes):
+    """Return how many slots of 5 + code_bytes bytes a bucket has."""
+    return BUCKET // (5 + code_bytes)
+
+
+cdef struct table:
+    const byte_t* data
+    uint64_t n_buckets         # per partition
+    int partition_bits, slot_bytes, n_slots
+    uint64_t code_mask
+
+
+cdef inline uint64_t home(uint64_t hash, int partition_bits, uint64_t n_buckets) noexcept nogil:
+    """The bucket of a hash, counted within its partition."""
+    return mul_high(hash << partition_bits, n_buckets)
+
+
+cdef inline uint64_t fingerprint(uint64_t hash) noexcept nogil:
+    cdef uint64_t f = hash & FINGERPRINT
+    return f if f != 0 else 1              # 0 marks an empty slot
+
+
+cdef inline uint64_t read_slot(const byte_t* p, int slot_bytes) noexcept nogil:
+    """The first eight bytes of a slot: fingerprint below, up to three bytes of code above."""
+    return load64(p)
+
+
+cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot_bytes, uint64_t hash, uint32_t code) noexcept nogil:
+    """Put one entry into its partition. Return 0, FULL or COLLISION (another entry answers to this fingerprint)."""
+    cdef int s, n_slots = BUCKET // slot_bytes
+    cdef uint64_t f = fingerprint(hash), b = home(hash, partition_bits, n_buckets), tried, old
+    cdef byte_t* p
+    for tried in range(n_buckets):
+        p = region + b * BUCKET
+        for s in range(n_slots):
+            old = load64(p) & FINGERPRINT
+            if old == 0:
+                memcpy(p, &f, 5)
+                memcpy(p + 5, &code, slot_bytes - 5)
+                return 0
+            if old == f:
+                return COLLISION
+            p += slot_bytes
+        b = b + 1 if b + 1 < n_buckets else 0
+    return FULL
+
+
+def fill(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:, ::1] records, *,
+         const uint64_t[::1] large_of=None, const uint64_t[::1] large=None, const uint32_t[::1] numbers=None, int part=0):
+    """Insert records (hash, value; 12 bytes each) of one partition into its zeroed region of buckets.
+
+    Args:
+        numbers: the code of a record is numbers[value]; without it, the code is the value where that is below half the
+            code space, and otherwise half the code space plus its place in `large` (sorted). A value with its highest
+            bit set stands for large_of[value - 2**31].
+        part: 1 inserts only values of 2 and more, 2 only smaller ones, 0 all. What comes first is found first.
+
+    Returns:
+        True, or False when two entries share a fingerprint: build again with another seed.
+    """
+    cdef index_t i, low, high, middle, n = records.shape[0]
+    cdef uint64_t n_buckets = region.shape[0] // BUCKET, hash, value, half = <uint64_t>1 << (8 * code_bytes - 1)
+    cdef uint32_t v
+    cdef int status = 0
+    if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 12 or not 2 <= code_bytes <= 4:
+        raise ValueError(f"a region of {region.shape[0]} bytes, records of {records.shape[1]} bytes")
+    with nogil:
+        for i in range(n):
+            hash, v = load64(&records[i, 0]), load32(&records[i, 8])
+            if part == 1 and v < 2 or part == 2 and v >= 2:
+                continue
+            if numbers is not None:
+                value = numbers[v]
+            else:
+                value = v
+                if v >> 31:
+                    value = large_of[v & 0x7FFFFFFFu]
+                if value >= half:
+                    low, high = 0, large.shape[0]
+                    while low < high:
+                        middle = (low + high) // 2
+                        if large[middle] < value:
+                            low = middle + 1
+                        else:
+                            high = middle
+                    value = half + <uint64_t>low
+            status = insert(&region[0], n_buckets, partition_bits, 5 + code_bytes, hash, <uint32_t>value)
+            if status != 0:
+                break
+    if status == FULL:
+        raise ValueError(f"{n} records do not fit into {n_buckets} buckets")
+    return status == 0
+
+
+cdef inline const byte_t* bucket_at(const table* t, uint64_t hash, uint64_t b) noexcept nogil:
+    cdef uint64_t p = hash >> (64 - t.partition_bits) if t.partition_bits > 0 else 0
+    return t.data + (p * t.n_buckets + b) * BUCKET
+
+
+cdef inline uint32_t look_up(const table* t, uint64_t hash) noexcept nogil:
+    """Return the code of a hash, or NONE."""
+    cdef uint64_t f = fingerprint(hash), b = home(hash, t.partition_bits, t.n_buckets), slot, tried
+    cdef int s
+    cdef const byte_t* p
+    for tried in range(t.n_buckets):
+        p = bucket_at(t, hash, b)
+        for s in range(t.n_slots):
+            slot = load64(p)
+            if slot & FINGERPRINT == f:
+                if t.slot_bytes == 9:
+                    return load32(p + 5)
+                return <uint32_t>(slot >> 40 & t.code_mask)
+            if slot & FINGERPRINT == 0:
+                return <uint32_t>NONE
+            p += t.slot_bytes
+        b = b + 1 if b + 1 < t.n_buckets else 0
+    return <uint32_t>NONE
+
+
+cdef struct exact_rows:
+    # Sorted word rows of one order, shard after shard.
+    const uint32_t* words
+    const uint64_t* starts     # n_shards + 1 row numbers
+    const uint64_t* values     # of n-grams
+    const uint32_t* numbers    # of contexts
+
+
+cdef class Tables:
+    """A compiled model's arrays, borrowed from their owner, and its smoothing."""
+    cdef object owner
+    cdef table ngrams, contexts
+    cdef const uint64_t* unigrams
+    cdef const uint64_t* totals            # rows of 4
+    cdef const uint64_t* large
+    cdef index_t n_words, n_totals, n_large
+    cdef uint64_t half
+    cdef uint64_t seed
+    cdef int order
+    cdef bint exact
+    cdef uint32_t n_shards
+    cdef exact_rows ngram_rows[MAX_ORDER + 1]
+    cdef exact_rows context_rows[MAX_ORDER + 1]
+    cdef int smoothing
+    cdef double value                      # gamma, d or alpha of the smoothing
+    cdef double discount[MAX_ORDER + 1][4]
+    cdef double unigram_total, uniform     # sum of unigram values; 1 / V
+    cdef double unigram_gamma              # mass for the uniform distribution, times uniform
+    cdef double vocabulary                 # |V| of Lidstone
+
+    def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint64_t[:, ::1] totals, const uint64_t[::1] large, uint64_t seed):
+        if not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[1] != 4:
+            raise ValueError(f"order {order}, {unigrams.shape[0]} unigrams, totals of {totals.shape[1]} columns")
+        self.owner = [unigrams, totals, large]
+        self.order, self.seed = order, seed
+        self.unigrams, self.n_words = &unigrams[0], unigrams.shape[0]
+        self.totals, self.n_totals = &totals[0, 0], totals.shape[0]
+        self.n_large = large.shape[0]
+        self.large = &large[0] if large.shape[0] else NULL
+        self.exact = False
+
+    cdef int _table(self, table* t, const byte_t[::1] data, int n_partitions, int code_bytes) except -1:
+        if data.shape[0] == 0 or data.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4:
+            raise ValueError(f"{data.shape[0]} bytes for {n_partitions} partitions of buckets")
+        self.owner.append(data)
+        t.data, t.n_buckets = &data[0], data.shape[0] // (BUCKET * n_partitions)
+        t.partition_bits, t.slot_bytes = (n_partitions - 1).bit_length(), 5 + code_bytes
+        t.n_slots = BUCKET // t.slot_bytes
+        t.code_mask = (<uint64_t>1 << 8 * code_bytes) - 1
+        return 0
+
+    def use_hashes(self, const byte_t[::1] ngrams, int ngram_code_bytes, const byte_t[::1] contexts, int context_code_bytes,
+                   int n_partitions):
+        """Answer look-ups from the two hash tables."""
+        self._table(&self.ngrams, ngrams, n_partitions, ngram_code_bytes)
+        self._table(&self.contexts, contexts, n_partitions, context_code_bytes)
+        self.half = <uint64_t>1 << (8 * ngram_code_bytes - 1)
+
+    def use_rows(self, int n_shards, dict rows):
+        """Answer look-ups from sorted rows instead, without fingerprints.
+
+        rows: ("ngrams", k) -> (words uint32 (n, k), starts uint64 (n_shards + 1,), values uint64 (n,)) for orders 2 and up;
+        ("contexts", d) -> (words uint32 (n, d), starts, numbers uint32 (n,)) for depths 1 and up.
+        """
+        cdef const uint32_t[:, ::1] words
+        cdef const uint64_t[::1] starts, values
+        cdef const uint32_t[::1] numbers
+        cdef exact_rows* r
+        for (what, k), (w, s, v) in rows.items():
+            words, starts = w, s
+            r = &self.ngram_rows[<int>k] if what == "ngrams" else &self.context_rows[<int>k]
+            r.words = &words[0, 0] if words.shape[0] else NULL
+            r.starts = &starts[0]
+            if starts.shape[0] != n_shards + 1 or starts[n_shards] != <uint64_t>words.shape[0] or words.shape[1] != k:
+                raise ValueError(f"{what} of length {k}: {words.shape[0]} rows, starts for {starts.shape[0] - 1} shards")
+            if what == "ngrams":
+                values = v
+                r.values = &values[0] if values.shape[0] else NULL
+            else:
+                numbers = v
+                r.numbers = &numbers[0] if numbers.shape[0] else NULL
+            self.owner.append((w, s, v))
+        self.n_shards, self.exact = n_shards, True
+
+    def smooth(self, int smoothing, double value, const double[:, ::1] discounts, double vocabulary):
+        """Choose the smoothing.
+
+        Args:
+            value: gamma of Lidstone, d of absolute discounting and Kneser-Ney, alpha of stupid back-off.
+            discounts: float64 (order + 1, 4); [k, min(a, 3)] is taken off an adjusted count a of order k.
+            vocabulary: V of the uniform distribution, |V| of Lidstone.
+        """
+        cdef int k, j
+        cdef index_t i
+        cdef double kept = 0
+        if discounts.shape[0] != self.order + 1 or discounts.shape[1] != 4:
+            raise ValueError(f"discounts of shape {discounts.shape[0]}, {discounts.shape[1]} for order {self.order}")
+        for k in range(1, self.order + 1):
+            for j in range(4):
+                self.discount[k][j] = discounts[k, j]
+        self.smoothing, self.value, self.vocabulary = smoothing, value, vocabulary
+        self.unigram_total = 0
+        for i in range(self.n_words):
+            self.unigram_total += <double>self.unigrams[i]
+            kept += self.discount[1][3 if self.unigrams[i] > 3 else self.unigrams[i]]
+        self.uniform = 1.0 / vocabulary
+        self.unigram_gamma = kept / self.unigram_total * self.uniform if self.unigram_total > 0 else self.uniform
+
+    cdef index_t find_row(self, const exact_rows* r, const word_t* key, int n) noexcept nogil:
+        """Return the row of n words in context order, or -1."""
+        cdef uint32_t shard = shard_of(key[0], self.n_shards)
+        cdef index_t low = r.starts[shard], high = r.starts[shard + 1], end = high, middle
+        cdef int k, order
+        cdef const uint32_t* row
+        while low < high:
+            middle = (low + high) // 2
+            row = r.words + middle * n
+            order = 0
+            for k in range(n):
+                if row[k] != key[k]:
+                    order = -1 if row[k] < key[k] else 1
+                    break
+            if order < 0:
+                low = middle + 1
+            elif order > 0:
+                high = middle
+            else:
+                return middle
+        return -1
+
+    cdef inline uint64_t value_of(self, uint32_t code) noexcept nogil:
+        return code if code < self.half else self.large[code - self.half]
+
+    cdef void gather(self, const word_t* ids, const uint8_t* history, index_t start, index_t n, bint* found_before,
+                     uint64_t* values, uint32_t* numbers) noexcept nogil:
+        """Look up the n <= LANES tokens ids[start:start + n], order by order, prefetching a whole order ahead.
+
+        history[start + i] is how many tokens before token i belong to its sentence (at most order - 1).
+        OUT values[(k - 1) * LANES + i]: of the k-gram that ends at token i, 0 if there is none.
+        OUT numbers[d * LANES + i]: totals of its context of d words, NONE if that was never seen.
+        found_before[k]: IN whether the token before `start` ends a known k-gram; OUT the same for the last token.
+        """
+        cdef uint64_t chain[LANES]
+        cdef uint64_t grams[LANES]
+        cdef bint context[LANES]
+        cdef bint found[LANES + 1]         # found[i + 1]: token i ends a known n-gram of the order at hand
+        cdef bint next_found[LANES + 1]
+        cdef index_t i, row
+        cdef int d, j
+        cdef uint32_t code
+        cdef word_t key[MAX_ORDER]
+        cdef word_t last
+        found[0] = found_before[1]
+        for i in range(n):
+            values[i] = self.unigrams[ids[start + i]] if ids[start + i] != UNK else 0
+            found[i + 1] = values[i] > 0
+            chain[i] = self.seed
+            context[i] = True
+        found_before[1] = found[n]
+        for d in range(1, self.order):
+            # STEP 1: which contexts of d words can exist; where their totals and the (d + 1)-gram would be.
+            for i in range(n):
+                numbers[d * LANES + i] = <uint32_t>NONE
+                values[d * LANES + i] = 0
+                if not context[i]:
+                    continue
+                last = ids[start + i - 1] if history[start + i] > 0 else UNK
+                # A context of d >= 2 words exists when its words, as an n-gram, were found at the token before.
+                context[i] = history[start + i] >= d and last != UNK and last != EOS and (d == 1 or found[i])
+                if not context[i]:
+                    continue
+                chain[i] = mix(chain[i], ids[start + i - d])
+                if not self.exact:
+                    fetch(bucket_at(&self.contexts, chain[i], home(chain[i], self.contexts.partition_bits, self.contexts.n_buckets)))
+                    if found[i + 1]:
+                        grams[i] = mix(chain[i], ids[start + i])
+                        fetch(bucket_at(&self.ngrams, grams[i], home(grams[i], self.ngrams.partition_bits, self.ngrams.n_buckets)))
+            # STEP 2: read.
+            next_found[0] = found_before[d + 1]
+            for i in range(n):
+                next_found[i + 1] = False
+                if not context[i]:
+                    continue
+                if self.exact:
+                    for j in range(d):
+                        key[j] = ids[start + i - 1 - j]
+                    key[d] = ids[start + i]
+                    row = self.find_row(&self.context_rows[d], key, d)
+                    code = self.context_rows[d].numbers[row] if row >= 0 else <uint32_t>NONE
+                else:
+                    code = look_up(&self.contexts, chain[i])
+                    if code == <uint32_t>NONE and d > 1:
+                        code = 0           # known as an n-gram and not listed: totals (1, 1, 0, 0)
+                if code == <uint32_t>NONE or code >= <uint64_t>self.n_totals:
+                    context[i] = False
+                    continue
+                numbers[d * LANES + i] = code
+                if found[i + 1]:
+                    if self.exact:
+                        row = self.find_row(&self.ngram_rows[d + 1], key, d + 1)
+                        values[d * LANES + i] = self.ngram_rows[d + 1].values[row] if row >= 0 else 0
+                    else:
+                        code = look_up(&self.ngrams, grams[i])
+                        values[d * LANES + i] = self.value_of(code) if code != <uint32_t>NONE else 0
+                    next_found[i + 1] = values[d * LANES + i] > 0
+            found_before[d + 1] = next_found[n]
+            memcpy(found, next_found, sizeof(found))
+
+    cdef double combine(self, const uint64_t* values, const uint32_t* numbers, int longest, int* matched) noexcept nogil:
+        """Return the probability of a token from what `gather` found; values and numbers step by LANES.
+
+        longest: order of the longest n-gram asked for. OUT *matched: order of the longest one seen.
+        Sources: modified Kneser-Ney, Chen and Goodman 1998 section 3, interpolated as lmplz does; the others as nltk.lm.
+        """
+        cdef int d, top = longest
+        cdef uint64_t a = values[0]
+        cdef const uint64_t* t
+        cdef double p, den, types, weight = 1
+        matched[0] = 1 if a > 0 else 0
+        for d in range(1, longest):
+            if values[d * LANES] > 0:
+                matched[0] = d + 1
+        if self.smoothing == LIDSTONE or self.smoothing == STUPID_BACKOFF:
+            if self.smoothing == STUPID_BACKOFF:
+                while top > 1 and values[(top - 1) * LANES] == 0:
+                    weight *= self.value
+                    top -= 1
+            a = values[(top - 1) * LANES]
+            den = self.unigram_total
+            if top > 1:
+                den = <double>self.totals[4 * numbers[(top - 1) * LANES]] if numbers[(top - 1) * LANES] != <uint32_t>NONE else 0
+            if self.smoothing == LIDSTONE:
+                den += self.value * self.vocabulary
+                return (<double>a + self.value) / den if den > 0 else 0
+            return weight * <double>a / den if den > 0 else 0
+        if self.smoothing == MODIFIED_KNESER_NEY:
+            p = self.unigram_gamma
+            if a > 0:
+                p += (<double>a - self.discount[1][3 if a > 3 else a]) / self.unigram_total
+        else:
+            p = <double>a / self.unigram_total if self.unigram_total > 0 else 0
+        for d in range(1, longest):
+            if numbers[d * LANES] == <uint32_t>NONE:
+                break
+            a = values[d * LANES]
+            t = self.totals + 4 * numbers[d * LANES]
+            den = <double>t[0]                         # not 0: a listed context has a follower
+            if self.smoothing == MODIFIED_KNESER_NEY:
+                p *= (self.discount[d + 1][1] * <double>t[1] + self.discount[d + 1][2] * <double>t[2]
+                      + self.discount[d + 1][3] * <double>t[3]) / den
+                if a > 0:
+                    p += (<double>a - self.discount[d + 1][3 if a > 3 else a]) / den
+            else:
+                types = <double>(t[1] + t[2] + t[3])
+                if self.smoothing == WITTEN_BELL:
+                    p = (<double>a + types * p) / (types + den)
+                else:
+                    p *= self.value * types / den
+                    if <double>a > self.value:
+                        p += (<double>a - self.value) / den
+        return p
+
+    def score(self, const uint32_t[::1] ids, const uint8_t[::1] history, double[::1] out, uint8_t[::1] matched):
+        """Score tokens.
+
+        Args:
+            ids: uint32 (n,), sentence after sentence (<s> words </s>) or n-gram after n-gram.
+            history: uint8 (n,), how many tokens before each one belong to it, at most order - 1.
+            out: float64 (n,), OUT, log10 of the probability; 0 for <s> without history.
+            matched: uint8 (n,), OUT, the order of the longest n-gram seen.
+        """
+        cdef index_t n = ids.shape[0], start, i, block
+        cdef int d, longest, seen
+        cdef bint found_before[MAX_ORDER + 2]
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        cdef double p
+        if history.shape[0] != n or out.shape[0] < n or matched.shape[0] < n:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories, room for {out.shape[0]} results")
+        for d in range(MAX_ORDER + 2):
+            found_before[d] = False
+        with nogil:
+            start = 0
+            while start < n:
+                block = n - start if n - start < LANES else LANES
+                self.gather(&ids[0], &history[0], start, block, found_before, values, numbers)
+                for i in range(block):
+                    if ids[start + i] == BOS and history[start + i] == 0:
+                        out[start + i], matched[start + i] = 0, 1
+                        continue
+                    longest = history[start + i] + 1
+                    p = self.combine(values + i, numbers + i, longest if longest < self.order else self.order, &seen)
+                    out[start + i], matched[start + i] = log10(p), <uint8_t>seen
+                start += block
+
+    def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
+        """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4)).
+
+        values[i, k - 1] is that of the k-gram that ends at token i; totals[i, d] those of its context of d words.
+        """
+        cdef index_t n = ids.shape[0], start = 0, i, block
+        cdef int d, j
+        cdef bint found_before[MAX_ORDER + 2]
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
+        cdef uint64_t[:, ::1] v = v_array
+        cdef uint64_t[:, :, ::1] t = t_array
+        for d in range(MAX_ORDER + 2):
+            found_before[d] = False
+        while start < n:
+            block = n - start if n - start < LANES else LANES
+            self.gather(&ids[0], &history[0], start, block, found_before, values, numbers)
+            for i in range(block):
+                for d in range(self.order):
+                    v[start + i, d] = values[d * LANES + i]
+                    if d > 0 and numbers[d * LANES + i] != <uint32_t>NONE:
+                        for j in range(4):
+                            t[start + i, d, j] = self.totals[4 * numbers[d * LANES + i] + j]
+            start += block
+        return v_array, t_array
+
+    def score_known(self, const uint32_t[:, ::1] rows, double[::1] log10_p, double[::1] log10_backoff):
+        """Score n-grams that the model is known to hold, with modified Kneser-Ney: an ARPA file's two columns.
+
+        Args:
+            rows: uint32 (n, k), word ids in text order, k >= 2.
+            log10_p, log10_backoff: float64 (n,), OUT. The back-off is gamma of the n-gram as a context, 0 where it is none.
+        """
+        cdef index_t n = rows.shape[0], start = 0, i, block
+        cdef int k = <int>rows.shape[1], d
+        cdef uint64_t chain[LANES]
+        cdef uint64_t own[LANES]           # chain of the n-gram itself as a context
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        cdef uint64_t grams[LANES]
+        cdef uint32_t code
+        cdef const uint64_t* t
+        cdef double gamma
+        cdef int matched
+        if not 2 <= k <= self.order or self.exact or log10_p.shape[0] < n or log10_backoff.shape[0] < n:
+            raise ValueError(f"{n} rows of {k} words, room for {log10_p.shape[0]} results")
+        with nogil:
+            while start < n:
+                block = n - start if n - start < LANES else LANES
+                for i in range(block):
+                    values[i] = self.unigrams[rows[start + i, k - 1]]
+                    chain[i] = self.seed
+                    own[i] = mix(self.seed, rows[start + i, k - 1])
+                for d in range(1, k + 1):
+                    for i in range(block):
+                        if d < k:
+                            chain[i] = mix(chain[i], rows[start + i, k - 1 - d])
+                            own[i] = mix(own[i], rows[start + i, k - 1 - d])
+                            grams[i] = mix(chain[i], rows[start + i, k - 1])
+                            fetch(bucket_at(&self.ngrams, grams[i], home(grams[i], self.ngrams.partition_bits, self.ngrams.n_buckets)))
+                            fetch(bucket_at(&self.contexts, chain[i], home(chain[i], self.contexts.partition_bits, self.contexts.n_buckets)))
+                        else:
+                            fetch(bucket_at(&self.contexts, own[i], home(own[i], self.contexts.partition_bits, self.contexts.n_buckets)))
+                    for i in range(block):
+                        if d == k:
+                            numbers[i] = look_up(&self.contexts, own[i])
+                            continue
+                        code = look_up(&self.contexts, chain[i])
+                        numbers[d * LANES + i] = code if code != <uint32_t>NONE else 0
+                        code = look_up(&self.ngrams, grams[i])
+                        values[d * LANES + i] = self.value_of(code) if code != <uint32_t>NONE else 0
+                for i in range(block):
+                    log10_p[start + i] = log10(self.combine(values + i, numbers + i, k, &matched))
+                    log10_backoff[start + i] = 0
+                    if k < self.order and rows[start + i, k - 1] != EOS:
+                        t = self.totals + 4 * (numbers[i] if numbers[i] != <uint32_t>NONE else 0)
+                        gamma = (self.discount[k + 1][1] * <double>t[1] + self.discount[k + 1][2] * <double>t[2]
+                                 + self.discount[k + 1][3] * <double>t[3]) / <double>t[0]
+                        log10_backoff[start + i] = log10(gamma)
+                start += block
+
+
+def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):
+    """Fill out[i] with how many tokens before token i belong to its sentence, at most order - 1; <s> starts one."""
+    cdef index_t i
+    cdef int h = 0
+    if out.shape[0] < ids.shape[0]:
+        raise ValueError(f"room for {out.shape[0]} of {ids.shape[0]} histories")
+    with nogil:
+        for i in range(ids.shape[0]):
+            if ids[i] == BOS:
+                h = 0
+            out[i] = <uint8_t>h
+            if h < order - 1:
+                h += 1

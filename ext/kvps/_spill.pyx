@@ -1,0 +1,179 @@
+"""Deal records into partitions through a file, so that each partition can later be worked on in cache.
+
+Records are appended to small buffers, one per partition; a full buffer goes to the end of the file in one write, so the
+page cache does the rest and resident memory stays flat.
+"""
+import os
+
+import numpy as np
+
+from libc.errno cimport errno
+from libc.stdlib cimport free, malloc, realloc
+from libc.string cimport memcpy
+
+from kvps._types cimport byte_t, index_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "unistd.h" nogil:
+    ssize_t c_pwrite "pwrite"(int fd, const void* data, size_t n, long long offset)
+    ssize_t c_pread "pread"(int fd, void* data, size_t n, long long offset)
+
+cdef enum:
+    ERR_MEMORY = -2
+    ERR_WRITE = -3
+
+cdef struct block:
+    uint64_t offset
+    uint32_t n_bytes
+    uint32_t partition
+
+
+cdef class Spill:
+    """Partitioned records of record_bytes each, in the file `fd` that this spill owns from offset 0 on.
+
+    One thread adds; after `finish`, any thread reads.
+    """
+    cdef int fd
+    cdef index_t n_partitions, record_bytes, buffer_bytes
+    cdef byte_t* buffers
+    cdef uint32_t* used
+    cdef block* blocks
+    cdef index_t n_blocks, blocks_room
+    cdef uint64_t end
+    cdef uint64_t* counts
+    cdef int error
+    cdef object order, starts
+
+    def __cinit__(self, int fd, index_t n_partitions, index_t record_bytes, index_t buffer_bytes=16384):
+        cdef index_t i
+        if n_partitions < 1 or record_bytes < 1 or buffer_bytes < record_bytes or n_partitions > 65536:
+            raise ValueError(f"{n_partitions} partitions of {record_bytes}-byte records in {buffer_bytes}-byte buffers")
+        self.fd, self.n_partitions, self.record_bytes = fd, n_partitions, record_bytes
+        self.buffer_bytes = buffer_bytes // record_bytes * record_bytes
+        self.buffers = <byte_t*>malloc(n_partitions * self.buffer_bytes)
+        self.used = <uint32_t*>malloc(n_partitions * 4)
+        self.counts = <uint64_t*>malloc(n_partitions * 8)
+        if self.buffers == NULL or self.used == NULL or self.counts == NULL:
+            raise MemoryError(f"no memory for {n_partitions} buffers of {self.buffer_bytes} bytes")
+        for i in range(n_partitions):
+            self.used[i] = 0
+            self.counts[i] = 0
+
+    def __dealloc__(self):
+        free(self.buffers)
+        free(self.used)
+        free(self.counts)
+        free(self.blocks)
+
+    cdef int flush(self, index_t p) noexcept nogil:
+        """Write the buffer of partition p to the end of the file."""
+        cdef index_t done = 0, n = self.used[p], wrote, room
+        cdef block* blocks
+        if self.n_blocks == self.blocks_room:
+            room = 2 * self.blocks_room + 256
+            blocks = <block*>realloc(self.blocks, room * sizeof(block))
+            if blocks == NULL:
+                return ERR_MEMORY
+            self.blocks, self.blocks_room = blocks, room
+        while done < n:
+            wrote = c_pwrite(self.fd, self.buffers + p * self.buffer_bytes + done, n - done, self.end + done)
+            if wrote <= 0:
+                self.error = errno
+                return ERR_WRITE
+            done += wrote
+        self.blocks[self.n_blocks].offset = self.end
+        self.blocks[self.n_blocks].n_bytes = <uint32_t>n
+        self.blocks[self.n_blocks].partition = <uint32_t>p
+        self.n_blocks += 1
+        self.end += n
+        self.used[p] = 0
+        return 0
+
+    cdef int _check(self, int status) except -1:
+        if status == ERR_MEMORY:
+            raise MemoryError("no memory to list spilled blocks")
+        if status == ERR_WRITE:
+            raise OSError(self.error, os.strerror(self.error))
+        return 0
+
+    def add_hashed(self, const uint64_t[::1] hashes, const uint32_t[::1] values):
+        """Add records (hash, value), 12 bytes, to the partitions that the highest bits of the hash name."""
+        cdef index_t i, p, n = hashes.shape[0]
+        cdef int status = 0, bits = (self.n_partitions - 1).bit_length()
+        cdef byte_t* at
+        if values.shape[0] != n or self.record_bytes != 12 or self.n_partitions != 1 << bits or self.buffers == NULL:
+            raise ValueError("add_hashed needs equally many values, records of 12 bytes, a power of two of partitions")
+        with nogil:
+            for i in range(n):
+                p = hashes[i] >> (64 - bits) if bits else 0
+                if self.used[p] + 12 > self.buffer_bytes:
+                    status = self.flush(p)
+                    if status != 0:
+                        break
+                at = self.buffers + p * self.buffer_bytes + self.used[p]
+                memcpy(at, &hashes[i], 8)
+                memcpy(at + 8, &values[i], 4)
+                self.used[p] += 12
+                self.counts[p] += 1
+        self._check(status)
+
+    def add(self, const uint16_t[::1] partitions, const byte_t[:, ::1] records):
+        """Add records to the partitions given."""
+        cdef index_t i, p, n = partitions.shape[0], size = self.record_bytes
+        cdef int status = 0
+        if records.shape[0] != n or records.shape[1] != size or self.buffers == NULL:
+            raise ValueError(f"{n} partition numbers for {records.shape[0]} records of {records.shape[1]} bytes")
+        if n and np.asarray(partitions).max() >= self.n_partitions:
+            raise ValueError(f"a partition number beyond {self.n_partitions - 1}")
+        with nogil:
+            for i in range(n):
+                p = partitions[i]
+                if self.used[p] + size > self.buffer_bytes:
+                    status = self.flush(p)
+                    if status != 0:
+                        break
+                memcpy(self.buffers + p * self.buffer_bytes + self.used[p], &records[i, 0], size)
+                self.used[p] += <uint32_t>size
+                self.counts[p] += 1
+        self._check(status)
+
+    def finish(self):
+        """Write what is left in the buffers and free them."""
+        cdef index_t p
+        cdef int status = 0
+        with nogil:
+            for p in range(self.n_partitions):
+                if self.used[p] > 0:
+                    status = self.flush(p)
+                    if status != 0:
+                        break
+        self._check(status)
+        free(self.buffers)
+        self.buffers = NULL
+        owners = np.array([self.blocks[p].partition for p in range(self.n_blocks)], np.int64)
+        self.order = np.argsort(owners, kind="stable")
+        self.starts = np.searchsorted(owners[self.order], np.arange(self.n_partitions + 1))
+
+    def sizes(self):
+        """Return how many records each partition has, uint64 (n_partitions,)."""
+        return np.asarray(<uint64_t[:self.n_partitions]>self.counts).copy()
+
+    def read(self, index_t partition):
+        """Return the records of a partition, uint8 (n, record_bytes), in the order in which they were added."""
+        cdef index_t i, got, done = 0, b
+        cdef int failed = 0
+        out_array = np.empty((self.counts[partition], self.record_bytes), np.uint8)
+        cdef byte_t[:, ::1] out = out_array
+        cdef byte_t* data = &out[0, 0] if out.shape[0] else NULL
+        for i in self.order[self.starts[partition]:self.starts[partition + 1]].tolist():
+            with nogil:
+                b = 0
+                while b < self.blocks[i].n_bytes:
+                    got = c_pread(self.fd, data + done + b, self.blocks[i].n_bytes - b, self.blocks[i].offset + b)
+                    if got <= 0:
+                        failed = 1
+                        break
+                    b += got
+                done += b
+            if failed:
+                raise OSError(errno, f"a spilled block of {self.blocks[i].n_bytes} bytes could not be read back")
+        return out_array
