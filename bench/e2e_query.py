@@ -1,0 +1,79 @@
+"""End to end, using models: scoring a text, and what starting up costs."""
+import importlib.util
+import json
+
+from bench import measure, text
+from bench.setting import benchmark, times
+
+REPEATS = 20  # of the held-out text, so that the start of a process does not decide
+
+
+@benchmark("query", "perplexity of the held-out text 20 times over, tokens/s; beside KenLM's query")
+def query(setting):
+    """Score with a compiled model that is in the page cache.
+
+    Whole: tokens over the wall time of the process, start and all. Steady: the text once is taken off both tokens and
+    time, which leaves what further text costs. The same text again finds its n-grams in the CPU's cache if that is
+    large (see the caches printed at the head): then everyone is faster than on new text.
+    With kenlm importable its Python interface is measured too, a call of score() a sentence.
+    """
+    store, once, many = setting.scratch("store"), setting.heldout, setting.scratch("many.txt")
+    setting.train_kvps(store, setting.train)
+    setting.kvps("compile", store)
+    with open(many, "wb") as out:
+        for _ in range(REPEATS):
+            out.write(once.read_bytes())
+
+    contenders = {f"kvps {n}": lambda t=t: setting.kvps("perplexity", store, t, "--json")
+                  for n, t in (("many", many), ("once", once))}
+    with_query = setting.peer("lmplz", "build_binary", "query")
+    with_python = with_query and importlib.util.find_spec("kenlm") and setting.order <= 6
+    if with_query:
+        model, _ = setting.kenlm_model(setting.train)
+        score = ["query", "-v", "summary", model]
+        contenders |= {f"query {n}": lambda t=t: measure.run(score, cwd=setting.work, stdin=t)
+                       for n, t in (("many", many), ("once", once))}
+    if with_python:
+        contenders |= {f"kenlm.Model {n}": lambda t=t: setting.child("kenlm", model, t)[1]
+                       for n, t in (("many", many), ("once", once))}
+    for contender in contenders.values():  # models and texts into the page cache
+        contender()
+    runs = measure.interleave(setting.runs, contenders)
+
+    result = json.loads(runs["kvps many"][0].stdout)
+    tokens_once = text.count_words(once) + text.count_lines(once)
+    if result["tokens"] != tokens_once * REPEATS:
+        raise measure.CommandFailed(f"kvps counted {result['tokens']} tokens, the text has {tokens_once * REPEATS}")
+    whole, steady, cpu = {}, {}, {}
+    for who in dict.fromkeys(name.rsplit(" ", 1)[0] for name in runs):
+        pairs = list(zip(runs[f"{who} many"], runs[f"{who} once"], strict=True))
+        whole[who] = [tokens_once * REPEATS / a.wall_s for a, _ in pairs]
+        steady[who] = [tokens_once * (REPEATS - 1) / max(a.wall_s - b.wall_s, 1e-3) for a, b in pairs]
+        cpu[who] = [tokens_once * REPEATS / a.cpu_s for a, _ in pairs]
+    setting.figure("query_tokens_per_s", whole, better="more", goal="2 times query's")
+    setting.figure("query_steady_tokens_per_s", steady, better="more")
+    setting.figure("query_tokens_per_cpu_s", cpu, better="more")
+    setting.figure("query_peak_rss_bytes", {who: [r.peak_rss_bytes for r in runs[f"{who} many"]] for who in whole})
+    perplexity = {"kvps": result["perplexity"]}  # to show that the same was computed
+    if with_query:
+        perplexity["query"] = float(runs["query many"][0].stdout.split("Perplexity including OOVs:")[1].split()[0])
+    setting.figure("perplexity", perplexity)
+
+
+@benchmark("startup", "CPU seconds of `kvps --help` and of scoring one sentence")
+def startup(setting):
+    """Start each command at least five times; the model is compiled before."""
+    store, sentence = setting.scratch("store"), setting.scratch("sentence.txt")
+    part = setting.scratch("part.txt")
+    text.cut(setting.train, part, 0, min(1, 4_000 / setting.sentences))  # the size of the model does not matter here
+    setting.train_kvps(store, part)
+    setting.kvps("compile", store)
+    with open(setting.heldout, "rb") as lines:
+        sentence.write_bytes(lines.readline())
+    runs = measure.interleave(max(5, setting.runs), {
+        "kvps --help": lambda: setting.kvps("--help"),
+        "kvps perplexity": lambda: setting.kvps("perplexity", store, sentence),
+    })
+    cpu = times(runs, "cpu_s")
+    setting.figure("help_cpu_s", {"kvps": cpu["kvps --help"]}, goal="below 0.15")
+    setting.figure("score_one_sentence_cpu_s", {"kvps": cpu["kvps perplexity"]}, goal="below 0.45")

@@ -1,0 +1,119 @@
+"""End to end, making models: training, ARPA files, growth with the text, and bounded memory."""
+from bench import measure, text
+from bench.setting import benchmark, times
+
+KENLM = "lmplz + build_binary"
+
+
+@benchmark("train", "raw text to a compiled model: seconds, words/s, peak memory; beside lmplz + build_binary")
+def train(setting):
+    """Train and compile a new store each round."""
+    def ours():
+        store = setting.scratch("store")
+        run = setting.train_kvps(store, setting.train) + setting.kvps("compile", store)
+        setting.drop(store)
+        return run
+
+    def theirs():
+        model, run = setting.kenlm_model(setting.train)
+        setting.drop(model)
+        return run
+
+    setting.warm(setting.train)
+    with_peer = setting.peer("lmplz", "build_binary")
+    runs = measure.interleave(setting.runs, {"kvps": ours, KENLM: theirs if with_peer else None})
+    setting.figure("train_compile_s", times(runs), better="less", goal="8 times faster, better 15")
+    setting.figure("train_compile_cpu_s", times(runs, "cpu_s"), better="less")
+    setting.figure("train_compile_peak_rss_bytes", times(runs, "peak_rss_bytes"), better="less",
+                   goal="at most half of lmplz's (2 times)")
+    words = text.count_words(setting.train)
+    setting.figure("train_compile_words_per_s", {who: [words / s for s in all_s] for who, all_s in times(runs).items()})
+
+
+@benchmark("arpa", "raw text to an ARPA file, seconds; beside lmplz")
+def arpa(setting):
+    """Train a new store and export it each round."""
+    def ours():
+        store, out = setting.scratch("store"), setting.scratch("out.arpa")
+        run = setting.train_kvps(store, setting.train) + setting.kvps("export", store, out)
+        setting.drop(store, out)
+        return run
+
+    def theirs():
+        out = setting.scratch("lmplz.arpa")
+        run = setting.lmplz(setting.train, out)
+        setting.drop(out)
+        return run
+
+    setting.warm(setting.train)
+    runs = measure.interleave(setting.runs, {"kvps": ours, "lmplz": theirs if setting.peer("lmplz") else None})
+    setting.figure("text_to_arpa_s", times(runs), better="less", goal="3 times faster")
+    setting.figure("text_to_arpa_cpu_s", times(runs, "cpu_s"), better="less")
+    setting.figure("text_to_arpa_peak_rss_bytes", times(runs, "peak_rss_bytes"), better="less")
+
+
+@benchmark("linear", "seconds for 1/8, 1/4, 1/2 and all of the text, and the exponent of growth")
+def linear(setting):
+    """Train and compile each part of the text, interleaved.
+
+    The start of Python costs the same at every size and would make the exponent look smaller on short texts; so the
+    time of `kvps --help` is taken off each command's for the second exponent, and the last doubling stands by itself.
+    """
+    parts = {}
+    for share in (1 / 8, 1 / 4, 1 / 2, 1):
+        part = setting.scratch(f"part.{share}.txt")
+        text.cut(setting.train, part, 0, share)
+        setting.warm(part)
+        parts[share] = part
+
+    def contender(part):
+        def ours():
+            store = setting.scratch("store")
+            run = setting.train_kvps(store, part) + setting.kvps("compile", store)
+            setting.drop(store)
+            return run
+        return ours
+
+    runs = measure.interleave(setting.runs, {share: contender(part) for share, part in parts.items()})
+    start_s = min(setting.kvps("--help").wall_s for _ in range(3))
+    sizes = [text.count_words(part) + text.count_lines(part) for part in parts.values()]
+    seconds = {share: measure.Summary.of(all_s).median for share, all_s in times(runs).items()}
+    for (share, all_s), size in zip(times(runs).items(), sizes, strict=True):
+        setting.figure(f"train_compile_{share:g}_s", {"kvps": all_s})
+        setting.figure(f"train_compile_{share:g}_tokens", {"kvps": size})
+    setting.figure("growth_exponent", {"kvps": measure.growth_exponent(sizes, seconds.values())}, goal="at most 1.05")
+    above_start = [max(s - 2 * start_s, 1e-6) for s in seconds.values()]
+    setting.figure("growth_exponent_above_start", {"kvps": measure.growth_exponent(sizes, above_start)})
+    setting.figure("last_doubling_exponent", {"kvps": measure.growth_exponent(sizes[-2:], above_start[-2:])})
+
+
+@benchmark("memory", "training within --memory 256M: peak anonymous memory, and how much slower than without")
+def memory(setting):
+    """Train with the default memory and with 256M, interleaved; both are polled for anonymous memory.
+
+    Allowed is 256 MB, the vocabulary (the bytes of its distinct words), and 64 MB for Python.
+    """
+    limit = 256 << 20
+    stores = []
+
+    def contender(*options):
+        def ours():
+            setting.drop(*stores)
+            stores[:] = [setting.scratch("store")]
+            return setting.train_kvps(stores[0], setting.train, *options, anon=True)
+        return ours
+
+    setting.warm(setting.train)
+    runs = measure.interleave(setting.runs, {"--memory 256M": contender("--memory", "256M"), "default": contender()})
+    words = setting.scratch("words")
+    setting.kvps("dump", stores[0], "--order", "1", stdout=words)
+    with open(words, "rb") as lines:
+        vocabulary_bytes = sum(len(line.rsplit(b"\t", 1)[0]) for line in lines)
+    peaks = times(runs, "peak_anon_bytes")
+    setting.figure("train_peak_anon_bytes", peaks, goal=f"at most {limit + vocabulary_bytes + (64 << 20):,} with 256M")
+    setting.figure("vocabulary_bytes", {"kvps": vocabulary_bytes})
+    setting.figure("train_peak_rss_bytes", times(runs, "peak_rss_bytes"))
+    seconds = times(runs)
+    setting.figure("train_s", seconds)
+    slower = [a / b for a, b in zip(seconds["--memory 256M"], seconds["default"], strict=True)]
+    setting.figure("train_256M_slower_times", {"kvps": slower}, goal="at most 1.5")
