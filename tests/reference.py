@@ -220,11 +220,13 @@ class Nltk:
         return p
 
     def _frequency(self, word):
+        """Return the relative frequency of a word."""
         return self.count[(word,)] / self.total[()]
 
     def witten_bell(self, word, context=()):
         """Return interpolated Witten-Bell: gamma = types / (types + tokens) of the context."""
         def alpha_gamma(word, h):
+            """Return what the context itself gives, and the weight of the shorter one."""
             gamma = self.types[h] / (self.types[h] + self.total[h])
             return (1 - gamma) * self.count[(*h, word)] / self.total[h], gamma
         return self._interpolate(word, context, alpha_gamma, self._frequency)
@@ -232,6 +234,7 @@ class Nltk:
     def absolute_discounting(self, word, context=(), discount=0.75):
         """Return interpolated absolute discounting: every seen continuation gives `discount` away."""
         def alpha_gamma(word, h):
+            """Return the discounted share, and what the discounts free."""
             return max(self.count[(*h, word)] - discount, 0) / self.total[h], discount * self.types[h] / self.total[h]
         return self._interpolate(word, context, alpha_gamma, self._frequency)
 
@@ -245,11 +248,13 @@ class Nltk:
         At order 1 nltk raises always; here it is the relative frequency, as with absolute discounting.
         """
         def alpha_gamma(word, h):
+            """Return the discounted share, and what the discounts free."""
             raw = len(h) + 1 == self.order or h[0] == BOS
             count, total = (self.count, self.total[h]) if raw else (self.left, self.left_total[h])
             return max(count[(*h, word)] - discount, 0) / total, discount * self.types[h] / total
 
         def unigram(word):
+            """Return the share of a word in all distinct bigrams, whose second word it is."""
             return self.left[(word,)] / self.left_total[()] if self.order > 1 else self._frequency(word)
         return self._interpolate(word, context, alpha_gamma, unigram)
 
