@@ -1,0 +1,97 @@
+"""Texts inside other things: the records of JSON lines, the documents of an NLTK corpus.
+
+Both become UTF-8 lines, one sentence each. nltk and json are imported when such an input is read.
+"""
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+from kvps.errors import DataError
+
+_decoder = None  # json.JSONDecoder, made when the first record is read
+
+
+def record_text(line: bytes, field: str, newline: str) -> bytes:
+    r"""Return the text of one JSON record, every line of it ended by \n; b"" for a blank line.
+
+    Bytes and escapes that are not Unicode pass through as bytes that are not UTF-8: the tokenizer decides about them.
+
+    Args:
+        line: one line of the file.
+        field: the name whose value is the text.
+        newline: what a newline in the text does: "split" ends a sentence (one at the end of the text ends no second
+            one), "space" separates words.
+
+    Raises:
+        ValueError: the message says what is wrong with the record; the caller knows where it stands.
+    """
+    import json
+
+    global _decoder
+    if _decoder is None:
+        # Numbers stay text: Python refuses integers of more than 4,300 digits, and none of them is the text we want.
+        _decoder = json.JSONDecoder(parse_int=str)
+    if not line.strip(b" \t\r"):
+        return b""
+    try:
+        record = _decoder.decode(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1})") from error
+    except RecursionError as error:
+        raise ValueError("JSON nested too deeply") from error
+    if not isinstance(record, dict):
+        raise ValueError("not a JSON object")
+    if field not in record:
+        raise ValueError(f'no field "{field}"; name the one that holds the text with --field')
+    text = record[field]
+    if not isinstance(text, str):
+        raise ValueError(f'field "{field}" is not a string; name the one that holds the text with --field')
+    if newline == "space":
+        text = text.replace("\n", " ")
+    if not text.endswith("\n"):
+        text += "\n"
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return text.encode("utf-8", "surrogatepass")
+
+
+def nltk_corpus(name: str):
+    """Return the reader of an installed NLTK corpus.
+
+    Raises:
+        DataError: there is no such corpus, it is not installed, or it has no words.
+    """
+    import nltk.corpus
+
+    shown = f"nltk:{name}"
+    corpus = getattr(nltk.corpus, name, None) if name.isidentifier() and not name.startswith("_") else None
+    if corpus is None:
+        raise DataError(f"{shown}: NLTK knows no corpus of this name; try nltk:reuters or nltk:brown", path=shown)
+    try:
+        words = getattr(corpus, "words", None)
+        fileids = corpus.fileids() if words is not None else []
+    except LookupError as error:
+        raise DataError(f"{shown}: the corpus is not installed; get it with `python -m nltk.downloader {name}` "
+                        "(and set NLTK_DATA where it lies elsewhere)", path=shown) from error
+    except (OSError, AttributeError) as error:
+        raise DataError(f"{shown}: NLTK cannot read it: {error}", path=shown) from error
+    if not fileids:
+        raise DataError(f"{shown}: it has no documents made of words", path=shown)
+    return corpus
+
+
+def nltk_documents(name: str) -> Iterator[bytes]:
+    """Yield each document of a corpus as one line: its words joined by a space, newlines in a word made spaces."""
+    corpus = nltk_corpus(name)
+    for fileid in corpus.fileids():
+        yield " ".join(corpus.words(fileid)).replace("\n", " ").encode("utf-8", "surrogatepass") + b"\n"
+
+
+def nltk_files(name: str) -> tuple[str, int]:
+    """Return where a corpus lies (its folder or zip file) and how many bytes its documents have."""
+    corpus = nltk_corpus(name)
+    archive = getattr(corpus.root, "zipfile", None)
+    place = archive.filename if archive is not None else str(corpus.root)
+    return os.path.abspath(place), sum(path.file_size() for path in corpus.abspaths())

@@ -1,0 +1,210 @@
+"""One input: what it is, what identifies it, and its text in splits that can be taken up again anywhere.
+
+A split is a byte range of the decompressed stream. Its bounds depend only on where it begins and how long it is asked
+to be, so a job that stopped after one goes on exactly there. How bytes are read is streams.py's business, what JSON and
+NLTK hold documents.py's.
+"""
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from kvps.errors import ArgumentError, DataError, InputGone
+from kvps.text.documents import nltk_documents, nltk_files, record_text
+from kvps.text.streams import BLOCK_BYTES, IteratorStream, failures_named, open_stream
+
+MAX_LINE_BYTES = 32 << 20  # a sentence has to fit into memory several times over; real ones stay below a megabyte
+
+# Do not change: stored in job records.
+KINDS = (
+    "text",   # a sentence a line
+    "words",  # a line is the words of a sentence, joined by one space: no tokenizer may touch them
+    "jsonl",  # a JSON object a line, a field of which is text
+    "nltk",   # a document of an NLTK corpus a line
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """A piece of an input's text: `data` is what stands in bytes [start, end) of the stream, in whole lines.
+
+    For jsonl the range is that of the records and `data` their text. Only the last line of an input may lack its
+    newline.
+    """
+
+    start: int
+    end: int
+    data: bytes
+    input: Input = field(repr=False, compare=False)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Return (line, byte offset) in the decompressed stream of data[index]; the line counts from 1.
+
+        Reads the input again up to there: for error messages. For jsonl the place is that of the record.
+        """
+        return self.input._locate(self, index)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One source of sentences, as resolve() and spool() make them; holds no open file.
+
+    Attributes:
+        name: as the user gave it, for messages.
+        path: absolute; of the NLTK corpus for kind "nltk".
+        kind: one of KINDS.
+        options: "compression" (gz, bz2, xz, zst); for jsonl "field" and "newline"; for nltk "corpus".
+    """
+
+    name: str
+    path: str
+    kind: str = "text"
+    options: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def to_json(self) -> dict[str, object]:
+        """Return what from_json() takes: plain types only."""
+        return {"name": self.name, "path": self.path, "kind": self.kind, "options": dict(self.options)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, object]) -> Input:
+        """Return the Input that to_json() described; DataError where its kind is unknown."""
+        if record["kind"] not in KINDS:
+            raise DataError(f"{record['name']}: unknown kind of input: {record['kind']}", path=record["name"])
+        return cls(record["name"], record["path"], record["kind"], dict(record["options"]))
+
+    @property
+    def size(self) -> int:
+        """Return the length of the raw file in bytes (compressed, where it is); of all documents for nltk."""
+        return self.fingerprint()["size"]
+
+    def fingerprint(self) -> dict[str, int]:
+        """Return {"size": bytes, "mtime_ns": ...}: a cheap hint that the input may have changed; digest() tells."""
+        with failures_named(self.name):
+            if self.kind == "nltk":
+                path, size = nltk_files(self.options["corpus"])
+                return {"size": size, "mtime_ns": os.stat(path).st_mtime_ns}
+            found = os.stat(self.path)
+        return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
+
+    def hasher(self):
+        """Return the hash object behind digest(), fed with all but the bytes."""
+        choices = ""
+        if self.kind == "words":
+            choices = "kvps words\n"
+        elif self.kind == "jsonl":
+            choices = f"kvps jsonl {self.options['newline']} {self.options['field']}\n"
+        return hashlib.blake2b(choices.encode("utf-8", "surrogatepass"), digest_size=32)
+
+    def digest(self) -> str:
+        """Return the hex BLAKE2b-256 of the raw file; of the produced text for nltk.
+
+        Kinds and choices that make other words of the same bytes (words; a jsonl's field and newline) are hashed before
+        them. Streams, and releases the GIL.
+        """
+        hasher = self.hasher()
+        with failures_named(self.name), self._open() if self.kind == "nltk" else open(self.path, "rb") as file:
+            while block := file.read(BLOCK_BYTES):
+                hasher.update(block)
+        return hasher.hexdigest()
+
+    def splits(self, split_bytes: int, start: int = 0) -> Iterator[Split]:
+        """Yield the text from `start` on in Splits, each cut after the first newline at or after `split_bytes`.
+
+        Memory is bounded by split_bytes and one line. A split of a jsonl input may have no data.
+
+        Args:
+            split_bytes: 1 or more.
+            start: 0, or the `end` of any split. Plain files are not read before it; others are read and dropped.
+
+        Raises:
+            InputGone: the file is not there, or has become shorter than `start`.
+            DataError: it cannot be read, is cut short or damaged, or has a line longer than MAX_LINE_BYTES.
+        """
+        if split_bytes < 1 or start < 0:
+            raise ArgumentError(f"a split has 1 byte or more and begins at 0 or later, not {split_bytes} at {start}")
+        with failures_named(self.name, self.options.get("compression")), self._open() as stream:
+            self._skip(stream, start)
+            while data := stream.read(split_bytes):
+                if len(data) == split_bytes:
+                    data += stream.readline(MAX_LINE_BYTES + 1)
+                end = start + len(data)
+                long_line = _long_line(data)
+                if long_line is not None:
+                    self._refuse_long_line(start + long_line)
+                yield Split(start, end, self._text(data, start), self)
+                start = end
+
+    def _open(self) -> BinaryIO:
+        if self.kind == "nltk":
+            return io.BufferedReader(IteratorStream(nltk_documents(self.options["corpus"])), BLOCK_BYTES)
+        return open_stream(self.path, self.options.get("compression"))
+
+    def _skip(self, stream: BinaryIO, start: int) -> None:
+        if self.kind != "nltk" and "compression" not in self.options:
+            reached = min(start, os.fstat(stream.fileno()).st_size)
+            stream.seek(reached)
+        else:
+            reached = 0
+            while reached < start and (dropped := stream.read(min(BLOCK_BYTES, start - reached))):
+                reached += len(dropped)
+        if reached < start:
+            raise InputGone(f"{self.name}: has only {reached} bytes of text now, but {start} had been read; put the "
+                            "earlier file back, then go on with `kvps resume`", path=self.name, offset=reached)
+
+    def _text(self, data: bytes, start: int) -> bytes:
+        """Return the sentences of a piece of the stream that begins at byte `start`."""
+        if self.kind != "jsonl":
+            return data
+        texts = []
+        for line_index, line in enumerate(data.split(b"\n")):
+            try:
+                texts.append(record_text(line, self.options["field"], self.options["newline"]))
+            except ValueError as error:
+                number = self._line_number(start) + line_index
+                raise DataError(f"{self.name}: line {number}: {error}", path=self.name, line=number) from error
+        return b"".join(texts)
+
+    def _locate(self, split: Split, index: int) -> tuple[int, int]:
+        """Return the line and offset that Split.locate describes."""
+        if self.kind != "jsonl":
+            return self._line_number(split.start) + split.data.count(b"\n", 0, index), split.start + index
+        produced, offset = 0, split.start
+        first = self._line_number(split.start)
+        with failures_named(self.name, self.options.get("compression")), self._open() as stream:
+            self._skip(stream, split.start)
+            lines = stream.read(split.end - split.start).split(b"\n")
+        for line_index, line in enumerate(lines):
+            produced += len(record_text(line, self.options["field"], self.options["newline"]))
+            if produced > index:
+                return first + line_index, offset
+            offset += len(line) + 1
+        return first + len(lines) - 1, split.end
+
+    def _line_number(self, offset: int) -> int:
+        """Return the number, from 1, of the line that byte `offset` of the stream stands in."""
+        newlines = 0
+        with self._open() as stream:
+            while offset > 0 and (block := stream.read(min(BLOCK_BYTES, offset))):
+                newlines += block.count(b"\n")
+                offset -= len(block)
+        return newlines + 1
+
+    def _refuse_long_line(self, offset: int) -> None:
+        line = self._line_number(offset)
+        raise DataError(f"{self.name}: line {line} is longer than {MAX_LINE_BYTES >> 20} MiB; kvps takes one sentence "
+                        "a line: break the text into lines", path=self.name, line=line, offset=offset)
+
+
+def _long_line(data: bytes) -> int | None:
+    """Return where the first line longer than MAX_LINE_BYTES begins, or None. Looks at one byte range per 32 MiB."""
+    begin = 0
+    while begin + MAX_LINE_BYTES < len(data):
+        newline = data.rfind(b"\n", begin, begin + MAX_LINE_BYTES + 1)
+        if newline < 0:
+            return begin
+        begin = newline + 1
+    return None
