@@ -36,7 +36,7 @@ def spool(sentences: Iterable[str | list[str] | tuple[str, ...]], folder: str | 
     """
     if isinstance(sentences, (str, bytes, bytearray)):
         raise ArgumentError(f"expected an iterable of sentences, not one {type(sentences).__name__}; put it in a list")
-    lines = _lines(sentences)
+    lines = sentence_lines(sentences)
     theirs = None
     try:
         first = list(itertools.islice(lines, 1))
@@ -57,7 +57,7 @@ def spool_stream(stream: BinaryIO, folder: str | Path, name: str) -> Input:
     return _keep(pieces(), folder, name, "text")
 
 
-def _lines(sentences: Iterable) -> Iterator[tuple[str, bytes]]:
+def sentence_lines(sentences: Iterable) -> Iterator[tuple[str, bytes]]:
     """Yield (kind, line with its newline) of each sentence, checked; sentences are numbered from 1 in messages."""
     try:
         iterator = iter(sentences)
@@ -72,18 +72,8 @@ def _lines(sentences: Iterable) -> Iterator[tuple[str, bytes]]:
             return
         except Exception as error:
             raise _Theirs from error
-        if isinstance(sentence, str):
-            kind, line = "text", sentence
-            if "\n" in sentence:
-                raise ArgumentError(f"sentence {number} has a newline in it; give each line as a sentence of its own")
-        elif isinstance(sentence, (list, tuple)):
-            kind, line = "words", _join(sentence, number)
-        else:
-            raise ArgumentError(f"sentence {number} is {type(sentence).__name__}, not str or a list of words")
-        try:
-            yield kind, line.encode() + b"\n"
-        except UnicodeEncodeError as error:
-            raise ArgumentError(f"sentence {number} is not valid Unicode: {error.reason}") from error
+        line = sentence_line(sentence, number).encode() + b"\n"
+        yield "text" if isinstance(sentence, str) else "words", line
 
 
 def _blocks(lines: Iterable[tuple[str, bytes]], kind: str) -> Iterator[bytes]:
@@ -98,6 +88,28 @@ def _blocks(lines: Iterable[tuple[str, bytes]], kind: str) -> Iterator[bytes]:
             yield b"".join(block)
             block, n_bytes = [], 0
     yield b"".join(block)
+
+
+def sentence_line(sentence: str | list[str] | tuple[str, ...], number: int) -> str:
+    """Return the line, without its newline, of a sentence that a program gave; it can be encoded as UTF-8.
+
+    Raises:
+        ArgumentError: as spool(); the message calls it sentence `number`.
+    """
+    if isinstance(sentence, str):
+        if "\n" in sentence:
+            raise ArgumentError(f"sentence {number} has a newline in it; give each line as a sentence of its own")
+        line = sentence
+    elif isinstance(sentence, (list, tuple)):
+        line = _join(sentence, number)
+    else:
+        raise ArgumentError(f"sentence {number} is {type(sentence).__name__}, not str or a list of words")
+    if not line.isascii():
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            raise ArgumentError(f"sentence {number} is not valid Unicode: {error.reason}") from error
+    return line
 
 
 def _join(words: list[str] | tuple[str, ...], number: int) -> str:
