@@ -369,6 +369,13 @@ cdef class Merge:
     def __dealloc__(self):
         free(self.memory)
 
+    def close(self):
+        """Let go of the payloads that are borrowed; the merge cannot be read any further."""
+        cdef int i
+        self.payloads = [None] * self.m.n_sources
+        for i in range(self.m.n_sources):
+            self.m.sources[i].done = True
+
     cdef int _next_chunk(self, int i) except -1:
         cdef const byte_t[::1] view
         cdef uint32_t n_restarts

@@ -467,3 +467,8 @@ cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_
             w.open = True
         # STEP 3: the predicted word.
         w.push(w.leaf, word, counts[i])
+
+
+def chain_start(uint64_t seed):
+    """Return the hash of the empty context, where the hashes of all n-grams and contexts begin."""
+    return mix(seed, 0x6b767073)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import mmap
 import os
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -210,3 +212,18 @@ def file_system(path: str | Path) -> str:
     except OSError:
         return ""
     return kind
+
+
+@contextlib.contextmanager
+def scratch(folder: str | Path) -> Iterator[int]:
+    """Open a file without a name in `folder` for writing and reading; it vanishes with its descriptor."""
+    with _reporting(folder):
+        file = tempfile.TemporaryFile(dir=folder)
+    with file:
+        yield file.fileno()
+
+
+def map_file(path: str | Path) -> mmap.mmap:
+    """Map a whole file for reading."""
+    with reading(path) as fd, _reporting(path):
+        return mmap.mmap(fd, 0, prot=mmap.PROT_READ)

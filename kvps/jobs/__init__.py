@@ -1,0 +1,1 @@
+"""The pipelines: what happens to a store, stage by stage. Start with train.py."""

@@ -1,0 +1,71 @@
+"""Merge the runs of a shard: a few at a time while a job works, all of them when asked to."""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+from kvps.lm.runs import Block, bits_for, encoded, merged
+from kvps.store.directory import StoreDirectory
+from kvps.store.shard import Run, Shard
+
+# This many runs of like size are merged. With 8, a key is written again once each time the counts grow eightfold.
+FAN_IN = 8
+
+
+def tidy(shard: Shard, order: int, n_words: int, *, version: int, job: str | None) -> None:
+    """Merge runs of like size where there are FAN_IN of them.
+
+    job: only the runs of this job, which will make `version`; None: only committed runs, of `version` at most. Never
+    both: a merge must not cross the commit line.
+    """
+    while True:
+        runs = [run for run in shard.runs() if (run.job == job and run.version == version if job else run.version <= version)]
+        tiers = defaultdict(list)
+        for run in runs:
+            tiers[run.n_keys.bit_length() // FAN_IN.bit_length()].append(run)
+        crowded = next((tier for _, tier in sorted(tiers.items()) if len(tier) >= FAN_IN), None)
+        if crowded is None:
+            return
+        merge(shard, crowded, order, n_words)
+
+
+def merge(shard: Shard, runs: list[Run], order: int, n_words: int, progress: Callable[[int], None] = lambda n: None) -> None:
+    """Replace runs of a shard by their sum."""
+    bits = bits_for(n_words)
+    with shard.snapshot() as snapshot:
+        blocks = merged(snapshot, runs, order, bits)
+        try:
+            shard.replace([run.id for run in runs], max(run.version for run in runs),
+                          encoded(_counted(blocks, progress), order, bits))
+        finally:
+            blocks.close()         # lets go of the snapshot's pages
+
+
+def _counted(blocks: Iterator[Block], progress: Callable[[int], None]) -> Iterator[Block]:
+    for block in blocks:
+        yield block
+        progress(len(block.counts))
+
+
+def compact(store: StoreDirectory, *, threads: int, vacuum: bool, progress: Callable[[int, int], None]) -> dict:
+    """Merge the committed runs of every shard into one; with vacuum, also give free pages back to the file system."""
+    state = store.root.state()
+    work = [(shard, runs) for shard in store.shards
+            if len(runs := [run for run in shard.runs() if run.version <= state["version"]]) > 1]
+    total = sum(run.n_keys for _, runs in work for run in runs)
+    before, done = store.bytes(), 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        progress(done, total)
+
+    with ThreadPoolExecutor(threads) as pool:
+        for future in [pool.submit(merge, shard, runs, store.identity["order"], state["words"], advance) for shard, runs in work]:
+            future.result()
+    if vacuum:
+        store.vacuum()
+    return {"version": state["version"], "merged_runs": sum(len(runs) for _, runs in work), "bytes_before": before,
+            "bytes": store.bytes()}
+

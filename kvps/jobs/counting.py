@@ -1,0 +1,171 @@
+"""Count the splits of a job into the shards: read, tokenise, count, encode, apply; several splits at once.
+
+Each shard records a split in the transaction that adds its counts, so a job that is started again counts only what is
+missing, whatever killed it.
+"""
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+
+import numpy as np
+
+from kvps._ngrams import count, key_width
+from kvps._runs import encode, encoded_room
+from kvps.errors import DataError
+from kvps.jobs.compact import tidy
+from kvps.lm.runs import CHUNK_BYTES, bits_for
+from kvps.store.directory import StoreDirectory
+from kvps.text.corpus import Input, Split
+from kvps.text.tokenize import Tokenizer
+from kvps.text.vocabulary import Vocabulary
+
+# Memory of one worker, in bytes per byte of its split: the text, and for each of its tokens an id (4), its key twice
+# (16 + 16), its count (4) and its share of encoded chunks (6). Words of running text take 5.5 bytes with their blank.
+BYTES_PER_SPLIT_BYTE = {"char": 56, "default": 16}
+# Longer splits gain nothing: 4 M tokens repeat 16 % of their 5-grams.
+MAX_SPLIT_BYTES = 24 << 20
+MIN_SPLIT_BYTES = 64 << 10
+PLAIN = Tokenizer.from_spec("whitespace")
+
+
+def split_bytes(memory_bytes: int, threads: int, tokenizer: str) -> int:
+    """Return how long a split may be so that `threads` workers stay within the memory."""
+    per_byte = BYTES_PER_SPLIT_BYTE.get(tokenizer, BYTES_PER_SPLIT_BYTE["default"])
+    return max(MIN_SPLIT_BYTES, min(MAX_SPLIT_BYTES, memory_bytes // threads // per_byte))
+
+
+@dataclasses.dataclass
+class Task:
+    """One split of a job, numbered across the job's inputs."""
+
+    number: int
+    input: int
+    split: Split
+
+
+def tasks(inputs: list[Input], length: int, done: dict[int, dict]) -> Iterator[Task]:
+    """Yield the splits that are not done; `done` holds the ledger rows of splits that every shard has."""
+    number = 0
+    for index, source in enumerate(inputs):
+        start = 0
+        # What is done from the beginning of an input on need not be read again.
+        while number in done and done[number]["input"] == index:
+            start = done[number]["end"]
+            number += 1
+        for split in source.splits(length, start):
+            if number not in done:
+                yield Task(number, index, split)
+            number += 1
+
+
+class Worker:
+    """The buffers of one thread, reused from split to split: fresh memory is dear."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def _room(self, name: str, n: int, dtype: type) -> np.ndarray:
+        """Return an array of at least n items, the same one as long as it is long enough."""
+        array = self._arrays.get(name)
+        if array is None or len(array) < n:
+            self._arrays.pop(name, None)
+            array = self._arrays[name] = np.empty(n + n // 8, dtype)
+        return array
+
+    def count(self, text: bytes, order: int, n_shards: int, vocabulary: Vocabulary, skip_reserved: bool,
+              negate: bool) -> tuple[int, int, int, list[list[tuple[bytes, int]]]]:
+        """Return (tokens without </s>, sentences, offset of a reserved word or -1, chunks of each shard)."""
+        data = np.frombuffer(text, np.uint8)
+        ids = self._room("ids", len(data) + 1, np.uint32)
+        n_ids, n_sentences, reserved = vocabulary.encode(data, ids, skip_reserved=skip_reserved)
+        if reserved >= 0:
+            return 0, 0, reserved, []
+        n_words = len(vocabulary)
+        bits = bits_for(n_words)
+        width = key_width(order, bits)
+        keys, scratch = (self._room(name, n_ids * width, np.uint64) for name in ("keys", "scratch"))
+        counts = self._room("counts", n_ids, np.uint32)
+        ends = count(ids[:n_ids], order, bits, n_words, n_shards, keys, scratch, counts)
+        # The sort is done with its scratch: the chunks are written there.
+        chunks, start = [], 0
+        for end in ends.tolist():
+            out = scratch.view(np.uint8)
+            if len(out) < encoded_room(end - start):
+                out = self._room("out", encoded_room(end - start), np.uint8)
+            chunks.append(encode(keys[start * width:end * width], counts[start:end], order, bits, CHUNK_BYTES, out, negate=negate))
+            start = end
+        return n_ids - n_sentences, n_sentences, -1, chunks
+
+
+def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input], *,
+                 threads: int, progress: Callable[[int], None]) -> None:
+    """Apply every split of a job that some shard does not have yet.
+
+    `progress` is called with the bytes of text counted since the last call. An exception in one worker, or an interrupt,
+    lets the others finish their splits and is raised then: nothing is half done.
+    """
+    ledgers = [shard.splits(job["id"]) for shard in store.shards]
+    everywhere = set(ledgers[0]).intersection(*ledgers[1:])
+    done = {number: ledgers[0][number] for number in everywhere}
+    progress(sum(row["end"] - row["start"] for row in done.values()))
+    order, version = store.identity["order"], job["version"]
+    idle: list[Worker] = []
+    stop = threading.Event()
+    tidying = [threading.Lock() for _ in store.shards]
+
+    def work(task: Task) -> int:
+        if stop.is_set():
+            return 0
+        worker = idle.pop() if idle else Worker()
+        try:
+            split, name = task.split, inputs[task.input].name
+            # Words that Python gave one by one are words already, whatever the tokenizer.
+            words = PLAIN if inputs[task.input].kind == "words" else tokenizer
+            text = words.prepare(split.data, errors=job["encoding_errors"], name=name, locate=split.locate)
+            tokens, sentences, reserved, chunks = worker.count(text, order, len(store.shards), vocabulary,
+                                                               job["reserved"] == "skip", job["command"] == "forget")
+            if reserved >= 0:
+                raise _reserved_word(text, reserved, split, name)
+            vocabulary.store_new(store.root.add_words)
+            row = {"input": task.input, "start": split.start, "end": split.end, "tokens": tokens, "sentences": sentences}
+            for shard, shard_chunks in zip(store.shards, chunks, strict=True):
+                shard.apply(job["id"], task.number, version, shard_chunks, row)
+                if tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
+                    try:
+                        tidy(shard, order, len(vocabulary), version=version, job=job["id"])
+                    finally:
+                        tidying[shard.shard].release()
+            return split.end - split.start
+        finally:
+            idle.append(worker)
+
+    with ThreadPoolExecutor(threads) as pool:
+        running = set()
+        try:
+            for task in tasks(inputs, job["split_bytes"], done):
+                running.add(pool.submit(work, task))
+                del task               # the text lives as long as its split is being counted
+                if len(running) >= threads:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        progress(future.result())
+            for future in running:
+                progress(future.result())
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _reserved_word(text: bytes, offset: int, split: Split, name: str) -> DataError:
+    line = text.count(b"\n", 0, offset)
+    word = text[offset:].split(b"\n", 1)[0].split()[0].decode("utf-8", "replace")
+    # Lines correspond one to one; within the line the tokenizer may have moved the word.
+    begin = 0
+    for _ in range(line):
+        begin = split.data.index(b"\n", begin) + 1
+    number, place = split.locate(begin)
+    return DataError(f'{name}: line {number}: the word "{word}" is reserved; remove it, or use --reserved skip to treat it as '
+                     "white space", path=name, line=number, offset=place)

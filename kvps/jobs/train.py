@@ -1,0 +1,324 @@
+"""Train, update and forget: one pipeline that adds the counts of some text to a store, or takes them away.
+
+    STEP 1  find the inputs and their digests; refuse, resume, or say "already counted"
+    STEP 2  record the job in the root: from here on it is resumed or rolled back, never forgotten
+    STEP 3  count the splits that some shard does not have yet (counting.py)
+    STEP 4  forget only: check that no count fell below zero (verify.py); otherwise roll back
+    STEP 5  commit: one transaction in the root makes the new version the one that readers see
+    STEP 6  merge runs where they have become many
+
+Killed anywhere before step 5, the store is at the old version and the job can be resumed or aborted; after it, at the
+new one.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+from kvps.errors import ArgumentError, DataError, InputGone, StoreError
+from kvps.jobs.compact import tidy
+from kvps.jobs.counting import count_splits, split_bytes
+from kvps.jobs.verify import refuse_negative
+from kvps.store import files
+from kvps.store.directory import ROOT, StoreDirectory, create_store, open_store
+from kvps.text.corpus import Input, resolve
+from kvps.text.tokenize import Tokenizer
+from kvps.text.vocabulary import Vocabulary
+from kvps.units import cpu_count, parse_bytes
+
+SPOOL = "spool"                # STORE/spool: copies of stdin and of Python iterables, until their job is over
+MAX_ORDER = 8
+DEFAULT_ORDER = 5
+DEFAULT_SHARDS = 4
+DEFAULT_MEMORY = "1G"
+
+Progress = Callable[[str, int, int | None], None]     # (stage, done, total or None)
+
+
+def no_progress(stage: str, done: int, total: int | None) -> None:
+    """Show nothing."""
+
+
+@dataclasses.dataclass
+class Options:
+    """How a job reads its text and what it may use; the same for train, update, forget and resume."""
+
+    reserved: str = "error"                    # <s>, </s>, <unk> in the text: "error" or "skip"
+    encoding_errors: str = "strict"            # bytes that are not UTF-8: "strict" or "replace"
+    field: str = "text"                        # of .jsonl records
+    newline: str = "split"                     # within a field: "split" ends a sentence, "space" joins
+    again: bool = False                        # count what is counted already once more
+    threads: int | None = None                 # default: the CPUs that affinity and cgroup allow
+    memory: str | int = DEFAULT_MEMORY         # for the batches being counted
+    wait: float = 0.0                          # for another writer [s]
+    progress: Progress = no_progress
+
+    def __post_init__(self) -> None:
+        if self.reserved not in ("error", "skip"):
+            raise ArgumentError(f'reserved words are an "error" or "skip"ped, not "{self.reserved}"')
+        if self.encoding_errors not in ("strict", "replace"):
+            raise ArgumentError(f'encoding errors are "strict" or "replace", not "{self.encoding_errors}"')
+        if self.threads is not None and self.threads < 1:
+            raise ArgumentError(f"{self.threads} threads are not possible")
+        self.memory = parse_bytes(self.memory)
+        self.threads = self.threads or cpu_count()
+
+
+def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS,
+          tokenizer: str = "whitespace", lowercase: bool = False, options: Options | None = None,
+          stdin: BinaryIO | None = None) -> dict:
+    """Make a store and count the inputs into it; see update() for what it returns and raises."""
+    options = options or Options()
+    check_shape(order, shards)
+    words = Tokenizer.from_spec(tokenizer, lowercase, trusted=True)
+    path = Path(path)
+    made = False
+    # Everything that can be wrong with the inputs is found before the store is made.
+    early = resolve([a for a in arguments if os.fspath(a) != "-"], field=options.field, newline=options.newline)
+    if not (path / ROOT / "data.mdb").exists():
+        if not any(os.fspath(a) == "-" for a in arguments):
+            _refuse_empty(early, path)
+        create_store(path, order, shards, words.to_json())
+        made = True
+    try:
+        with open_store(path, writable=True, wait=options.wait, command="train") as store:
+            _refuse_other_shape(store, order, shards, words)
+            return _run(store, "train", arguments, words, options, stdin)
+    except BaseException:
+        if made and _untouched(path):
+            files.remove_tree(path)
+        raise
+
+
+def update(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: str | None = None, lowercase: bool | None = None,
+           options: Options | None = None, stdin: BinaryIO | None = None) -> dict:
+    """Add the inputs to a store.
+
+    Args:
+        arguments: what kvps.text.corpus.resolve takes.
+        tokenizer, lowercase: only to name MODULE:FUNC again; must be the store's.
+
+    Returns:
+        {"command", "version", "tokens", "sentences", "inputs": how many were counted, "already": {name: version}}.
+
+    Raises:
+        DataError, InputGone: an input cannot be used; StoreError: the store cannot; ArgumentError: another tokenizer.
+    """
+    return _open_and_run(path, "update", arguments, tokenizer, lowercase, options or Options(), stdin)
+
+
+def forget(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: str | None = None, lowercase: bool | None = None,
+           options: Options | None = None, stdin: BinaryIO | None = None) -> dict:
+    """Take the counts of the inputs away again, exactly; as update().
+
+    Raises:
+        DataError: an n-gram of the inputs is not in the store that often; the store is as before.
+    """
+    return _open_and_run(path, "forget", arguments, tokenizer, lowercase, options or Options(), stdin)
+
+
+def resume(path: str | Path, *, tokenizer: str | None = None, options: Options | None = None) -> dict | None:
+    """Go on with the job that was interrupted; None when there is none."""
+    options = options or Options()
+    with open_store(path, writable=True, wait=options.wait, command="resume") as store:
+        job = store.root.job()
+        if job is None:
+            return None
+        words = _store_tokenizer(store, tokenizer, None)
+        return _work(store, job, [Input.from_json(row["input"]) for row in job["inputs"]], words, options)
+
+
+def abort(path: str | Path, *, wait: float = 0.0) -> dict | None:
+    """Roll the interrupted job back; None when there is none."""
+    with open_store(path, writable=True, wait=wait, command="abort") as store:
+        job = store.root.job()
+        if job is not None:
+            roll_back(store, job)
+        return job and {"command": job["command"], "version": store.root.state()["version"]}
+
+
+def roll_back(store: StoreDirectory, job: dict) -> None:
+    """Undo a job that has not committed."""
+    version = store.root.state()["version"]
+    for shard in store.shards:
+        shard.drop(job["id"], version)
+    store.root.clear_job()
+    _drop_spool(store, job)
+
+
+def check_shape(order: int, shards: int) -> None:
+    """Refuse what no store can be."""
+    if not 1 <= order <= MAX_ORDER:
+        raise ArgumentError(f"order {order} is not possible, expected 1 to {MAX_ORDER}")
+    if not 1 <= shards <= 1024:
+        raise ArgumentError(f"{shards} shards are not possible, expected 1 to 1024")
+
+
+def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
+                  options: Options, stdin: BinaryIO | None) -> dict:
+    with open_store(path, writable=True, wait=options.wait, command=command) as store:
+        return _run(store, command, arguments, _store_tokenizer(store, tokenizer, lowercase), options, stdin)
+
+
+def _store_tokenizer(store: StoreDirectory, spec: str | None, lowercase: bool | None) -> Tokenizer:
+    """Return the store's tokenizer; a recorded MODULE:FUNC is imported only where the user has named it on this call."""
+    recorded = store.identity["tokenizer"]
+    if spec is None and not lowercase:
+        return Tokenizer.from_json(recorded)
+    named = Tokenizer.from_spec(spec or recorded["tokenizer"], bool(lowercase) if lowercase is not None else recorded["lowercase"],
+                                trusted=spec is not None)
+    if named.to_json() != recorded:
+        raise ArgumentError(f"{store.path}: was made with tokenizer {_shown(recorded)}, not {_shown(named.to_json())}; "
+                            "leave the option away")
+    return named
+
+
+def _shown(tokenizer: dict) -> str:
+    return tokenizer["tokenizer"] + (" --lowercase" if tokenizer["lowercase"] else "")
+
+
+def _refuse_other_shape(store: StoreDirectory, order: int, shards: int, words: Tokenizer) -> None:
+    """Refuse `train` on a store that was made with other options."""
+    made = {"order": store.identity["order"], "shards": store.identity["shards"],
+            "tokenizer": _shown(store.identity["tokenizer"])}
+    asked = {"order": order, "shards": shards, "tokenizer": _shown(words.to_json())}
+    other = [name for name in made if made[name] != asked[name]]
+    if other:
+        differences = ", ".join(f"{name} {made[name]} (asked for {asked[name]})" for name in other)
+        raise StoreError(f"{store.path}: is a store already, made with {differences}; use kvps update to add text to it, "
+                         "or name another folder", path=str(store.path))
+
+
+def _refuse_empty(inputs: list[Input], path: Path) -> None:
+    if sum(item.size for item in inputs) == 0:
+        names = ", ".join(item.name for item in inputs[:3]) or "no input"
+        raise DataError(f"{names}: no text to count; {path} is as before", path=inputs[0].name if inputs else None)
+
+
+def _untouched(path: Path) -> bool:
+    """Whether a store holds nothing: no version, no job."""
+    with contextlib.suppress(Exception), open_store(path) as store:
+        return store.root.state()["version"] == 0 and store.root.job() is None
+    return False
+
+
+def _run(store: StoreDirectory, command: str, arguments: Iterable[str | Path], words: Tokenizer, options: Options,
+         stdin: BinaryIO | None) -> dict:
+    """Steps 1 and 2; then _work."""
+    state = store.root.state()
+    inputs = resolve(arguments, field=options.field, newline=options.newline, spool_dir=store.path / SPOOL, stdin=stdin)
+    return run_inputs(store, command, inputs, words, options, state)
+
+
+def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: Tokenizer, options: Options,
+               state: dict | None = None) -> dict:
+    """Steps 1 to 6 for inputs that are resolved."""
+    state = state or store.root.state()
+    with ThreadPoolExecutor(options.threads) as pool:
+        digests = list(pool.map(Input.digest, inputs))
+    job = store.root.job()
+    if job is not None:
+        if job["command"] == command and [row["digest"] for row in job["inputs"]] == digests:
+            return _work(store, job, inputs, words, options)
+        raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with "
+                         "kvps abort", path=str(store.path))
+    already = {}
+    if command != "forget" and not options.again:
+        kept = {}
+        for item, digest in zip(inputs, digests, strict=True):
+            counted = store.root.counted(digest)
+            if counted is not None or digest in kept:
+                already[item.name] = counted if counted is not None else state["version"] + 1
+            else:
+                kept[digest] = item
+        inputs, digests = list(kept.values()), list(kept)
+        if already and not inputs:
+            _drop_spool(store, None)
+            return {"command": command, "version": state["version"], "tokens": 0, "sentences": 0, "inputs": 0, "already": already}
+    if command == "train" and state["version"] > 0:
+        raise StoreError(f"{store.path}: is trained already; use kvps update to add text to it", path=str(store.path))
+    _refuse_empty(inputs, store.path)
+    job = {
+        "id": os.urandom(8).hex(), "command": command, "version": state["version"] + 1, "started": time.time(),
+        "split_bytes": split_bytes(options.memory, options.threads, words.spec), "reserved": options.reserved,
+        "encoding_errors": options.encoding_errors, "already": already, "tokenizer": words.to_json(),
+        "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": item.fingerprint()}
+                   for item, digest in zip(inputs, digests, strict=True)]}
+    store.root.begin_job(job)
+    return _work(store, job, inputs, words, options)
+
+
+def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenizer, options: Options) -> dict:
+    """Steps 3 to 6: from a recorded job to its commit; used by a first run and by every resumption."""
+    state = store.root.state()
+    for shard in store.shards:
+        shard.sweep(state["version"], job["id"])
+    _refuse_changed(inputs, job)
+    vocabulary = Vocabulary(store.root.words())
+    total = job_bytes(job)
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        options.progress("counting", done, total)
+
+    try:
+        count_splits(store, vocabulary, words, job, inputs, threads=options.threads, progress=advance)
+        _refuse_changed(inputs, job)
+        rows = store.shards[0].splits(job["id"]).values()
+        tokens, sentences = (sum(row[name] for row in rows) for name in ("tokens", "sentences"))
+        if sentences == 0:
+            raise DataError(f"{', '.join(item.name for item in inputs[:3])}: no text to count; the store is as before",
+                            path=inputs[0].name)
+        sign = 1
+        if job["command"] == "forget":
+            sign = -1
+            refuse_negative(store, vocabulary, job, threads=options.threads, progress=options.progress)
+    except InputGone:
+        raise                      # put the input back and resume
+    except DataError:
+        # Resuming would meet the same text again.
+        roll_back(store, job)
+        raise
+    digests = [row["digest"] for row in job["inputs"]]
+    history = {"command": job["command"], "job": job["id"], "tokens": sign * tokens, "sentences": sign * sentences,
+               "started": job["started"], "time": time.time(),
+               "inputs": [{"name": row["input"]["name"], "digest": row["digest"]} for row in job["inputs"]]}
+    delta: dict[str, int] = {}
+    for digest in digests:
+        delta[digest] = delta.get(digest, 0) + sign
+    store.root.commit_job(job["version"], sign * tokens, sign * sentences, history, delta, generations=store.generations())
+    _drop_spool(store, job)
+    for shard in store.shards:
+        tidy(shard, store.identity["order"], len(vocabulary), version=job["version"], job=None)
+    return {"command": job["command"], "version": job["version"], "tokens": sign * tokens, "sentences": sign * sentences,
+            "inputs": len(inputs), "already": job["already"]}
+
+
+def _refuse_changed(inputs: list[Input], job: dict) -> None:
+    """Make sure that every input still is what the job was begun with; time stamps are a hint only."""
+    for item, row in zip(inputs, job["inputs"], strict=True):
+        if item.fingerprint() != row["fingerprint"] and item.digest() != row["digest"]:
+            raise InputGone(f"{item.name}: has changed since the {job['command']} began; put the old text back and run kvps "
+                            "resume, or roll back with kvps abort", path=item.name)
+
+
+def job_bytes(job: dict) -> int | None:
+    """Return how many bytes of text a job has to count, None where inputs are compressed."""
+    if any(row["input"]["options"].get("compression") for row in job["inputs"]):
+        return None
+    return sum(row["fingerprint"]["size"] for row in job["inputs"])
+
+
+def _drop_spool(store: StoreDirectory, job: dict | None) -> None:
+    """Remove the copies of stdin and of iterables once no job needs them."""
+    folder = store.path / SPOOL
+    if folder.is_dir() and not folder.is_symlink():
+        files.remove_tree(folder)

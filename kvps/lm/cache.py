@@ -1,0 +1,145 @@
+"""Where compiled models lie, and who makes them: found when fresh, otherwise made by one process while others wait.
+
+A model's file is STORE/models/KIND-oORDER[-exact]-vVERSION.kvm; a reader that cannot write in STORE makes it in the
+user's cache folder instead. Files of older versions are removed once a newer one is there; who has them mapped keeps
+them until it refreshes.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreLocked
+from kvps.lm import container
+from kvps.lm.compile import MODEL_FORMAT, compile_model
+from kvps.store import files, lock
+from kvps.store.directory import StoreDirectory
+from kvps.text.vocabulary import Vocabulary
+from kvps.units import cpu_count
+
+FOLDER = "models"
+_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?)-v(?P<version>\d+)\.kvm")
+# How long to wait for another process that compiles: longer than any compilation.
+WAIT_S = 24 * 3600.0
+
+
+def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, exact: bool = False, stale: str = "wait",
+           threads: int | None = None, scratch: Path | None = None,
+           progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
+    """Return the file of the compiled model of the store's last version, making it when there is none.
+
+    Args:
+        kind: "kn" or "raw".
+        top: its highest order; the store's by default.
+        exact: without fingerprints.
+        stale: what to do while another process makes it: "wait" for it, or "ok": go on with an older one.
+        scratch: folder for temporary files; beside the model by default.
+        progress: called with (keys read, keys in all).
+    """
+    order = store.identity["order"]
+    top = order if top is None else top
+    if not 1 <= top <= order:
+        raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {order}")
+    if kind == "raw":
+        top = order                            # raw counts of all orders serve every lower one
+    stem = f"{kind}-o{top}{'-exact' if exact else ''}"
+    folder = _folder(store)
+    if (fresh := _usable(folder, stem, store.root.state()["version"], store)) is not None:
+        return fresh
+    older = _newest(folder, stem, store)
+    with _turn(folder, wait=stale == "wait" or older is None) as mine:
+        if not mine:
+            return older
+        with store.snapshot() as snapshot:
+            if (fresh := _usable(folder, stem, snapshot.version, store)) is not None:
+                return fresh
+            path = folder / f"{stem}-v{snapshot.version}.kvm"
+            total = sum(run.n_keys for shard in snapshot.shards for run in shard.runs(snapshot.version))
+            done = 0
+
+            def advance(n: int) -> None:
+                nonlocal done
+                done += n
+                progress(done, total)
+
+            compile_model(snapshot, Vocabulary(store.root.words()), path, kind=kind, top=top, exact=exact,
+                          threads=threads or cpu_count(), scratch=scratch or folder, uuid=store.identity["uuid"],
+                          order=order, progress=advance)
+        _remove_older(folder, stem, path)
+        return path
+
+
+def _folder(store: StoreDirectory) -> Path:
+    """Return the folder of the store's models, made if need be."""
+    folder = store.path / FOLDER
+    if not folder.exists() and os.access(store.path, os.W_OK):
+        with contextlib.suppress(StoreError):
+            files.make_dir(folder)
+    if os.access(folder, os.W_OK):
+        files.refuse_symlink(folder)
+        return folder
+    import platformdirs
+
+    folder = Path(platformdirs.user_cache_dir("kvps")) / store.identity["uuid"]
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return folder
+
+
+def _usable(folder: Path, stem: str, version: int, store: StoreDirectory) -> Path | None:
+    """Return the model of this version in this folder, or in the store's own if that one cannot be written."""
+    for place in dict.fromkeys((folder, store.path / FOLDER)):
+        path = place / f"{stem}-v{version}.kvm"
+        if path.exists() and _ours(path, store):
+            return path
+    return None
+
+
+def _ours(path: Path, store: StoreDirectory) -> bool:
+    try:
+        meta, _, _ = container.read(path)
+    except (CorruptionError, StoreError):
+        return False
+    return meta.get("format") == MODEL_FORMAT and meta.get("uuid") == store.identity["uuid"]
+
+
+def _versions(folder: Path, stem: str) -> list[tuple[int, Path]]:
+    with contextlib.suppress(FileNotFoundError):
+        return sorted((int(match["version"]), entry) for entry in folder.iterdir()
+                      if (match := _NAME.fullmatch(entry.name)) and match["stem"] == stem)
+    return []
+
+
+def _newest(folder: Path, stem: str, store: StoreDirectory) -> Path | None:
+    usable = [path for _, path in _versions(folder, stem) if _ours(path, store)]
+    return usable[-1] if usable else None
+
+
+def _remove_older(folder: Path, stem: str, path: Path) -> None:
+    for _, other in _versions(folder, stem):
+        if other != path:
+            with contextlib.suppress(OSError):
+                other.unlink()
+
+
+@contextlib.contextmanager
+def _turn(folder: Path, *, wait: bool) -> Iterator[bool]:
+    """Hold the right to compile in a folder; gives False where another process has it and we are not to wait."""
+    try:
+        held = lock.OwnerLock(folder, wait_s=WAIT_S if wait else 0.0, command="compile")
+    except StoreLocked:
+        if wait:
+            raise
+        yield False
+        return
+    try:
+        # What a killed compilation left behind.
+        for entry in folder.glob("*.kvm.tmp-*"):
+            if time.time() - entry.stat().st_mtime > 1:
+                entry.unlink(missing_ok=True)
+        yield True
+    finally:
+        held.close()

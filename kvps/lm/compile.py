@@ -1,0 +1,235 @@
+"""Make a compiled model from one version of a store: one walk over every shard, then hash tables filled in cache.
+
+Kinds: "kn" holds adjusted counts (Kneser-Ney and modified Kneser-Ney of one highest order), "raw" raw counts of every
+order. Both hold integers only, so a smoothing is chosen, and its discounts computed, when the model is loaded.
+
+    STEP 1  walk: each shard yields (hash, value) per n-gram and (hash, totals) per context that is not (1, 1, 0, 0);
+            they are dealt by hash into partitions, through scratch files
+    STEP 2  each partition's records go into its buckets, which fit the cache, and the buckets to the model's file
+
+A context's totals are an entry of their own, found by the hash of the context, rather than a part of the n-gram's
+entry: then no join between shards is needed, and the entries of n-grams are shorter. Most contexts have been seen once;
+they need no entry, because a context that is known as an n-gram and not listed has totals (1, 1, 0, 0).
+"""
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from kvps._model import fill, slots_per_bucket
+from kvps._spill import Spill
+from kvps._statistics import TotalsTable, Walk
+from kvps.lm import container
+from kvps.lm.runs import bits_for, merged
+from kvps.lm.statistics import Statistics, unigram_counts_of_counts
+from kvps.store import files
+from kvps.store.directory import StoreSnapshot
+from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
+
+KINDS = ("kn", "raw")
+MODEL_FORMAT = 1
+BUCKET_BYTES = 64
+RECORD_BYTES = 12              # hash, value
+# 64 Ki records fill some 512 KiB of buckets: a partition stays in the second-level cache while it is filled.
+PARTITION_RECORDS = 1 << 16
+MAX_PARTITIONS = 4096
+# Fuller tables are smaller and slower: at 0.92 an absent n-gram costs about two cache lines.
+LOAD = 0.92
+
+
+class SeedCollision(Exception):
+    """Two entries share a bucket chain and a 40-bit fingerprint; another seed will part them."""
+
+
+def compile_model(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, *, kind: str, top: int, exact: bool = False,
+                  threads: int = 1, scratch: Path, uuid: str, order: int, progress: Callable[[int], None] = lambda n: None) -> None:
+    """Write the compiled model of a snapshot to `path`.
+
+    Args:
+        kind: "kn" or "raw".
+        top: highest order of the model, at most the store's.
+        exact: hold sorted rows instead of fingerprints: larger and slower.
+        scratch: folder for temporary files, about 12 bytes per n-gram.
+        progress: called with the number of keys read since the last call.
+    """
+    for seed in range(8):
+        try:
+            return _compile(snapshot, vocabulary, path, kind, top, exact, threads, scratch, uuid, order, progress, seed)
+        except SeedCollision:
+            continue
+    raise AssertionError("eight seeds in a row collided: the hash is broken")
+
+
+def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: str, top: int, exact: bool, threads: int,
+             scratch: Path, uuid: str, order: int, progress: Callable[[int], None], seed: int) -> None:
+    n_words, n_shards = len(vocabulary), len(snapshot.shards)
+    bits = bits_for(n_words)
+    runs = [shard.runs(snapshot.version) for shard in snapshot.shards]
+    n_keys = sum(run.n_keys for shard_runs in runs for run in shard_runs)
+    # Measured on running text: a model has 2.5 n-grams per distinct 5-gram; the top order bounds what there can be.
+    expected = n_keys * max(1, min(top, 3))
+    n_partitions = 1
+    while n_partitions * PARTITION_RECORDS < expected and n_partitions < MAX_PARTITIONS:
+        n_partitions *= 2
+
+    with contextlib.ExitStack() as stack:
+        descriptors = [(stack.enter_context(files.scratch(scratch)), stack.enter_context(files.scratch(scratch)))
+                       for _ in range(0 if exact else n_shards)]
+        pool = stack.enter_context(ThreadPoolExecutor(threads))
+
+        # STEP 1: walk the shards.
+        def walk(shard: int) -> _Walked:
+            walk = Walk(order, top, bits, n_words, raw=kind == "raw", hashes=not exact, rows_of=-1 if exact else 0, seed=seed)
+            spills = [Spill(fd, n_partitions, RECORD_BYTES) for fd in descriptors[shard]] if not exact else []
+            result = _Walked(walk, spills)
+            for block in merged(snapshot.shards[shard], runs[shard], order, bits):
+                walk.feed(block.keys, block.counts)
+                result.drain()
+                progress(len(block.counts))
+            walk.finish()
+            result.drain()
+            for spill in spills:
+                spill.finish()
+            return result
+
+        walked = _gathered(pool, walk, range(n_shards))
+        unigrams, raw = (sum(column) for column in zip(*(w.walk.unigram_values() for w in walked), strict=True))
+        statistics = _statistics(snapshot, top, walked, unigrams, raw, kind)
+        if kind == "raw":
+            unigrams[BOS] = raw[EOS]           # one <s> for each </s>
+        alive = (raw > 0).astype(np.uint8)
+        alive[[UNK, BOS, EOS]] = 1
+        slots, ends, blob = vocabulary.table.frozen(alive)
+        table = TotalsTable()
+        numbers = [table.numbers(w.walk.table.rows()) for w in walked]
+
+        meta = {"format": MODEL_FORMAT, "kind": kind, "order": top, "exact": exact, "seed": seed, "uuid": uuid,
+                "shards": n_shards, "statistics": statistics.to_json()}
+        sections = [_section("unigrams", unigrams), _section("slots", slots), _section("ends", ends), _section("blob", blob),
+                    _section("totals", table.rows())]
+        if exact:
+            sections += _exact_sections(walked, numbers, top)
+            container.write(path, meta, sections)
+            return
+
+        # STEP 2: fill the buckets.
+        large_of = [w.walk.large_values() for w in walked]
+        values = np.array(sorted(set().union(*(w.large for w in walked))), np.uint64)
+        small = values[values < 1 << 31]
+        large = np.unique(np.concatenate([small, *large_of]))
+        code_bytes = _code_bytes(lambda half: int(np.count_nonzero(large >= half)))
+        large = large[large >= 1 << (8 * code_bytes - 1)]
+        context_code_bytes = next(n for n in (2, 3, 4) if len(table) <= 1 << 8 * n)
+        meta |= {"partitions": n_partitions, "code_bytes": code_bytes, "context_code_bytes": context_code_bytes}
+
+        def regions(which: int, code_bytes: int) -> tuple[int, Iterator]:
+            sizes = sum(w.spills[which].sizes() for w in walked)
+            n_buckets = max(1, int(np.ceil(int(sizes.max()) / (slots_per_bucket(code_bytes) * LOAD))))
+
+            def region(partition: int) -> np.ndarray:
+                out = np.zeros(n_buckets * BUCKET_BYTES, np.uint8)
+                records = [w.spills[which].read(partition) for w in walked]
+                # The frequent n-grams first: they are asked for most, and are then found in the first slots.
+                for part in ((1, 2) if which == 0 else (0,)):
+                    for shard, rows in enumerate(records):
+                        extra = ({"large_of": large_of[shard], "large": large} if which == 0
+                                 else {"numbers": numbers[shard]})
+                        if len(rows) and not fill(out, bits_of(n_partitions), code_bytes, rows, part=part, **extra):
+                            raise SeedCollision
+                return out
+
+            return n_buckets, _windowed(pool, region, range(n_partitions), 2 * threads)
+
+        sections.append(_section("large", large))
+        for which, (name, n_bytes) in enumerate((("ngrams", code_bytes), ("contexts", context_code_bytes))):
+            n_buckets, parts = regions(which, n_bytes)
+            sections.append((name, np.uint8, (n_buckets * BUCKET_BYTES * n_partitions,), parts))
+        container.write(path, meta, sections)
+
+
+class _Walked:
+    """One shard's walk and what it yielded."""
+
+    def __init__(self, walk: Walk, spills: list[Spill]) -> None:
+        self.walk, self.spills = walk, spills
+        self.large: set[int] = set()           # values that may be beyond the direct codes, below 2**31
+
+    def drain(self) -> None:
+        """Move what the walk has emitted to the spills."""
+        if self.spills:
+            hashes, values, context_hashes, numbers = self.walk.take_hashes()
+            self.spills[0].add_hashed(hashes, values)
+            self.spills[1].add_hashed(context_hashes, numbers)
+            big = values[(values >= 1 << 15) & (values < 1 << 31)]
+            if len(big):
+                self.large.update(big.tolist())
+
+
+def bits_of(n_partitions: int) -> int:
+    """Return log2 of a number of partitions."""
+    return (n_partitions - 1).bit_length()
+
+
+def _code_bytes(n_beyond: Callable[[int], int]) -> int:
+    """Return the fewest bytes whose upper half of codes numbers all values beyond the lower half."""
+    return next(n for n in (2, 3, 4) if n_beyond(1 << (8 * n - 1)) <= 1 << (8 * n - 1))
+
+
+def _section(name: str, array: np.ndarray) -> tuple[str, np.dtype, tuple[int, ...], Iterable]:
+    return name, array.dtype, array.shape, [np.ascontiguousarray(array).reshape(-1).view(np.uint8)]
+
+
+def _statistics(snapshot: StoreSnapshot, top: int, walked: list[_Walked], unigrams: np.ndarray, raw: np.ndarray,
+                kind: str) -> Statistics:
+    """Add the shards' statistics up."""
+    state = snapshot.state
+    sums = sum(w.walk.counts_of_counts() for w in walked)
+    n_alive = int(np.count_nonzero(raw[FIRST_WORD:]))
+    return Statistics(
+        order=top, version=snapshot.version, tokens=state["tokens"], sentences=state["sentences"], vocabulary=n_alive,
+        ngrams={1: n_alive + 3} | {k: int(sums[k, 0]) for k in range(2, top + 1)},
+        t={1: unigram_counts_of_counts(unigrams)} | {k: sums[k, 1:].astype(int).tolist() for k in range(2, top + 1)})
+
+
+def _exact_sections(walked: list[_Walked], numbers: list[np.ndarray], top: int) -> list:
+    """Sorted rows of every order and depth, shard after shard."""
+    sections = []
+    for k in range(2, top + 1):
+        rows, values = zip(*(w.walk.take_rows(k) for w in walked), strict=True)
+        sections += _rows_sections(f"ngrams.{k}", rows, "values", values)
+        rows, locals_ = zip(*(w.walk.take_contexts(k - 1) for w in walked), strict=True)
+        sections += _rows_sections(f"contexts.{k - 1}", rows, "numbers",
+                                   [numbers[shard][local] for shard, local in enumerate(locals_)])
+    return sections
+
+
+def _rows_sections(name: str, rows: Iterable[np.ndarray], what: str, values: Iterable[np.ndarray]) -> list:
+    starts = np.cumsum([0, *(len(r) for r in rows)]).astype(np.uint64)
+    return [_section(name, np.concatenate(rows)), _section(f"{name}.starts", starts), _section(f"{name}.{what}", np.concatenate(values))]
+
+
+def _gathered(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> list:
+    """Run a function over items; where one fails, the others end first, and then its exception is raised."""
+    futures = [pool.submit(function, item) for item in items]
+    try:
+        return [future.result() for future in futures]
+    except BaseException:
+        for future in futures:
+            future.cancel()
+        raise
+
+
+def _windowed(pool: ThreadPoolExecutor, function: Callable, items: Iterable, window: int) -> Iterator:
+    """Yield function(item) in order, working at most `window` items ahead, so that memory is bounded."""
+    waiting: deque = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) >= window:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()

@@ -1,0 +1,75 @@
+"""The file of a compiled model: named arrays, each at a multiple of 4096 bytes, then a description, then a trailer.
+
+    file        := section* description trailer
+    description := JSON {"meta": {...}, "sections": {name: [offset, dtype, shape]}}
+    trailer     := offset u64, length u32, crc32 u32 of the description, magic "KVPSMDL1"        (little-endian)
+
+Sections of a model in hashes (code bytes, partitions and seed stand in meta; buckets: ext/kvps/_model.pyx):
+    unigrams u64 (n_words,)         value per word id
+    slots u64, ends u64, blob u8    words -> ids, ids -> bytes: kvps._vocabulary.FrozenWords
+    totals u64 (n, 4)               distinct (sum, N1, N2, N3+) of contexts
+    large u64                       values beyond the direct codes, sorted
+    ngrams u8, contexts u8          buckets
+An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k) in context order, ngrams.k.starts u64
+(first row of each shard), ngrams.k.values u64; and for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers.
+
+The file is written under another name and renamed, so that a file that is there is whole. It can be deleted at any
+time: it holds nothing that the store does not hold. Its format may change with any release; one of another format is
+made again.
+"""
+from __future__ import annotations
+
+import json
+import mmap
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from kvps.errors import CorruptionError
+from kvps.store import files
+
+MAGIC = b"KVPSMDL1"
+ALIGN = 4096
+_TRAILER = struct.Struct("<QII8s")
+
+
+def write(path: Path, meta: dict, sections: Iterable[tuple[str, np.dtype, tuple[int, ...], Iterable]]) -> None:
+    """Write a model file atomically; a section is (name, dtype, shape, pieces of its bytes in order)."""
+    def pieces() -> Iterator[bytes]:
+        offset, listed = 0, {}
+        for name, dtype, shape, parts in sections:
+            yield bytes(-offset % ALIGN)
+            offset += -offset % ALIGN
+            listed[name] = [offset, np.dtype(dtype).str, list(shape)]
+            start = offset
+            for part in parts:
+                view = memoryview(part).cast("B") if len(part) else b""
+                yield view
+                offset += len(view)
+            assert offset - start == int(np.prod(shape)) * np.dtype(dtype).itemsize, name
+        description = json.dumps({"meta": meta, "sections": listed}, sort_keys=True).encode()
+        yield description
+        yield _TRAILER.pack(offset, len(description), zlib.crc32(description), MAGIC)
+
+    files.atomic_write(path, pieces())
+
+
+def read(path: Path) -> tuple[dict, dict[str, np.ndarray], mmap.mmap]:
+    """Map a model file; return (meta, its arrays by name, the mapping that they live in)."""
+    mapping = files.map_file(path)
+    if len(mapping) < _TRAILER.size:
+        raise CorruptionError(f"{path}: {len(mapping)} bytes are no compiled model; delete it", path=str(path))
+    offset, length, crc, magic = _TRAILER.unpack_from(mapping, len(mapping) - _TRAILER.size)
+    description = mapping[offset:offset + length]
+    if magic != MAGIC or offset + length + _TRAILER.size != len(mapping) or zlib.crc32(description) != crc:
+        raise CorruptionError(f"{path}: is no compiled model, or damaged; delete it, it will be made again", path=str(path),
+                              found=magic, expected=MAGIC)
+    record = json.loads(description)
+    arrays = {}
+    for name, (start, dtype, shape) in record["sections"].items():
+        count = int(np.prod(shape))
+        arrays[name] = np.frombuffer(mapping, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
+    return record["meta"], arrays, mapping

@@ -1,0 +1,77 @@
+"""The counts of a store as sorted streams: the runs of a shard merged, block by block."""
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+
+from kvps._ngrams import key_width
+from kvps._runs import Merge, encode, encoded_room
+from kvps.errors import CorruptionError
+from kvps.store.format import CHUNK_HEADER_BYTES
+from kvps.store.shard import Run, Snapshot
+
+# Keys of a block: 16,384 keys of 16 bytes and their counts stay in the second-level cache.
+BLOCK_KEYS = 16384
+# 64 pages less the header of an LMDB overflow page (16 bytes) and ours: no page is wasted.
+CHUNK_BYTES = 64 * 4096 - 16 - CHUNK_HEADER_BYTES
+
+
+def bits_for(n_words: int) -> int:
+    """Return how many bits a word id takes where ids are below n_words."""
+    return max(2, (n_words - 1).bit_length())
+
+
+@dataclasses.dataclass
+class Block:
+    """Sorted packed keys (uint64, `width` words each) and their counts (int64); valid until the next block is read."""
+
+    keys: np.ndarray
+    counts: np.ndarray
+
+
+def merged(snapshot: Snapshot, runs: list[Run], order: int, bits: int) -> Iterator[Block]:
+    """Yield the sum of some runs of a shard, keys strictly increasing, sums of 0 left out."""
+    def fetch(source: int, index: int) -> tuple[memoryview, int] | None:
+        run = runs[source]
+        return snapshot.chunk(run, index) if index < run.n_chunks else None
+
+    def damaged(source: int, index: int, reason: str) -> CorruptionError:
+        return CorruptionError(f"run {runs[source].id} chunk {index}: {reason}", key=f"run {runs[source].id} chunk {index}",
+                               found=reason, expected="sorted entries")
+
+    width = key_width(order, bits)
+    keys, counts = np.empty(BLOCK_KEYS * width, np.uint64), np.empty(BLOCK_KEYS, np.int64)
+    merge = Merge(len(runs), order, bits, fetch, damaged)
+    try:
+        while n := merge.read(keys, counts):
+            yield Block(keys[:n * width], counts[:n])
+    finally:
+        merge.close()
+
+
+def encoded(blocks: Iterator[Block], order: int, bits: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, int]]:
+    """Yield the chunks (payload, number of keys) of a stream of blocks."""
+    width = key_width(order, bits)
+    # A chunk holds some 50,000 keys: gather a few chunks' worth, so that short last chunks are rare.
+    room = 16 * BLOCK_KEYS
+    keys, counts = np.empty(room * width, np.uint64), np.empty(room, np.int64)
+    out = np.empty(encoded_room(room), np.uint8)
+    n = 0
+    for block in blocks:
+        m = len(block.counts)
+        if n + m > room:
+            done = 0
+            chunks = encode(keys[:n * width], counts[:n], order, bits, chunk_bytes, out)
+            for payload, n_keys in chunks[:-1]:
+                yield payload, n_keys
+                done += n_keys
+            # The last chunk is not full: its keys wait for the next ones.
+            keys[:(n - done) * width] = keys[done * width:n * width].copy()
+            counts[:n - done] = counts[done:n].copy()
+            n -= done
+        keys[n * width:(n + m) * width] = block.keys
+        counts[n:n + m] = block.counts
+        n += m
+    yield from encode(keys[:n * width], counts[:n], order, bits, chunk_bytes, out)

@@ -1,0 +1,97 @@
+"""What modified Kneser-Ney needs to know about a store as a whole, and the discounts that follow from it.
+
+Definitions (Chen and Goodman 1998; as lmplz has them):
+    adjusted count a(g): of the highest order and of n-grams that begin with <s>, the raw count; of other n-grams the
+        number of distinct words before them, <s> being one; <unk> and <s> as unigrams have 0.
+    t_k: how many n-grams of an order have a = k.
+    Y = t1 / (t1 + 2 t2);  D_k = k - (k + 1) Y t_{k+1} / t_k  for k = 1, 2, 3;  D_k = D_3 beyond (their equation 26).
+"""
+from __future__ import annotations
+
+import dataclasses
+import logging
+
+import numpy as np
+
+from kvps.errors import DiscountError
+
+log = logging.getLogger("kvps")
+
+# What lmplz --discount_fallback takes where an order's own discounts cannot be computed.
+FALLBACK = (0.5, 1.0, 1.5)
+
+
+@dataclasses.dataclass
+class Statistics:
+    """Counts of counts of one version, seen as a model of order `order`.
+
+    ngrams, t: by order 1..order; distinct n-grams as lmplz counts them (the three special words among the unigrams),
+    and [t1, t2, t3, t4] of the adjusted counts.
+    vocabulary: distinct words, without the three specials.
+    """
+
+    order: int
+    version: int
+    tokens: int
+    sentences: int
+    vocabulary: int
+    ngrams: dict[int, int]
+    t: dict[int, list[int]]
+
+    def to_json(self) -> dict:
+        """Return what from_json takes."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_json(cls, record: dict) -> Statistics:
+        """Return the statistics of a JSON object, whose keys are text."""
+        by_order = {name: {int(k): v for k, v in record[name].items()} for name in ("ngrams", "t")}
+        return cls(**{**record, **by_order})
+
+    def discounts(self) -> tuple[np.ndarray, dict[int, str]]:
+        """Return (float64 (order + 1, 4): D by order and min(a, 3); {order: why its discounts are the fallback ones})."""
+        table, fallen = np.zeros((self.order + 1, 4)), {}
+        for order in range(1, self.order + 1):
+            try:
+                table[order, 1:] = discounts([0, *self.t[order]])
+            except DiscountError as exc:
+                table[order, 1:] = FALLBACK
+                fallen[order] = str(exc)
+        return table, fallen
+
+    def discounts_or_warn(self) -> np.ndarray:
+        """Return the discounts, telling the log which orders take fallback ones."""
+        table, fallen = self.discounts()
+        for order, reason in fallen.items():
+            log.warning("order %d takes the fallback discounts 0.5, 1, 1.5: %s (small or artificial text)", order, reason)
+        return table
+
+
+def discounts(t: list[int]) -> np.ndarray:
+    """Return the modified Kneser-Ney discounts D1, D2, D3+ of one order.
+
+    Args:
+        t: t[k] n-grams of this order have adjusted count k, k = 1..4. t[0] is unused.
+
+    Returns:
+        float64 (3,) with 0 <= D_k <= k.
+
+    Raises:
+        DiscountError: t[k] is 0 for a k in 1..3, or a D_k leaves its range.
+
+    Source: Chen and Goodman 1998, equation 26.
+    """
+    for k in (1, 2, 3):
+        if t[k] == 0:
+            raise DiscountError(f"no n-gram has adjusted count {k}", k=k)
+    y = t[1] / (t[1] + 2 * t[2])
+    result = np.array([k - (k + 1) * y * t[k + 1] / t[k] for k in (1, 2, 3)])
+    for k in (1, 2, 3):
+        if not 0 <= result[k - 1] <= k:
+            raise DiscountError(f"D{k} would be {result[k - 1]:.4g}, outside 0..{k}", k=k)
+    return result
+
+
+def unigram_counts_of_counts(values: np.ndarray) -> list[int]:
+    """Return [t1, t2, t3, t4] of a vector of adjusted unigram counts."""
+    return [int(np.count_nonzero(values == k)) for k in (1, 2, 3, 4)]
