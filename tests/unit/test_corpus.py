@@ -174,10 +174,14 @@ def test_unreadable_file(tmp_path, monkeypatch):
 def test_disk_error_while_reading(tmp_path, monkeypatch):
     """A disk that fails under a file is a data error with the file's name."""
     class Broken(io.BytesIO):
+        """A file on such a disk."""
+
         def read(self, n=-1):
+            """Fail."""
             raise OSError(5, "Input/output error")
 
         def fileno(self):
+            """Return the descriptor of a sound file."""
             return stream.fileno()
     (source,) = resolve([write(tmp_path / "a")])
     monkeypatch.setattr(inputs, "open_stream", lambda path, compression: Broken())
