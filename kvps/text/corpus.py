@@ -19,7 +19,7 @@ from kvps.text.inputs import KINDS, MAX_LINE_BYTES, Input, Split
 from kvps.text.spool import spool, spool_stream
 from kvps.text.streams import SUFFIXES
 
-__all__ = ["KINDS", "MAX_LINE_BYTES", "Input", "Split", "resolve", "spool"]
+__all__ = ["KINDS", "MAX_LINE_BYTES", "Input", "Split", "read_once", "resolve", "spool"]
 
 # Their members' names and headers would be counted as text.
 _CONTAINERS = (".tar", ".tgz", ".zip", ".7z", ".rar", ".parquet", ".pdf")
@@ -53,7 +53,9 @@ def resolve(
     inputs = []
     seen_stdin = False
     for argument in arguments:
-        name = os.fspath(argument)
+        name = os.fsdecode(argument)
+        if "\0" in name:
+            raise ArgumentError(f"{name}: no file can have a NUL in its name")
         if name == "-":
             if seen_stdin:
                 raise ArgumentError("stdin (-) can be read only once")
@@ -67,6 +69,15 @@ def resolve(
             for path in _find(name):
                 inputs.append(_file(path, field, newline, spool_dir))
     return inputs
+
+
+def read_once(argument: str | Path) -> bool:
+    """Return whether an argument is stdin or a pipe: resolving it reads it, and needs a spool_dir."""
+    name = os.fsdecode(argument)
+    try:
+        return name == "-" or stat.S_ISFIFO(os.stat(name).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _find(name: str) -> Iterator[str]:

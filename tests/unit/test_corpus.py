@@ -157,6 +157,16 @@ def test_missing_file(tmp_path):
         resolve([""])
 
 
+def test_impossible_names(tmp_path):
+    """Names that are too long or hold a NUL are refused; bytes that are not UTF-8 name a file like any other."""
+    with pytest.raises(DataError, match="File name too long"):
+        resolve(["a" * 5000])
+    with pytest.raises(ArgumentError, match=r"a\\x00: no file"):
+        resolve(["a\0"])
+    (source,) = resolve([write(tmp_path / os.fsdecode(b"caf\xe9"))])
+    assert read(Input.from_json(json.loads(json.dumps(source.to_json())))) == TEXT
+
+
 def test_unreadable_file(tmp_path, monkeypatch):
     """A file without permission is refused before a job begins, and named when permission goes later."""
     (source,) = resolve([write(tmp_path / "a")])
@@ -276,6 +286,8 @@ def test_named_pipe(tmp_path):
     """A pipe such as a shell's <(command) can be read once, so it is spooled like stdin."""
     import threading
     os.mkfifo(tmp_path / "pipe")
+    assert [corpus.read_once(name) for name in ("-", tmp_path / "pipe", tmp_path, "nothing\0")] == [
+        True, True, False, False]
     writer = threading.Thread(target=(tmp_path / "pipe").write_bytes, args=(TEXT,))
     writer.start()
     (source,) = resolve([tmp_path / "pipe"], spool_dir=tmp_path / "spool")
