@@ -3,6 +3,8 @@
 A bucket is 64 bytes: as many slots of 5 + c bytes as fit (a 40-bit fingerprint and a c-byte code, c = 2, 3 or 4).
 The highest bits of a hash choose the partition, the next ones the bucket in it, the lowest 40 are the fingerprint.
 A full bucket overflows into the next one of its partition; a look-up ends at the first empty slot.
+An entry is an n-gram with the code of its count, or a context with the code of its totals; both are found by the hash of
+their words as an n-gram, so what a token needs as an n-gram and what the next one needs as a context is one cache miss.
 Layout of the file: kvps/lm/container.py. Smoothings: kvps/lm/smoothing.py. Twin: tests/reference.py.
 """
 import numpy as np
@@ -41,7 +43,7 @@ cdef struct table:
     const byte_t* data
     uint64_t n_buckets         # per partition
     int partition_bits, slot_bytes, n_slots
-    uint64_t code_mask
+    uint64_t code_mask, listed
 
 
 cdef inline uint64_t home(uint64_t hash, int partition_bits, uint64_t n_buckets) noexcept nogil:
@@ -54,16 +56,25 @@ cdef inline uint64_t fingerprint(uint64_t hash) noexcept nogil:
     return f if f != 0 else 1              # 0 marks an empty slot
 
 
-cdef inline uint64_t read_slot(const byte_t* p, int slot_bytes) noexcept nogil:
-    """The first eight bytes of a slot: fingerprint below, up to three bytes of code above."""
-    return load64(p)
+cdef inline uint64_t partner(uint64_t f) noexcept nogil:
+    """The fingerprint under which the totals of an n-gram as a context stand, in the same chain of buckets."""
+    f = f ^ (<uint64_t>1 << 39)
+    return f if f != 0 else 1
 
 
-cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot_bytes, uint64_t hash, uint32_t code) noexcept nogil:
-    """Put one entry into its partition. Return 0, FULL or COLLISION (another entry answers to this fingerprint)."""
+cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot_bytes, uint64_t hash, uint64_t code,
+                bint is_context) noexcept nogil:
+    """Put one entry into its partition. Return 0, FULL or COLLISION (another entry answers to this fingerprint).
+
+    The highest bit of an n-gram's code says that its totals as a context are listed: whichever of the two entries comes
+    second finds the first one, on the way to an empty slot, and sets it.
+    """
     cdef int s, n_slots = BUCKET // slot_bytes
-    cdef uint64_t f = fingerprint(hash), b = home(hash, partition_bits, n_buckets), tried, old
+    cdef uint64_t f = fingerprint(hash), other = partner(f), b = home(hash, partition_bits, n_buckets), tried, old
+    cdef uint64_t listed = <uint64_t>1 << (8 * (slot_bytes - 5) - 1)
     cdef byte_t* p
+    if is_context:
+        f, other = other, f
     for tried in range(n_buckets):
         p = region + b * BUCKET
         for s in range(n_slots):
@@ -74,6 +85,11 @@ cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot
                 return 0
             if old == f:
                 return COLLISION
+            if old == other:
+                if is_context:
+                    p[slot_bytes - 1] |= 0x80
+                else:
+                    code |= listed
             p += slot_bytes
         b = b + 1 if b + 1 < n_buckets else 0
     return FULL
@@ -84,16 +100,18 @@ def fill(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:,
     """Insert records (hash, value; 12 bytes each) of one partition into its zeroed region of buckets.
 
     Args:
-        numbers: the code of a record is numbers[value]; without it, the code is the value where that is below half the
-            code space, and otherwise half the code space plus its place in `large` (sorted). A value with its highest
-            bit set stands for large_of[value - 2**31].
+        numbers: the records are contexts, and the code of one is numbers[value], or the highest code if that is smaller.
+            Without it they are n-grams: the code is the value where that is below a quarter of the code space, and
+            otherwise that quarter plus its place in `large` (sorted). A value with its highest bit set stands for
+            large_of[value - 2**31].
         part: 1 inserts only values of 2 and more, 2 only smaller ones, 0 all. What comes first is found first.
 
     Returns:
         True, or False when two entries share a fingerprint: build again with another seed.
     """
     cdef index_t i, low, high, middle, n = records.shape[0]
-    cdef uint64_t n_buckets = region.shape[0] // BUCKET, hash, value, half = <uint64_t>1 << (8 * code_bytes - 1)
+    cdef uint64_t n_buckets = region.shape[0] // BUCKET, hash, value, quarter = <uint64_t>1 << (8 * code_bytes - 2)
+    cdef uint64_t escape = (quarter << 2) - 1
     cdef uint32_t v
     cdef int status = 0
     if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 12 or not 2 <= code_bytes <= 4:
@@ -104,12 +122,12 @@ def fill(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:,
             if part == 1 and v < 2 or part == 2 and v >= 2:
                 continue
             if numbers is not None:
-                value = numbers[v]
+                value = numbers[v] if numbers[v] < escape else escape
             else:
                 value = v
                 if v >> 31:
                     value = large_of[v & 0x7FFFFFFFu]
-                if value >= half:
+                if value >= quarter:
                     low, high = 0, large.shape[0]
                     while low < high:
                         middle = (low + high) // 2
@@ -117,8 +135,8 @@ def fill(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:,
                             low = middle + 1
                         else:
                             high = middle
-                    value = half + <uint64_t>low
-            status = insert(&region[0], n_buckets, partition_bits, 5 + code_bytes, hash, <uint32_t>value)
+                    value = quarter + <uint64_t>low
+            status = insert(&region[0], n_buckets, partition_bits, 5 + code_bytes, hash, value, numbers is not None)
             if status != 0:
                 break
     if status == FULL:
@@ -131,9 +149,13 @@ cdef inline const byte_t* bucket_at(const table* t, uint64_t hash, uint64_t b) n
     return t.data + (p * t.n_buckets + b) * BUCKET
 
 
-cdef inline uint32_t look_up(const table* t, uint64_t hash) noexcept nogil:
-    """Return the code of a hash, or NONE."""
-    cdef uint64_t f = fingerprint(hash), b = home(hash, t.partition_bits, t.n_buckets), slot, tried
+cdef inline uint64_t read_code(const table* t, const byte_t* p, uint64_t slot) noexcept nogil:
+    return load32(p + 5) if t.slot_bytes == 9 else slot >> 40 & t.code_mask
+
+
+cdef inline uint32_t look_up(const table* t, uint64_t hash, uint64_t f) noexcept nogil:
+    """Return the code of a fingerprint in the chain of a hash, or NONE."""
+    cdef uint64_t b = home(hash, t.partition_bits, t.n_buckets), slot, tried
     cdef int s
     cdef const byte_t* p
     for tried in range(t.n_buckets):
@@ -141,9 +163,7 @@ cdef inline uint32_t look_up(const table* t, uint64_t hash) noexcept nogil:
         for s in range(t.n_slots):
             slot = load64(p)
             if slot & FINGERPRINT == f:
-                if t.slot_bytes == 9:
-                    return load32(p + 5)
-                return <uint32_t>(slot >> 40 & t.code_mask)
+                return <uint32_t>read_code(t, p, slot)
             if slot & FINGERPRINT == 0:
                 return <uint32_t>NONE
             p += t.slot_bytes
@@ -162,12 +182,16 @@ cdef struct exact_rows:
 cdef class Tables:
     """A compiled model's arrays, borrowed from their owner, and its smoothing."""
     cdef object owner
-    cdef table ngrams, contexts
+    cdef table entries
     cdef const uint64_t* unigrams
+    cdef const uint32_t* unigram_contexts  # per word: number of its totals as a context, plus 1; 0: none
+    cdef const uint64_t* escaped           # hashes of contexts whose totals have the highest code, sorted
+    cdef const uint32_t* escaped_numbers
+    cdef index_t n_escaped
     cdef const uint64_t* totals            # rows of 4
     cdef const uint64_t* large
     cdef index_t n_words, n_totals, n_large
-    cdef uint64_t half
+    cdef uint64_t quarter
     cdef uint64_t seed
     cdef int order
     cdef bint exact
@@ -181,10 +205,13 @@ cdef class Tables:
     cdef double unigram_gamma              # mass for the uniform distribution, times uniform
     cdef double vocabulary                 # |V| of Lidstone
 
-    def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint64_t[:, ::1] totals, const uint64_t[::1] large, uint64_t seed):
-        if not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[1] != 4:
+    def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint32_t[::1] unigram_contexts,
+                  const uint64_t[:, ::1] totals, const uint64_t[::1] large, uint64_t seed):
+        if (not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[1] != 4
+                or unigram_contexts.shape[0] != unigrams.shape[0]):
             raise ValueError(f"order {order}, {unigrams.shape[0]} unigrams, totals of {totals.shape[1]} columns")
-        self.owner = [unigrams, totals, large]
+        self.owner = [unigrams, unigram_contexts, totals, large]
+        self.unigram_contexts = &unigram_contexts[0]
         self.order, self.seed = order, seed
         self.unigrams, self.n_words = &unigrams[0], unigrams.shape[0]
         self.totals, self.n_totals = &totals[0, 0], totals.shape[0]
@@ -192,22 +219,23 @@ cdef class Tables:
         self.large = &large[0] if large.shape[0] else NULL
         self.exact = False
 
-    cdef int _table(self, table* t, const byte_t[::1] data, int n_partitions, int code_bytes) except -1:
-        if data.shape[0] == 0 or data.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4:
-            raise ValueError(f"{data.shape[0]} bytes for {n_partitions} partitions of buckets")
-        self.owner.append(data)
-        t.data, t.n_buckets = &data[0], data.shape[0] // (BUCKET * n_partitions)
+    def use_hashes(self, const byte_t[::1] entries, int code_bytes, int n_partitions, const uint64_t[::1] escaped,
+                   const uint32_t[::1] escaped_numbers):
+        """Answer look-ups from the hash table; `escaped` lists contexts whose totals' numbers have no code of their own."""
+        cdef table* t = &self.entries
+        if entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4 \
+                or escaped.shape[0] != escaped_numbers.shape[0]:
+            raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
+        self.owner += [entries, escaped, escaped_numbers]
+        t.data, t.n_buckets = &entries[0], entries.shape[0] // (BUCKET * n_partitions)
         t.partition_bits, t.slot_bytes = (n_partitions - 1).bit_length(), 5 + code_bytes
         t.n_slots = BUCKET // t.slot_bytes
         t.code_mask = (<uint64_t>1 << 8 * code_bytes) - 1
-        return 0
-
-    def use_hashes(self, const byte_t[::1] ngrams, int ngram_code_bytes, const byte_t[::1] contexts, int context_code_bytes,
-                   int n_partitions):
-        """Answer look-ups from the two hash tables."""
-        self._table(&self.ngrams, ngrams, n_partitions, ngram_code_bytes)
-        self._table(&self.contexts, contexts, n_partitions, context_code_bytes)
-        self.half = <uint64_t>1 << (8 * ngram_code_bytes - 1)
+        t.listed = <uint64_t>1 << (8 * code_bytes - 1)
+        self.quarter = t.listed >> 1
+        self.n_escaped = escaped.shape[0]
+        if self.n_escaped:
+            self.escaped, self.escaped_numbers = &escaped[0], &escaped_numbers[0]
 
     def use_rows(self, int n_shards, dict rows):
         """Answer look-ups from sorted rows instead, without fingerprints.
@@ -281,83 +309,107 @@ cdef class Tables:
                 return middle
         return -1
 
-    cdef inline uint64_t value_of(self, uint32_t code) noexcept nogil:
-        return code if code < self.half else self.large[code - self.half]
+    cdef bint find_entry(self, uint64_t hash, uint64_t* value, uint32_t* number) noexcept nogil:
+        """Look an n-gram up: OUT its value, and the number of its totals as a context. False: there is none.
 
-    cdef void gather(self, const word_t* ids, const uint8_t* history, index_t start, index_t n, bint* found_before,
+        An n-gram that is known and whose totals are not listed has (1, 1, 0, 0), number 0: most have.
+        """
+        cdef uint64_t f = fingerprint(hash), code
+        cdef index_t low, high, middle
+        cdef uint32_t found = look_up(&self.entries, hash, f)
+        if found == <uint32_t>NONE:
+            return False
+        code = found & ~self.entries.listed
+        value[0] = code if code < self.quarter else self.large[code - self.quarter]
+        number[0] = 0
+        if found & self.entries.listed:
+            found = look_up(&self.entries, hash, partner(f))
+            if found == self.entries.code_mask:
+                low, high = 0, self.n_escaped
+                while low < high:
+                    middle = (low + high) // 2
+                    if self.escaped[middle] < hash:
+                        low = middle + 1
+                    else:
+                        high = middle
+                found = self.escaped_numbers[low] if low < self.n_escaped else 0
+            number[0] = found if found < <uint64_t>self.n_totals else 0
+        return True
+
+    cdef inline void fetch_entry(self, uint64_t hash) noexcept nogil:
+        fetch(bucket_at(&self.entries, hash, home(hash, self.entries.partition_bits, self.entries.n_buckets)))
+
+    cdef bint find_exactly(self, const word_t* ids, int n, uint64_t* value, uint32_t* number) noexcept nogil:
+        """The same by binary search, for the n words that end at *ids."""
+        cdef word_t key[MAX_ORDER]
+        cdef int j
+        cdef index_t row
+        for j in range(n - 1):
+            key[j] = (ids - 1 - j)[0]
+        key[n - 1] = ids[0]
+        row = self.find_row(&self.ngram_rows[n], key, n)
+        if row < 0:
+            return False
+        value[0] = self.ngram_rows[n].values[row]
+        number[0] = <uint32_t>NONE
+        if n < self.order:
+            for j in range(n):
+                key[j] = (ids - j)[0]
+            row = self.find_row(&self.context_rows[n], key, n)
+            if row >= 0:
+                number[0] = self.context_rows[n].numbers[row]
+        return True
+
+    cdef void gather(self, const word_t* ids, const uint8_t* history, index_t start, index_t n, uint32_t* own_before,
                      uint64_t* values, uint32_t* numbers) noexcept nogil:
         """Look up the n <= LANES tokens ids[start:start + n], order by order, prefetching a whole order ahead.
 
         history[start + i] is how many tokens before token i belong to its sentence (at most order - 1).
+        own_before[k]: number of the totals of the k-gram that ends before `start`, NONE if it is no context; OUT the
+        same for the last token.
         OUT values[(k - 1) * LANES + i]: of the k-gram that ends at token i, 0 if there is none.
-        OUT numbers[d * LANES + i]: totals of its context of d words, NONE if that was never seen.
-        found_before[k]: IN whether the token before `start` ends a known k-gram; OUT the same for the last token.
+        OUT numbers[d * LANES + i]: of the totals of its context of d words, NONE if that was never seen.
         """
         cdef uint64_t chain[LANES]
         cdef uint64_t grams[LANES]
-        cdef bint context[LANES]
-        cdef bint found[LANES + 1]         # found[i + 1]: token i ends a known n-gram of the order at hand
-        cdef bint next_found[LANES + 1]
-        cdef index_t i, row
-        cdef int d, j
-        cdef uint32_t code
-        cdef word_t key[MAX_ORDER]
-        cdef word_t last
-        found[0] = found_before[1]
+        cdef uint32_t own[LANES + 1]       # own[i + 1]: totals of the n-gram of the order at hand that ends at token i
+        cdef index_t todo[LANES]
+        cdef index_t i, j, n_todo
+        cdef int d
+        cdef word_t word
+        own[0] = own_before[1]
         for i in range(n):
-            values[i] = self.unigrams[ids[start + i]] if ids[start + i] != UNK else 0
-            found[i + 1] = values[i] > 0
+            word = ids[start + i]
+            values[i] = self.unigrams[word] if word != UNK else 0
+            own[i + 1] = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
             chain[i] = self.seed
-            context[i] = True
-        found_before[1] = found[n]
+        own_before[1] = own[n]
         for d in range(1, self.order):
-            # STEP 1: which contexts of d words can exist; where their totals and the (d + 1)-gram would be.
+            # STEP 1: the context of d words is the d-gram before the token; where would the (d + 1)-gram be?
+            n_todo = 0
             for i in range(n):
-                numbers[d * LANES + i] = <uint32_t>NONE
-                values[d * LANES + i] = 0
-                if not context[i]:
-                    continue
-                last = ids[start + i - 1] if history[start + i] > 0 else UNK
-                # A context of d >= 2 words exists when its words, as an n-gram, were found at the token before.
-                context[i] = history[start + i] >= d and last != UNK and last != EOS and (d == 1 or found[i])
-                if not context[i]:
-                    continue
-                chain[i] = mix(chain[i], ids[start + i - d])
-                if not self.exact:
-                    fetch(bucket_at(&self.contexts, chain[i], home(chain[i], self.contexts.partition_bits, self.contexts.n_buckets)))
-                    if found[i + 1]:
-                        grams[i] = mix(chain[i], ids[start + i])
-                        fetch(bucket_at(&self.ngrams, grams[i], home(grams[i], self.ngrams.partition_bits, self.ngrams.n_buckets)))
+                numbers[d * LANES + i] = own[i] if history[start + i] >= d else <uint32_t>NONE
+                if numbers[d * LANES + i] != <uint32_t>NONE and values[(d - 1) * LANES + i] > 0:
+                    chain[i] = mix(chain[i], ids[start + i - d])
+                    grams[i] = mix(chain[i], ids[start + i])
+                    todo[n_todo] = i
+                    n_todo += 1
+                    if not self.exact:
+                        self.fetch_entry(grams[i])
             # STEP 2: read.
-            next_found[0] = found_before[d + 1]
+            own[0] = own_before[d + 1]
             for i in range(n):
-                next_found[i + 1] = False
-                if not context[i]:
-                    continue
+                values[d * LANES + i] = 0
+                own[i + 1] = <uint32_t>NONE
+            for j in range(n_todo):
+                i = todo[j]
                 if self.exact:
-                    for j in range(d):
-                        key[j] = ids[start + i - 1 - j]
-                    key[d] = ids[start + i]
-                    row = self.find_row(&self.context_rows[d], key, d)
-                    code = self.context_rows[d].numbers[row] if row >= 0 else <uint32_t>NONE
+                    self.find_exactly(ids + start + i, d + 1, &values[d * LANES + i], &own[i + 1])
                 else:
-                    code = look_up(&self.contexts, chain[i])
-                    if code == <uint32_t>NONE and d > 1:
-                        code = 0           # known as an n-gram and not listed: totals (1, 1, 0, 0)
-                if code == <uint32_t>NONE or code >= <uint64_t>self.n_totals:
-                    context[i] = False
-                    continue
-                numbers[d * LANES + i] = code
-                if found[i + 1]:
-                    if self.exact:
-                        row = self.find_row(&self.ngram_rows[d + 1], key, d + 1)
-                        values[d * LANES + i] = self.ngram_rows[d + 1].values[row] if row >= 0 else 0
-                    else:
-                        code = look_up(&self.ngrams, grams[i])
-                        values[d * LANES + i] = self.value_of(code) if code != <uint32_t>NONE else 0
-                    next_found[i + 1] = values[d * LANES + i] > 0
-            found_before[d + 1] = next_found[n]
-            memcpy(found, next_found, sizeof(found))
+                    self.find_entry(grams[i], &values[d * LANES + i], &own[i + 1])
+                if ids[start + i] == EOS:
+                    own[i + 1] = <uint32_t>NONE
+            own_before[d + 1] = own[n]
 
     cdef double combine(self, const uint64_t* values, const uint32_t* numbers, int longest, int* matched) noexcept nogil:
         """Return the probability of a token from what `gather` found; values and numbers step by LANES.
@@ -424,19 +476,19 @@ cdef class Tables:
         """
         cdef index_t n = ids.shape[0], start, i, block
         cdef int d, longest, seen
-        cdef bint found_before[MAX_ORDER + 2]
+        cdef uint32_t own_before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
         cdef double p
         if history.shape[0] != n or out.shape[0] < n or matched.shape[0] < n:
             raise ValueError(f"{n} ids, {history.shape[0]} histories, room for {out.shape[0]} results")
         for d in range(MAX_ORDER + 2):
-            found_before[d] = False
+            own_before[d] = <uint32_t>NONE
         with nogil:
             start = 0
             while start < n:
                 block = n - start if n - start < LANES else LANES
-                self.gather(&ids[0], &history[0], start, block, found_before, values, numbers)
+                self.gather(&ids[0], &history[0], start, block, own_before, values, numbers)
                 for i in range(block):
                     if ids[start + i] == BOS and history[start + i] == 0:
                         out[start + i], matched[start + i] = 0, 1
@@ -453,17 +505,17 @@ cdef class Tables:
         """
         cdef index_t n = ids.shape[0], start = 0, i, block
         cdef int d, j
-        cdef bint found_before[MAX_ORDER + 2]
+        cdef uint32_t own_before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
         v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
         cdef uint64_t[:, ::1] v = v_array
         cdef uint64_t[:, :, ::1] t = t_array
         for d in range(MAX_ORDER + 2):
-            found_before[d] = False
+            own_before[d] = <uint32_t>NONE
         while start < n:
             block = n - start if n - start < LANES else LANES
-            self.gather(&ids[0], &history[0], start, block, found_before, values, numbers)
+            self.gather(&ids[0], &history[0], start, block, own_before, values, numbers)
             for i in range(block):
                 for d in range(self.order):
                     v[start + i, d] = values[d * LANES + i]
@@ -482,14 +534,16 @@ cdef class Tables:
         """
         cdef index_t n = rows.shape[0], start = 0, i, block
         cdef int k = <int>rows.shape[1], d
-        cdef uint64_t chain[LANES]
-        cdef uint64_t own[LANES]           # chain of the n-gram itself as a context
+        cdef uint64_t chain[LANES]         # of the words before the last one
+        cdef uint64_t inner[LANES]         # of the words before the last but one
+        cdef uint64_t grams[LANES]         # hash of its suffix of d + 1 words
+        cdef uint64_t contexts[LANES]      # hash of its context of d words, as an n-gram
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
-        cdef uint64_t grams[LANES]
-        cdef uint32_t code
+        cdef uint32_t number
+        cdef uint64_t value
         cdef const uint64_t* t
-        cdef double gamma
+        cdef word_t word, last
         cdef int matched
         if not 2 <= k <= self.order or self.exact or log10_p.shape[0] < n or log10_backoff.shape[0] < n:
             raise ValueError(f"{n} rows of {k} words, room for {log10_p.shape[0]} results")
@@ -498,34 +552,35 @@ cdef class Tables:
                 block = n - start if n - start < LANES else LANES
                 for i in range(block):
                     values[i] = self.unigrams[rows[start + i, k - 1]]
-                    chain[i] = self.seed
-                    own[i] = mix(self.seed, rows[start + i, k - 1])
-                for d in range(1, k + 1):
+                    chain[i] = inner[i] = self.seed
+                for d in range(1, k):
                     for i in range(block):
-                        if d < k:
-                            chain[i] = mix(chain[i], rows[start + i, k - 1 - d])
-                            own[i] = mix(own[i], rows[start + i, k - 1 - d])
-                            grams[i] = mix(chain[i], rows[start + i, k - 1])
-                            fetch(bucket_at(&self.ngrams, grams[i], home(grams[i], self.ngrams.partition_bits, self.ngrams.n_buckets)))
-                            fetch(bucket_at(&self.contexts, chain[i], home(chain[i], self.contexts.partition_bits, self.contexts.n_buckets)))
+                        last = rows[start + i, k - 2]
+                        word = rows[start + i, k - 1 - d]
+                        chain[i] = mix(chain[i], word)
+                        grams[i] = mix(chain[i], rows[start + i, k - 1])
+                        self.fetch_entry(grams[i])
+                        if d > 1:
+                            inner[i] = mix(inner[i], word)
+                            contexts[i] = mix(inner[i], last)
+                            self.fetch_entry(contexts[i])
+                    for i in range(block):
+                        values[d * LANES + i] = 0
+                        if self.find_entry(grams[i], &value, &number):
+                            values[d * LANES + i] = value
+                        numbers[i] = number            # of the whole n-gram, after the last round
+                        if d == 1:
+                            numbers[LANES + i] = self.unigram_contexts[rows[start + i, k - 2]] - 1
                         else:
-                            fetch(bucket_at(&self.contexts, own[i], home(own[i], self.contexts.partition_bits, self.contexts.n_buckets)))
-                    for i in range(block):
-                        if d == k:
-                            numbers[i] = look_up(&self.contexts, own[i])
-                            continue
-                        code = look_up(&self.contexts, chain[i])
-                        numbers[d * LANES + i] = code if code != <uint32_t>NONE else 0
-                        code = look_up(&self.ngrams, grams[i])
-                        values[d * LANES + i] = self.value_of(code) if code != <uint32_t>NONE else 0
+                            numbers[d * LANES + i] = number if self.find_entry(contexts[i], &value, &number) else <uint32_t>NONE
                 for i in range(block):
                     log10_p[start + i] = log10(self.combine(values + i, numbers + i, k, &matched))
                     log10_backoff[start + i] = 0
                     if k < self.order and rows[start + i, k - 1] != EOS:
-                        t = self.totals + 4 * (numbers[i] if numbers[i] != <uint32_t>NONE else 0)
-                        gamma = (self.discount[k + 1][1] * <double>t[1] + self.discount[k + 1][2] * <double>t[2]
-                                 + self.discount[k + 1][3] * <double>t[3]) / <double>t[0]
-                        log10_backoff[start + i] = log10(gamma)
+                        t = self.totals + 4 * <index_t>numbers[i]
+                        log10_backoff[start + i] = log10(
+                            (self.discount[k + 1][1] * <double>t[1] + self.discount[k + 1][2] * <double>t[2]
+                             + self.discount[k + 1][3] * <double>t[3]) / <double>t[0])
                 start += block
 
 

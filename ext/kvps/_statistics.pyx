@@ -57,14 +57,16 @@ cdef inline byte_t* claim(buffer* b, index_t n_bytes) noexcept nogil:
 cdef class TotalsTable:
     """Distinct context totals, numbered in order of appearance; number 0 is (1, 1, 0, 0), which most contexts have."""
     cdef totals* items
+    cdef uint64_t* uses        # how often contexts with these totals occur in the text
     cdef uint32_t* slots
     cdef index_t n, room, n_slots
 
     def __cinit__(self):
         self.room, self.n_slots = 1024, 4096
         self.items = <totals*>malloc(self.room * sizeof(totals))
+        self.uses = <uint64_t*>calloc(self.room, 8)
         self.slots = <uint32_t*>malloc(self.n_slots * 4)
-        if self.items == NULL or self.slots == NULL:
+        if self.items == NULL or self.slots == NULL or self.uses == NULL:
             raise MemoryError("no memory for context totals")
         memset(self.slots, 255, self.n_slots * 4)
         cdef totals t
@@ -74,6 +76,7 @@ cdef class TotalsTable:
 
     def __dealloc__(self):
         free(self.items)
+        free(self.uses)
         free(self.slots)
 
     def __len__(self):
@@ -86,6 +89,7 @@ cdef class TotalsTable:
         cdef index_t n_slots, room
         cdef uint32_t* slots
         cdef totals* items
+        cdef uint64_t* uses
         if 2 * (self.n + 1) > self.n_slots:
             n_slots = 4 * self.n_slots
             slots = <uint32_t*>malloc(n_slots * 4)
@@ -104,7 +108,11 @@ cdef class TotalsTable:
             items = <totals*>realloc(self.items, room * sizeof(totals))
             if items == NULL:
                 return <uint32_t>NO_TUPLE
-            self.items, self.room = items, room
+            self.items = items
+            uses = <uint64_t*>realloc(self.uses, room * 8)
+            if uses == NULL:
+                return <uint32_t>NO_TUPLE
+            self.uses, self.room = uses, room
         at = hash_totals(t) & (self.n_slots - 1)
         while True:
             i = self.slots[at]
@@ -115,11 +123,15 @@ cdef class TotalsTable:
             at = (at + 1) & (self.n_slots - 1)
         self.slots[at] = <uint32_t>self.n
         self.items[self.n] = t[0]
+        self.uses[self.n] = 0
         self.n += 1
         return <uint32_t>(self.n - 1)
 
-    def numbers(self, const uint64_t[:, ::1] rows):
-        """Return the numbers of rows (den, n1, n2, n3), adding those that are new."""
+    cdef inline void use(self, uint32_t number, uint64_t n) noexcept nogil:
+        self.uses[number] += n
+
+    def numbers(self, const uint64_t[:, ::1] rows, const uint64_t[::1] uses):
+        """Return the numbers of rows (den, n1, n2, n3), adding those that are new, and their uses to all."""
         out_array = np.empty(rows.shape[0], np.uint32)
         cdef uint32_t[::1] out = out_array
         cdef index_t i
@@ -127,15 +139,25 @@ cdef class TotalsTable:
             out[i] = self.number(<const totals*>&rows[i, 0])
             if out[i] == <uint32_t>NO_TUPLE:
                 raise MemoryError("no memory for context totals")
+            self.uses[out[i]] += uses[i]
         return out_array
 
     def rows(self):
         """Return all totals, uint64 (n, 4): den, n1, n2, n3."""
         return np.asarray(<uint64_t[:self.n, :4]><uint64_t*>self.items).copy()
 
+    def all_uses(self):
+        """Return how often contexts with each of the totals occur, uint64 (n,)."""
+        return np.asarray(<uint64_t[:self.n]>self.uses).copy()
+
 
 cdef inline uint64_t hash_totals(const totals* t) noexcept nogil:
     return mix(mix(t.den, t.n1), t.n2 << 32 ^ t.n3)
+
+
+cpdef uint64_t chain_start(uint64_t seed) noexcept:
+    """Return the hash of the empty context, where the hashes of all n-grams and contexts begin."""
+    return mix(seed, 0x6b767073)
 
 
 cdef class Walk:
@@ -147,7 +169,8 @@ cdef class Walk:
         bits: per word of the packed keys.
         n_words: ids are below this.
         raw: raw counts at every order, instead of Kneser-Ney's adjusted ones below top.
-        hashes: collect (hash, value) of every n-gram of order 2 and up, and (hash, totals) of every context.
+        hashes: collect (hash, value) of every n-gram of order 2 and up, and (hash as an n-gram, number of its totals) of
+            every context of 2 words and more whose totals are not (1, 1, 0, 0).
         rows_of: collect (words, value) of the n-grams of this order, or of all orders and contexts with -1, or none with 0.
         seed: of the hashes.
     """
@@ -156,7 +179,8 @@ cdef class Walk:
     cdef bint raw, hashes
     cdef int rows_of
     cdef pair_list lists[MAX_ORDER]
-    cdef uint64_t chain[MAX_ORDER]         # chain[d]: hash of the open context of depth d
+    cdef uint64_t chain[MAX_ORDER]         # chain[d]: hash of c1..cd
+    cdef uint64_t inner[MAX_ORDER]         # inner[d]: hash of c2..cd; with c1 it names the context as an n-gram
     cdef word_t path[MAX_ORDER + 1]        # path[d]: c_d
     cdef int leaf                          # depth of the open context
     cdef bint open
@@ -166,6 +190,7 @@ cdef class Walk:
     cdef uint64_t* marks2                  # bit per word of marks
     cdef uint64_t* unigrams                # value per word
     cdef uint64_t* words_raw               # raw count per word
+    cdef uint32_t* unigram_contexts        # per word: number of its totals as a context, plus 1; 0: none
     cdef uint64_t stats[MAX_ORDER + 1][5]  # per order: distinct n-grams, then t1..t4
     cdef buffer ngram_hashes, ngram_values, context_hashes, context_totals, large
     cdef buffer rows[MAX_ORDER + 1]
@@ -181,7 +206,7 @@ cdef class Walk:
             raise ValueError(f"order {order}, top {top}, {bits} bits")
         self.order, self.top, self.bits, self.n_words = order, top, bits, n_words
         self.raw, self.hashes, self.rows_of = raw, hashes, rows_of
-        self.chain[0] = mix(seed, 0x6b767073)
+        self.chain[0] = self.inner[1] = chain_start(seed)
         self.table = TotalsTable()
         self.previous = calloc(1, 32)
         self.dense = <uint64_t*>calloc(n_words + 1, 8)
@@ -189,8 +214,9 @@ cdef class Walk:
         self.marks2 = <uint64_t*>calloc(n_words // 4096 + 1, 8)
         self.unigrams = <uint64_t*>calloc(n_words + 1, 8)
         self.words_raw = <uint64_t*>calloc(n_words + 1, 8)
+        self.unigram_contexts = <uint32_t*>calloc(n_words + 1, 4)
         if (self.previous == NULL or self.dense == NULL or self.marks == NULL or self.marks2 == NULL
-                or self.unigrams == NULL or self.words_raw == NULL):
+                or self.unigrams == NULL or self.words_raw == NULL or self.unigram_contexts == NULL):
             raise MemoryError(f"no memory for the statistics of {n_words} words")
 
     def __dealloc__(self):
@@ -203,7 +229,7 @@ cdef class Walk:
             free(self.context_rows[d].data)
             free(self.context_numbers[d].data)
         for p in (<size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
-                  <size_t>self.words_raw, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
+                  <size_t>self.words_raw, <size_t>self.unigram_contexts, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
                   <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data):
             free(<void*><size_t>p)
 
@@ -314,23 +340,25 @@ cdef class Walk:
                 rows += d + 1
                 row_values[i] = value
             self.push(d - 1, l.items[i].word, value if self.raw else 1)
-        if self.hashes:
-            number = self.table.number(&t)
-            # A context that the model finds as an n-gram has totals (1, 1, 0, 0) unless it is listed, so most need no
-            # entry. Depth 1 is listed always: unigrams are not in the hash table.
-            if number != 0 or d == 1:
-                hashes = claim(&self.context_hashes, 8)
-                values = claim(&self.context_totals, 4)
-                if hashes == NULL or values == NULL or number == <uint32_t>NO_TUPLE:
-                    self.status = ERR_MEMORY
-                    return
-                (<uint64_t*>hashes)[0] = self.chain[d]
-                (<uint32_t*>values)[0] = number
+        number = self.table.number(&t)
+        if number == <uint32_t>NO_TUPLE:
+            self.status = ERR_MEMORY
+            return
+        self.table.use(number, t.den)
+        if d == 1:
+            self.unigram_contexts[self.path[1]] = number + 1
+        elif self.hashes and number != 0:
+            hashes = claim(&self.context_hashes, 8)
+            values = claim(&self.context_totals, 4)
+            if hashes == NULL or values == NULL:
+                self.status = ERR_MEMORY
+                return
+            (<uint64_t*>hashes)[0] = mix(self.inner[d], self.path[1])
+            (<uint32_t*>values)[0] = number
         if self.rows_of == -1:
             rows = <word_t*>claim(&self.context_rows[d], 4 * d)
             values = claim(&self.context_numbers[d], 4)
-            number = self.table.number(&t)
-            if rows == NULL or values == NULL or number == <uint32_t>NO_TUPLE:
+            if rows == NULL or values == NULL:
                 self.status = ERR_MEMORY
                 return
             for j in range(d):
@@ -387,6 +415,10 @@ cdef class Walk:
         """Return (value per word, raw count per word), uint64 (n_words,). `<s>` has no entry of its own: see the caller."""
         return (np.asarray(<uint64_t[:self.n_words]>self.unigrams).copy(),
                 np.asarray(<uint64_t[:self.n_words]>self.words_raw).copy())
+
+    def unigram_context_numbers(self):
+        """Return the number of each word's totals as a context of one word, plus 1; 0 where it is none. uint32 (n_words,)."""
+        return np.asarray(<uint32_t[:self.n_words]>self.unigram_contexts).copy()
 
     def counts_of_counts(self):
         """Return uint64 (MAX_ORDER + 1, 5): per order the distinct n-grams and t1..t4, of order 2 and up."""
@@ -457,6 +489,8 @@ cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_
                 c = low32(shr(key, bits * (order - leaf))) & mask
                 w.path[leaf] = c
                 w.chain[leaf] = mix(w.chain[leaf - 1], c)
+                if leaf > 1:
+                    w.inner[leaf] = mix(w.inner[leaf - 1], c)
                 w.lists[leaf].n = 0
                 w.lists[leaf].sorted = False
                 if c == BOS:
@@ -467,8 +501,3 @@ cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_
             w.open = True
         # STEP 3: the predicted word.
         w.push(w.leaf, word, counts[i])
-
-
-def chain_start(uint64_t seed):
-    """Return the hash of the empty context, where the hashes of all n-grams and contexts begin."""
-    return mix(seed, 0x6b767073)

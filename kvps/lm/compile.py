@@ -7,9 +7,9 @@ order. Both hold integers only, so a smoothing is chosen, and its discounts comp
             they are dealt by hash into partitions, through scratch files
     STEP 2  each partition's records go into its buckets, which fit the cache, and the buckets to the model's file
 
-A context's totals are an entry of their own, found by the hash of the context, rather than a part of the n-gram's
-entry: then no join between shards is needed, and the entries of n-grams are shorter. Most contexts have been seen once;
-they need no entry, because a context that is known as an n-gram and not listed has totals (1, 1, 0, 0).
+A context's totals are an entry of their own beside that of the same words as an n-gram, rather than a part of it: then
+no join between shards is needed, and entries are shorter. Most contexts have been seen once; they need no entry, because
+a context that is known as an n-gram and not listed has totals (1, 1, 0, 0).
 """
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ import numpy as np
 
 from kvps._model import fill, slots_per_bucket
 from kvps._spill import Spill
-from kvps._statistics import TotalsTable, Walk
+from kvps._statistics import TotalsTable, Walk, chain_start
 from kvps.lm import container
 from kvps.lm.runs import bits_for, merged
 from kvps.lm.statistics import Statistics, unigram_counts_of_counts
@@ -106,12 +106,22 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
         alive[[UNK, BOS, EOS]] = 1
         slots, ends, blob = vocabulary.table.frozen(alive)
         table = TotalsTable()
-        numbers = [table.numbers(w.walk.table.rows()) for w in walked]
+        numbers = [table.numbers(w.walk.table.rows(), w.walk.table.all_uses()) for w in walked]
+        # What is asked for most gets the smallest numbers; (1, 1, 0, 0) keeps number 0.
+        ranked = np.concatenate([[0], 1 + np.argsort(-table.all_uses()[1:].astype(np.int64), kind="stable")])
+        rank = np.empty(len(ranked), np.uint32)
+        rank[ranked] = np.arange(len(ranked), dtype=np.uint32)
+        numbers = [rank[n] for n in numbers]
+        unigram_contexts = np.zeros(n_words, np.uint32)
+        for w, n in zip(walked, numbers, strict=True):
+            local = w.walk.unigram_context_numbers()
+            unigram_contexts[local > 0] = n[local[local > 0] - 1] + 1
 
-        meta = {"format": MODEL_FORMAT, "kind": kind, "order": top, "exact": exact, "seed": seed, "uuid": uuid,
+        meta = {"format": MODEL_FORMAT, "kind": kind, "order": top, "exact": exact, "seed": chain_start(seed), "uuid": uuid,
                 "shards": n_shards, "statistics": statistics.to_json()}
-        sections = [_section("unigrams", unigrams), _section("slots", slots), _section("ends", ends), _section("blob", blob),
-                    _section("totals", table.rows())]
+        sections = [_section(name, array) for name, array in (
+            ("unigrams", unigrams), ("unigram_contexts", unigram_contexts), ("slots", slots), ("ends", ends), ("blob", blob),
+            ("totals", table.rows()[ranked]))]
         if exact:
             sections += _exact_sections(walked, numbers, top)
             container.write(path, meta, sections)
@@ -119,37 +129,45 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
 
         # STEP 2: fill the buckets.
         large_of = [w.walk.large_values() for w in walked]
-        values = np.array(sorted(set().union(*(w.large for w in walked))), np.uint64)
-        small = values[values < 1 << 31]
-        large = np.unique(np.concatenate([small, *large_of]))
-        code_bytes = _code_bytes(lambda half: int(np.count_nonzero(large >= half)))
-        large = large[large >= 1 << (8 * code_bytes - 1)]
-        context_code_bytes = next(n for n in (2, 3, 4) if len(table) <= 1 << 8 * n)
-        meta |= {"partitions": n_partitions, "code_bytes": code_bytes, "context_code_bytes": context_code_bytes}
+        large = np.unique(np.concatenate([np.array(sorted(set().union(*(w.large for w in walked))), np.uint64), *large_of]))
+        code_bytes = next(n for n in (2, 3, 4) if np.count_nonzero(large >= 1 << (8 * n - 2)) <= 1 << (8 * n - 2))
+        large = large[large >= 1 << (8 * code_bytes - 2)]
+        sizes = sum(spill.sizes() for w in walked for spill in w.spills)
+        n_buckets = max(1, int(np.ceil(int(sizes.max()) / (slots_per_bucket(code_bytes) * LOAD))))
+        escape = (1 << 8 * code_bytes) - 1
+        escaped: list[tuple[np.ndarray, np.ndarray]] = []
 
-        def regions(which: int, code_bytes: int) -> tuple[int, Iterator]:
-            sizes = sum(w.spills[which].sizes() for w in walked)
-            n_buckets = max(1, int(np.ceil(int(sizes.max()) / (slots_per_bucket(code_bytes) * LOAD))))
+        def region(partition: int) -> np.ndarray:
+            out = np.zeros(n_buckets * BUCKET_BYTES, np.uint8)
+            bits = (n_partitions - 1).bit_length()
+            ngrams, contexts = ([w.spills[which].read(partition) for w in walked] for which in (0, 1))
+            # The frequent n-grams first: they are asked for most, and are then found in the first slots.
+            for part, kind_records in ((1, ngrams), (0, contexts), (2, ngrams)):
+                for shard, records in enumerate(kind_records):
+                    extra = {"numbers": numbers[shard]} if part == 0 else {"large_of": large_of[shard], "large": large}
+                    if len(records) and not fill(out, bits, code_bytes, records, part=part, **extra):
+                        raise SeedCollision
+            for shard, records in enumerate(contexts):
+                own = numbers[shard][np.ascontiguousarray(records[:, 8:]).view(np.uint32).reshape(-1)]
+                beyond = own >= escape
+                if beyond.any():
+                    escaped.append((np.ascontiguousarray(records[beyond, :8]).view(np.uint64).reshape(-1), own[beyond]))
+            return out
 
-            def region(partition: int) -> np.ndarray:
-                out = np.zeros(n_buckets * BUCKET_BYTES, np.uint8)
-                records = [w.spills[which].read(partition) for w in walked]
-                # The frequent n-grams first: they are asked for most, and are then found in the first slots.
-                for part in ((1, 2) if which == 0 else (0,)):
-                    for shard, rows in enumerate(records):
-                        extra = ({"large_of": large_of[shard], "large": large} if which == 0
-                                 else {"numbers": numbers[shard]})
-                        if len(rows) and not fill(out, bits_of(n_partitions), code_bytes, rows, part=part, **extra):
-                            raise SeedCollision
-                return out
+        meta |= {"partitions": n_partitions, "code_bytes": code_bytes}
 
-            return n_buckets, _windowed(pool, region, range(n_partitions), 2 * threads)
+        def written() -> Iterator:
+            yield from sections
+            yield _section("large", large)
+            yield ("entries", np.uint8, (n_buckets * BUCKET_BYTES * n_partitions,),
+                   _windowed(pool, region, range(n_partitions), 2 * threads))
+            hashes = np.concatenate([np.empty(0, np.uint64), *(h for h, _ in escaped)])
+            own = np.concatenate([np.empty(0, np.uint32), *(n for _, n in escaped)])
+            order_ = np.argsort(hashes)
+            yield _section("escaped", hashes[order_])
+            yield _section("escaped_numbers", own[order_])
 
-        sections.append(_section("large", large))
-        for which, (name, n_bytes) in enumerate((("ngrams", code_bytes), ("contexts", context_code_bytes))):
-            n_buckets, parts = regions(which, n_bytes)
-            sections.append((name, np.uint8, (n_buckets * BUCKET_BYTES * n_partitions,), parts))
-        container.write(path, meta, sections)
+        container.write(path, meta, written())
 
 
 class _Walked:
@@ -165,19 +183,9 @@ class _Walked:
             hashes, values, context_hashes, numbers = self.walk.take_hashes()
             self.spills[0].add_hashed(hashes, values)
             self.spills[1].add_hashed(context_hashes, numbers)
-            big = values[(values >= 1 << 15) & (values < 1 << 31)]
+            big = values[(values >= 1 << 14) & (values < 1 << 31)]
             if len(big):
                 self.large.update(big.tolist())
-
-
-def bits_of(n_partitions: int) -> int:
-    """Return log2 of a number of partitions."""
-    return (n_partitions - 1).bit_length()
-
-
-def _code_bytes(n_beyond: Callable[[int], int]) -> int:
-    """Return the fewest bytes whose upper half of codes numbers all values beyond the lower half."""
-    return next(n for n in (2, 3, 4) if n_beyond(1 << (8 * n - 1)) <= 1 << (8 * n - 1))
 
 
 def _section(name: str, array: np.ndarray) -> tuple[str, np.dtype, tuple[int, ...], Iterable]:

@@ -8,8 +8,10 @@ Sections of a model in hashes (code bytes, partitions and seed stand in meta; bu
     unigrams u64 (n_words,)         value per word id
     slots u64, ends u64, blob u8    words -> ids, ids -> bytes: kvps._vocabulary.FrozenWords
     totals u64 (n, 4)               distinct (sum, N1, N2, N3+) of contexts
+    unigram_contexts u32            per word id: number of its totals as a context, plus 1; 0: none
     large u64                       values beyond the direct codes, sorted
-    ngrams u8, contexts u8          buckets
+    entries u8                      buckets
+    escaped u64, escaped_numbers u32   hashes, sorted, and totals of contexts whose number is beyond the codes
 An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k) in context order, ngrams.k.starts u64
 (first row of each shard), ngrams.k.values u64; and for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers.
 

@@ -87,13 +87,13 @@ class CompiledModel:
                                 f"{self.smoothing} of order {self.order}")
         self.words = FrozenWords(arrays["slots"], arrays["ends"], arrays["blob"])
         self.unigrams = arrays["unigrams"]
-        self.tables = Tables(self.order, arrays["unigrams"], arrays["totals"],
-                             arrays.get("large", np.empty(0, np.uint64)), _seed(meta["seed"]))
+        self.tables = Tables(self.order, arrays["unigrams"], arrays["unigram_contexts"], arrays["totals"],
+                             arrays.get("large", np.empty(0, np.uint64)), meta["seed"])
         if meta["exact"]:
             self.tables.use_rows(meta["shards"], _rows(arrays, self.order))
         else:
-            self.tables.use_hashes(arrays["ngrams"], meta["code_bytes"], arrays["contexts"], meta["context_code_bytes"],
-                                   meta["partitions"])
+            self.tables.use_hashes(arrays["entries"], meta["code_bytes"], meta["partitions"], arrays["escaped"],
+                                   arrays["escaped_numbers"])
         vocabulary = self.statistics.vocabulary + (2 if self.smoothing.name == "modified-kneser-ney" else 3)
         self.discounts = (self.statistics.discounts_or_warn() if self.smoothing.name == "modified-kneser-ney"
                           else np.zeros((self.order + 1, 4)))
@@ -182,13 +182,6 @@ def _summed(ids: np.ndarray, log10_p: np.ndarray, n_sentences: int) -> Score:
     finite = np.where(zero, 0.0, log10_p)
     return Score(n_sentences, len(ids), int(oov.sum()), float(finite.sum()), float(finite[oov].sum()), int(zero.sum()),
                  int((zero & oov).sum()))
-
-
-def _seed(seed: int) -> int:
-    """Return the hash chain's start, as Walk makes it."""
-    from kvps._statistics import chain_start
-
-    return chain_start(seed)
 
 
 def _rows(arrays: dict, order: int) -> dict:
