@@ -75,7 +75,7 @@ def mapped(exc: lmdb.Error, path: str | Path, needs: int | None = None) -> Excep
     if entry is None:
         code = getattr(exc, "code", 0)
         # LMDB 0.9 reports a full disk as EIO, because what it sees first is a short write.
-        if code in (errno.ENOSPC, errno.EDQUOT) or (code == errno.EIO and files.free_bytes(path) < (needs or 0) + 4096):
+        if code in files.FULL or (code == errno.EIO and files.free_bytes(path) < (needs or 0) + 4096):
             return files.disk_full(path, needs)
         return StoreError(f"{place}: {exc}; look at the disk and the system log, then run the command again",
                           path=place)

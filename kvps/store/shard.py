@@ -253,7 +253,7 @@ class Snapshot:
         """Return (payload, number of keys) of one chunk, its checksum verified now, at every call.
 
         The payload is LMDB's own page: no copy, and released when the snapshot is closed.
-        Whoever holds it by then (NumPy, a kernel) makes close() fail. Do not keep a slice of it.
+        Whoever holds a part of it by then (a slice, an array, a kernel) makes close() fail.
         """
         key = fmt.chunk_key(run.id, index)
         value = self._txn.view(key)

@@ -19,7 +19,7 @@ class Txn:
         self._handle = handle
         self._raw = raw
         self._write = write
-        self._views: list[weakref.ref[memoryview]] = []
+        self._lent: list[tuple[weakref.ref[memoryview], weakref.ref[Any]]] = []   # views, and what they stand on
         self.id = raw.id()       # of the commit that is read; of the one that a write transaction will make
         self.dirty_bytes = 0
 
@@ -43,11 +43,20 @@ class Txn:
             return raw.get(key)
 
     def lend(self, view: memoryview) -> memoryview:
-        """Return `view`, which the end of the transaction will release, so that it cannot be read after it."""
-        if len(self._views) % 1024 == 1023:
-            self._views = [ref for ref in self._views if ref() is not None]
-        self._views.append(weakref.ref(view))
-        return view
+        """Return the bytes of `view` as a view that cannot be read after the transaction.
+
+        close() releases it, and notices whatever else was made of it: a slice, an array, a kernel's cursor.
+        """
+        import numpy as np  # here, for only those who read chunks need it, and they have it
+
+        # Everything made of the view keeps this array alive, and nothing else does; a bare view of LMDB's memory
+        # would not tell, because NumPy takes a second view of it, which the release of the first does not touch.
+        array = np.frombuffer(view, np.uint8)
+        lent = memoryview(array)
+        if len(self._lent) % 1024 == 1023:
+            self._lent = [refs for refs in self._lent if refs[1]() is not None]
+        self._lent.append((weakref.ref(lent), weakref.ref(array)))
+        return lent
 
     def put(self, key: bytes, value: bytes) -> None:
         """Set a value."""
@@ -93,13 +102,13 @@ class Txn:
         """End the transaction without a commit, and release what it lent.
 
         Raises:
-            StoreError: a lent view is still in use (an array or a kernel's cursor holds it); only if `strict`.
+            StoreError: something made of a lent view is still in use; only if `strict`.
                 The pages stay mapped then, for as long as the process lives.
         """
         raw, self._raw = self._raw, None
         if raw is None:
             return
-        n_busy = sum(not _released(ref()) for ref in self._views)
+        n_busy = sum(not _released(*refs) for refs in self._lent)
         if n_busy:
             self._raw = raw
             _lingering.add(self)
@@ -112,11 +121,12 @@ class Txn:
         self._handle.end()
 
 
-def _released(view: memoryview | None) -> bool:
-    """Release a view; return False if something still reads through it."""
-    if view is not None:
-        try:
-            view.release()
-        except BufferError:
-            return False
-    return True
+def _released(view: weakref.ref[memoryview], array: weakref.ref[Any]) -> bool:
+    """Release a lent view; return False if something still reads through it."""
+    try:
+        if (held := view()) is not None:
+            held.release()
+            del held
+    except BufferError:
+        return False
+    return array() is None
