@@ -498,6 +498,18 @@ cdef class Tables:
                     out[start + i], matched[start + i] = log10(p), <uint8_t>seen
                 start += block
 
+    def unigram_totals(self):
+        """Return the totals of each word as a context, uint64 (n_words, 4); 0 where it is none."""
+        cdef index_t i
+        cdef int j
+        out_array = np.zeros((self.n_words, 4), np.uint64)
+        cdef uint64_t[:, ::1] out = out_array
+        for i in range(self.n_words):
+            if self.unigram_contexts[i] > 0:
+                for j in range(4):
+                    out[i, j] = self.totals[4 * <index_t>(self.unigram_contexts[i] - 1) + j]
+        return out_array
+
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4)).
 

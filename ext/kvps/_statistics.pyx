@@ -171,13 +171,15 @@ cdef class Walk:
         raw: raw counts at every order, instead of Kneser-Ney's adjusted ones below top.
         hashes: collect (hash, value) of every n-gram of order 2 and up, and (hash as an n-gram, number of its totals) of
             every context of 2 words and more whose totals are not (1, 1, 0, 0).
-        rows_of: collect (words, value) of the n-grams of this order, or of all orders and contexts with -1, or none with 0.
+        rows_of: orders whose n-grams to collect as (words, value).
+        contexts: collect (words, number of totals) of all contexts.
         seed: of the hashes.
     """
     cdef int order, top, bits
     cdef index_t n_words
     cdef bint raw, hashes
-    cdef int rows_of
+    cdef bint contexts
+    cdef bint emits[MAX_ORDER + 1]         # emits[k]: rows of order k are collected
     cdef pair_list lists[MAX_ORDER]
     cdef uint64_t chain[MAX_ORDER]         # chain[d]: hash of c1..cd
     cdef uint64_t inner[MAX_ORDER]         # inner[d]: hash of c2..cd; with c1 it names the context as an n-gram
@@ -200,12 +202,14 @@ cdef class Walk:
     cdef readonly TotalsTable table
     cdef int status
 
-    def __cinit__(self, int order, int top, int bits, index_t n_words, *, bint raw=False, bint hashes=False, int rows_of=0,
-                  uint64_t seed=0):
+    def __cinit__(self, int order, int top, int bits, index_t n_words, *, bint raw=False, bint hashes=False, rows_of=(),
+                  bint contexts=False, uint64_t seed=0):
         if not 1 <= top <= order <= MAX_ORDER or not 2 <= bits <= 32:
             raise ValueError(f"order {order}, top {top}, {bits} bits")
         self.order, self.top, self.bits, self.n_words = order, top, bits, n_words
-        self.raw, self.hashes, self.rows_of = raw, hashes, rows_of
+        self.raw, self.hashes, self.contexts = raw, hashes, contexts
+        for k in range(MAX_ORDER + 1):
+            self.emits[<int>k] = k in rows_of
         self.chain[0] = self.inner[1] = chain_start(seed)
         self.table = TotalsTable()
         self.previous = calloc(1, 32)
@@ -305,7 +309,7 @@ cdef class Walk:
         cdef byte_t* values = NULL
         cdef word_t* rows = NULL
         cdef uint64_t* row_values = NULL
-        cdef bint emit_rows = self.rows_of == d + 1 or self.rows_of == -1
+        cdef bint emit_rows = self.emits[d + 1]
         if not l.sorted:
             self.combine(l)
         t.den = t.n1 = t.n2 = t.n3 = 0
@@ -355,7 +359,7 @@ cdef class Walk:
                 return
             (<uint64_t*>hashes)[0] = mix(self.inner[d], self.path[1])
             (<uint32_t*>values)[0] = number
-        if self.rows_of == -1:
+        if self.contexts:
             rows = <word_t*>claim(&self.context_rows[d], 4 * d)
             values = claim(&self.context_numbers[d], 4)
             if rows == NULL or values == NULL:

@@ -17,7 +17,7 @@ namespace kvps {
 typedef unsigned __int128 u128;
 
 struct u256 {
-  u128 hi, lo;
+  u128 hi, lo;     // in memory: hi first
   u256() = default;
   u256(uint64_t x) : hi(0), lo(x) {}
   u256(u128 h, u128 l) : hi(h), lo(l) {}

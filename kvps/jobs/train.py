@@ -27,7 +27,7 @@ from kvps.jobs.counting import count_splits, split_bytes
 from kvps.jobs.verify import refuse_negative
 from kvps.store import files
 from kvps.store.directory import ROOT, StoreDirectory, create_store, open_store
-from kvps.text.corpus import Input, resolve
+from kvps.text.corpus import Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count, parse_bytes
@@ -80,9 +80,9 @@ def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEF
     path = Path(path)
     made = False
     # Everything that can be wrong with the inputs is found before the store is made.
-    early = resolve([a for a in arguments if os.fspath(a) != "-"], field=options.field, newline=options.newline)
+    early = resolve([a for a in arguments if not read_once(a)], field=options.field, newline=options.newline)
     if not (path / ROOT / "data.mdb").exists():
-        if not any(os.fspath(a) == "-" for a in arguments):
+        if not any(read_once(a) for a in arguments):
             _refuse_empty(early, path)
         create_store(path, order, shards, words.to_json())
         made = True

@@ -14,7 +14,6 @@ a context that is known as an n-gram and not listed has totals (1, 1, 0, 0).
 from __future__ import annotations
 
 import contextlib
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from kvps._model import fill, slots_per_bucket
 from kvps._spill import Spill
 from kvps._statistics import TotalsTable, Walk, chain_start
 from kvps.lm import container
+from kvps.lm.ordered import gathered, windowed
 from kvps.lm.runs import bits_for, merged
 from kvps.lm.statistics import Statistics, unigram_counts_of_counts
 from kvps.store import files
@@ -84,7 +84,8 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
 
         # STEP 1: walk the shards.
         def walk(shard: int) -> _Walked:
-            walk = Walk(order, top, bits, n_words, raw=kind == "raw", hashes=not exact, rows_of=-1 if exact else 0, seed=seed)
+            walk = Walk(order, top, bits, n_words, raw=kind == "raw", hashes=not exact,
+                        rows_of=range(2, top + 1) if exact else (), contexts=exact, seed=seed)
             spills = [Spill(fd, n_partitions, RECORD_BYTES) for fd in descriptors[shard]] if not exact else []
             result = _Walked(walk, spills)
             for block in merged(snapshot.shards[shard], runs[shard], order, bits):
@@ -97,7 +98,7 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
                 spill.finish()
             return result
 
-        walked = _gathered(pool, walk, range(n_shards))
+        walked = gathered(pool, walk, range(n_shards))
         unigrams, raw = (sum(column) for column in zip(*(w.walk.unigram_values() for w in walked), strict=True))
         statistics = _statistics(snapshot, top, walked, unigrams, raw, kind)
         if kind == "raw":
@@ -160,7 +161,7 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
             yield from sections
             yield _section("large", large)
             yield ("entries", np.uint8, (n_buckets * BUCKET_BYTES * n_partitions,),
-                   _windowed(pool, region, range(n_partitions), 2 * threads))
+                   windowed(pool, region, range(n_partitions), 2 * threads))
             hashes = np.concatenate([np.empty(0, np.uint64), *(h for h, _ in escaped)])
             own = np.concatenate([np.empty(0, np.uint32), *(n for _, n in escaped)])
             order_ = np.argsort(hashes)
@@ -219,25 +220,3 @@ def _exact_sections(walked: list[_Walked], numbers: list[np.ndarray], top: int) 
 def _rows_sections(name: str, rows: Iterable[np.ndarray], what: str, values: Iterable[np.ndarray]) -> list:
     starts = np.cumsum([0, *(len(r) for r in rows)]).astype(np.uint64)
     return [_section(name, np.concatenate(rows)), _section(f"{name}.starts", starts), _section(f"{name}.{what}", np.concatenate(values))]
-
-
-def _gathered(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> list:
-    """Run a function over items; where one fails, the others end first, and then its exception is raised."""
-    futures = [pool.submit(function, item) for item in items]
-    try:
-        return [future.result() for future in futures]
-    except BaseException:
-        for future in futures:
-            future.cancel()
-        raise
-
-
-def _windowed(pool: ThreadPoolExecutor, function: Callable, items: Iterable, window: int) -> Iterator:
-    """Yield function(item) in order, working at most `window` items ahead, so that memory is bounded."""
-    waiting: deque = deque()
-    for item in items:
-        waiting.append(pool.submit(function, item))
-        if len(waiting) >= window:
-            yield waiting.popleft().result()
-    while waiting:
-        yield waiting.popleft().result()

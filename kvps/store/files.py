@@ -10,7 +10,6 @@ import errno
 import mmap
 import os
 import stat
-import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -24,12 +23,12 @@ NETWORK_FILE_SYSTEMS = frozenset({
     "9p", "afs", "beegfs", "ceph", "cifs", "coda", "fuse.glusterfs", "fuse.s3fs", "fuse.sshfs", "gfs2", "glusterfs",
     "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs"})
 
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 def os_error(exc: OSError, path: str | Path, needs: int | None = None) -> KvpsError:
     """Return the exception of ours that says what `exc` means for `path`; `needs` is in bytes."""
-    if exc.errno in _FULL:
+    if exc.errno in FULL:
         return disk_full(path, needs)
     return StoreError(f"{path}: {exc.strerror or exc}", path=str(path))
 
@@ -117,8 +116,11 @@ def rename(source: str | Path, target: str | Path) -> None:
     fsync_dir(Path(target).parent)
 
 
-def atomic_write(path: str | Path, data: bytes | Iterable[bytes]) -> None:
-    """Write a whole file so that a crash leaves the old one or the new one; durable on return."""
+def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bool = True) -> None:
+    """Write a whole file so that a crash leaves the old one or the new one; durable on return.
+
+    private: mode 0600; otherwise what the user's umask makes of 0666, for files that leave the store.
+    """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp-{os.urandom(8).hex()}")
     pieces = [data] if isinstance(data, bytes) else data
@@ -128,6 +130,10 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes]) -> None:
             for piece in pieces:
                 out.write(piece)
             out.flush()
+            if not private:
+                umask = os.umask(0)
+                os.umask(umask)
+                os.fchmod(out.fileno(), 0o666 & ~umask)
             fsync(out.fileno(), temporary)
         rename(temporary, path)
     except BaseException:
@@ -217,9 +223,11 @@ def file_system(path: str | Path) -> str:
 @contextlib.contextmanager
 def scratch(folder: str | Path) -> Iterator[int]:
     """Open a file without a name in `folder` for writing and reading; it vanishes with its descriptor."""
-    with _reporting(folder):
-        file = tempfile.TemporaryFile(dir=folder)
-    with file:
+    import tempfile            # slow to import, and most commands need no scratch file
+
+    with contextlib.ExitStack() as stack:
+        with _reporting(folder):
+            file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
         yield file.fileno()
 
 

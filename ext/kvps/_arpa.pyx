@@ -1,0 +1,143 @@
+"""Write rows of n-grams as text: lines of an ARPA file, and of a count listing."""
+import numpy as np
+
+from libc.string cimport memcpy
+
+from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
+
+cdef enum:
+    NUMBER_BYTES = 24          # longest number written: a sign, 20 digits, a point
+
+
+cdef inline byte_t* put_integer(byte_t* p, uint64_t x) noexcept nogil:
+    cdef byte_t digits[20]
+    cdef int n = 0
+    while True:
+        digits[n] = <byte_t>(48 + x % 10)
+        x //= 10
+        n += 1
+        if x == 0:
+            break
+    while n > 0:
+        n -= 1
+        p[0] = digits[n]
+        p += 1
+    return p
+
+
+cdef inline byte_t* put_log10(byte_t* p, double x) noexcept nogil:
+    """Write a log10 probability with seven decimals, trailing zeros left out; the error is at most 5e-8."""
+    cdef uint64_t scaled, fraction
+    cdef byte_t digits[7]
+    cdef int i, n = 7
+    if x < 0:
+        p[0] = 45
+        x = -x
+        scaled = <uint64_t>(x * 1e7 + 0.5)
+        if scaled > 0:
+            p += 1
+    else:
+        scaled = <uint64_t>(x * 1e7 + 0.5)
+    p = put_integer(p, scaled // 10000000)
+    fraction = scaled % 10000000
+    if fraction == 0:
+        return p
+    for i in range(6, -1, -1):
+        digits[i] = <byte_t>(48 + fraction % 10)
+        fraction //= 10
+    while digits[n - 1] == 48:
+        n -= 1
+    p[0] = 46
+    memcpy(p + 1, digits, n)
+    return p + 1 + n
+
+
+cdef inline byte_t* put_words(byte_t* p, const uint32_t* row, int k, const uint64_t* ends, const byte_t* blob) noexcept nogil:
+    cdef int j
+    cdef uint64_t start, size
+    for j in range(k):
+        if j > 0:
+            p[0] = 32
+            p += 1
+        start = ends[row[j]]
+        size = ends[row[j] + 1] - start
+        memcpy(p, blob + start, size)
+        p += size
+    return p
+
+
+cdef index_t room_for(const uint32_t[:, ::1] rows, const uint64_t[::1] ends, index_t per_line) except -1:
+    """How many bytes the lines may take; ValueError for an id without a word."""
+    cdef index_t i, total = 0
+    cdef int j
+    cdef uint32_t most = 0
+    for i in range(rows.shape[0]):
+        for j in range(rows.shape[1]):
+            if rows[i, j] > most:
+                most = rows[i, j]
+    if rows.shape[0] and <index_t>most + 1 >= ends.shape[0]:
+        raise ValueError(f"word {most} of {ends.shape[0] - 1}")
+    with nogil:
+        for i in range(rows.shape[0]):
+            total += per_line + rows.shape[1]
+            for j in range(rows.shape[1]):
+                total += ends[rows[i, j] + 1] - ends[rows[i, j]]
+    return total
+
+
+def arpa_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const double[::1] log10_p, log10_backoff,
+               const uint64_t[::1] ends, const byte_t[::1] blob):
+    """Return the lines `log10_p TAB words [TAB log10_backoff]` of an ARPA file, uint8.
+
+    Args:
+        rows: uint32 (n, k), word ids in text order.
+        order: uint32 (n,), in which order to write the rows.
+        log10_p: float64 (n,). log10_backoff: float64 (n,), or None at the highest order.
+        ends, blob: of the vocabulary.
+    """
+    cdef index_t i, n = order.shape[0], row
+    cdef int k = <int>rows.shape[1]
+    cdef const double[::1] backoff = log10_backoff
+    cdef bint has_backoff = log10_backoff is not None
+    if rows.shape[0] != n or log10_p.shape[0] < n or (has_backoff and backoff.shape[0] < n):
+        raise ValueError(f"{rows.shape[0]} rows, an order of {n}, {log10_p.shape[0]} probabilities")
+    out_array = np.empty(room_for(rows, ends, 2 * NUMBER_BYTES + 3), np.uint8)
+    if n == 0:
+        return out_array
+    cdef byte_t[::1] out = out_array
+    cdef byte_t* p = &out[0]
+    with nogil:
+        for i in range(n):
+            row = order[i]
+            p = put_log10(p, log10_p[row])
+            p[0] = 9
+            p = put_words(p + 1, &rows[row, 0], k, &ends[0], &blob[0])
+            if has_backoff:
+                p[0] = 9
+                p = put_log10(p + 1, backoff[row])
+            p[0] = 10
+            p += 1
+    return out_array[:p - &out[0]]
+
+
+def count_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const uint64_t[::1] counts,
+                const uint64_t[::1] ends, const byte_t[::1] blob):
+    """Return the lines `words TAB count`, uint8; arguments as arpa_lines."""
+    cdef index_t i, n = order.shape[0], row
+    cdef int k = <int>rows.shape[1]
+    if rows.shape[0] != n or counts.shape[0] < n:
+        raise ValueError(f"{rows.shape[0]} rows, an order of {n}, {counts.shape[0]} counts")
+    out_array = np.empty(room_for(rows, ends, NUMBER_BYTES + 2), np.uint8)
+    if n == 0:
+        return out_array
+    cdef byte_t[::1] out = out_array
+    cdef byte_t* p = &out[0]
+    with nogil:
+        for i in range(n):
+            row = order[i]
+            p = put_words(p, &rows[row, 0], k, &ends[0], &blob[0])
+            p[0] = 9
+            p = put_integer(p + 1, counts[row])
+            p[0] = 10
+            p += 1
+    return out_array[:p - &out[0]]
