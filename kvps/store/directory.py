@@ -75,12 +75,10 @@ def create_store(path: str | Path, order: int, shards: int, tokenizer: dict, *, 
 def _refuse_occupied(path: Path) -> None:
     if not os.path.lexists(path):
         return
-    if (path / ROOT / "data.mdb").exists():
+    if files.exists(path / ROOT / "data.mdb"):
         raise StoreError(f"{path}: is a store already", path=str(path))
-    try:
-        occupied = not path.is_dir() or path.is_symlink() or any(os.scandir(path))
-    except OSError as exc:
-        raise files.os_error(exc, path) from exc
+    with files.reporting(path):
+        occupied = not path.is_dir() or path.is_symlink() or bool(os.listdir(path))
     if occupied:
         raise StoreError(f"{path}: is something else; name a folder that does not exist yet", path=str(path))
 
@@ -197,7 +195,9 @@ class StoreDirectory:
 
     def sweep_directories(self) -> None:
         """Remove shard directories that the root does not name: copies that were not finished, or were replaced."""
-        for folder in sorted((self.path / SHARDS).iterdir()):
+        with files.reporting(self.path / SHARDS):
+            folders = sorted((self.path / SHARDS).iterdir())
+        for folder in folders:
             if f"{SHARDS}/{folder.name}" not in self._names and not folder.is_symlink():
                 files.remove_tree(folder)
 
@@ -243,8 +243,8 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
         CorruptionError: damaged.
     """
     path = Path(os.path.abspath(path))
-    if not (path / ROOT / "data.mdb").exists():
-        what = "is not a kvps store: no root/data.mdb" if path.exists() else "no such store"
+    if not files.exists(path / ROOT / "data.mdb"):
+        what = "is not a kvps store: no root/data.mdb" if files.exists(path) else "no such store"
         raise StoreError(f"{path}: {what}", path=str(path))
     for inner in (path / ROOT, path / SHARDS, path / lock.NAME):
         files.refuse_symlink(inner)

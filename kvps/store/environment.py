@@ -186,7 +186,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def can_register(path: Path) -> bool:
     """Return whether this process can take a reader's slot in the lock file of the environment in `path`."""
     lock = path / "lock.mdb"
-    return os.access(lock if lock.exists() else path, os.W_OK)
+    return os.access(lock if files.exists(lock) else path, os.W_OK)
 
 
 class Environment:

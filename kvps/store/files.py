@@ -56,36 +56,48 @@ def free_bytes(path: str | Path) -> int:
 
 
 @contextlib.contextmanager
-def _reporting(path: str | Path, needs: int | None = None) -> Iterator[None]:
+def reporting(path: str | Path, needs: int | None = None) -> Iterator[None]:
+    """Turn an OSError of the block into an error of ours about `path`."""
     try:
         yield
     except OSError as exc:
         raise os_error(exc, path, needs) from exc
 
 
+def exists(path: str | Path) -> bool:
+    """Return whether something is there; StoreError if that cannot be told, for want of permission."""
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as exc:
+        raise os_error(exc, path) from exc
+    return True
+
+
 def make_dir(path: str | Path) -> None:
     """Make one directory, mode 0700; the caller syncs its parent."""
-    with _reporting(path):
+    with reporting(path):
         os.mkdir(path, DIR_MODE)
 
 
 def open_new(path: str | Path) -> int:
     """Create a file that must not exist, mode 0600, and return its descriptor for writing."""
-    with _reporting(path):
+    with reporting(path):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
 
 def open_lock(path: str | Path, *, create: bool) -> int:
     """Open the lock file, made if need be, or for reading only where `create` is False; return its descriptor."""
     flags = os.O_RDWR | os.O_CREAT if create else os.O_RDONLY
-    with _reporting(path):
+    with reporting(path):
         return os.open(path, flags | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
 
 @contextlib.contextmanager
 def reading(path: str | Path) -> Iterator[int]:
     """Open a file for reading; gives its descriptor."""
-    with _reporting(path):
+    with reporting(path):
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
         yield fd
@@ -95,13 +107,13 @@ def reading(path: str | Path) -> Iterator[int]:
 
 def fsync(fd: int, path: str | Path) -> None:
     """Make the contents of an open file durable."""
-    with _reporting(path):
+    with reporting(path):
         os.fsync(fd)
 
 
 def fsync_dir(path: str | Path) -> None:
     """Make the entries of a directory durable: what was created, renamed or removed in it."""
-    with _reporting(path):
+    with reporting(path):
         fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(fd)
@@ -111,7 +123,7 @@ def fsync_dir(path: str | Path) -> None:
 
 def rename(source: str | Path, target: str | Path) -> None:
     """Rename within one file system and make it durable; an existing file or empty directory is replaced."""
-    with _reporting(target):
+    with reporting(target):
         os.rename(source, target)
     fsync_dir(Path(target).parent)
 
@@ -126,7 +138,7 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bo
     pieces = [data] if isinstance(data, bytes) else data
     fd = open_new(temporary)
     try:
-        with _reporting(temporary), os.fdopen(fd, "wb") as out:
+        with reporting(temporary), os.fdopen(fd, "wb") as out:
             for piece in pieces:
                 out.write(piece)
             out.flush()
@@ -165,7 +177,7 @@ def preallocate(path: str | Path, length: int) -> None:
             return
     except FileNotFoundError:
         pass
-    with _reporting(path, length):
+    with reporting(path, length):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
         try:
             os.posix_fallocate(fd, 0, length)
@@ -175,7 +187,7 @@ def preallocate(path: str | Path, length: int) -> None:
 
 def extend(path: str | Path, length: int) -> None:
     """Lengthen a file to at least `length` bytes by a hole; it is never shortened."""
-    with _reporting(path, length):
+    with reporting(path, length):
         if os.stat(path).st_size < length:
             os.truncate(path, length)
 
@@ -187,7 +199,7 @@ def remove_tree(path: str | Path) -> None:
         entries = list(os.scandir(path))
     except FileNotFoundError:
         return
-    with _reporting(path):
+    with reporting(path):
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
                 remove_tree(entry.path)
@@ -223,15 +235,15 @@ def file_system(path: str | Path) -> str:
 @contextlib.contextmanager
 def scratch(folder: str | Path) -> Iterator[int]:
     """Open a file without a name in `folder` for writing and reading; it vanishes with its descriptor."""
-    import tempfile            # slow to import, and most commands need no scratch file
+    import tempfile  # slow to import, and most commands need no scratch file
 
     with contextlib.ExitStack() as stack:
-        with _reporting(folder):
+        with reporting(folder):
             file = stack.enter_context(tempfile.TemporaryFile(dir=folder))
         yield file.fileno()
 
 
 def map_file(path: str | Path) -> mmap.mmap:
     """Map a whole file for reading."""
-    with reading(path) as fd, _reporting(path):
+    with reading(path) as fd, reporting(path):
         return mmap.mmap(fd, 0, prot=mmap.PROT_READ)
