@@ -130,7 +130,7 @@ def resume(path: str | Path, *, tokenizer: str | None = None, options: Options |
         job = store.root.job()
         if job is None:
             return None
-        words = _store_tokenizer(store, tokenizer, None)
+        words = store_tokenizer(store, tokenizer, None)
         return _work(store, job, [Input.from_json(row["input"]) for row in job["inputs"]], words, options)
 
 
@@ -163,10 +163,10 @@ def check_shape(order: int, shards: int) -> None:
 def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
                   options: Options, stdin: BinaryIO | None) -> dict:
     with open_store(path, writable=True, wait=options.wait, command=command) as store:
-        return _run(store, command, arguments, _store_tokenizer(store, tokenizer, lowercase), options, stdin)
+        return _run(store, command, arguments, store_tokenizer(store, tokenizer, lowercase), options, stdin)
 
 
-def _store_tokenizer(store: StoreDirectory, spec: str | None, lowercase: bool | None) -> Tokenizer:
+def store_tokenizer(store: StoreDirectory, spec: str | None, lowercase: bool | None) -> Tokenizer:
     """Return the store's tokenizer; a recorded MODULE:FUNC is imported only where the user has named it on this call."""
     recorded = store.identity["tokenizer"]
     if spec is None and not lowercase:

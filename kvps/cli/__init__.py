@@ -1,0 +1,140 @@
+"""The command line: `kvps COMMAND STORE ...`, one module per command, named like it.
+
+A command parses, opens, makes one call of the library and prints. This module has the group, which imports a command's
+module only when it is called, and the one place where exceptions become a line and an exit code (failure.py).
+stdout is data, stderr is progress and messages.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+
+# A thread pool for linear algebra, which is never used here, would cost CPU at every start. Before numpy is imported.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+import click
+
+# Listed here, so that the help imports no command; test_cli.py compares them with what the commands say themselves.
+COMMANDS = {
+    "train": "Count text into a new store.",
+    "update": "Add text to a store.",
+    "forget": "Remove text from a store, exactly.",
+    "resume": "Go on with the job that was interrupted.",
+    "abort": "Roll back the job that was interrupted.",
+    "status": "Tell whether a store is idle, being written or interrupted.",
+    "perplexity": "Score text with a model.",
+    "export": "Write the model as an ARPA file.",
+    "compile": "Make the compiled model of a store now.",
+    "compact": "Merge the runs of a store.",
+    "stats": "Show sizes, n-grams, counts of counts and discounts.",
+    "counts": "Show raw and adjusted counts of n-grams.",
+    "dump": "Print every n-gram of one order with its raw count.",
+    "quickstart": "See the main job on real text, step by step.",
+}
+
+
+@dataclasses.dataclass
+class Call:
+    """One call of the program: what an error report needs to know about it."""
+
+    arguments: list[str]
+    store: str | None = None       # the store that the command writes to
+    debug: bool = False
+
+    @property
+    def json(self) -> bool:
+        """Whether --json was given; looked up in the arguments, since parsing them may be what failed."""
+        end = self.arguments.index("--") if "--" in self.arguments else None
+        return "--json" in self.arguments[:end]
+
+
+class Program(click.Group):
+    """The group of all commands."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands, in the order of the help."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import one command, or return None where there is none of this name."""
+        return importlib.import_module(f"kvps.cli.{name}").command if name in COMMANDS else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the list of commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+    def main(self, args: list[str] | None = None, prog_name: str | None = None, complete_var: str | None = None,
+             standalone_mode: bool = True, **extra: object) -> object:
+        """Run the program and exit with its code; with standalone_mode=False, return, and let exceptions through."""
+        arguments = list(sys.argv[1:] if args is None else args)
+        call = Call(arguments)
+        if not standalone_mode or "_KVPS_COMPLETE" in os.environ:
+            return super().main(arguments, "kvps", complete_var, standalone_mode, obj=call, **extra)
+        with _stoppable():
+            try:
+                with self.make_context("kvps", arguments, obj=call, **extra) as ctx:
+                    self.invoke(ctx)
+                if sys.stdout is not None:
+                    sys.stdout.flush()     # here, where a reader that is gone can still be noticed
+                code = 0
+            except BaseException as exc:
+                from kvps.cli.failure import report
+
+                code = report(exc, call)
+        sys.exit(code)
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Let the first SIGTERM raise Stopped in the main thread; later ones are ignored, for we are stopping."""
+    import signal
+    import threading
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: object) -> None:
+        from kvps.errors import Stopped
+
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Stopped("stopped by SIGTERM")
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"kvps {version('kvps')}")
+        ctx.exit()
+
+
+@click.command(cls=Program, name="kvps", context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.pass_obj
+def main(call: Call, debug: bool) -> None:
+    """N-gram language models that you can train, update, forget and query.
+
+    A STORE is a folder that holds the n-gram counts of all text added to it.
+    `kvps COMMAND --help` has an example for each command; begin with `kvps quickstart`.
+
+    \b
+    Example:
+      kvps train novels.kvps novels.txt -o 5
+      kvps perplexity novels.kvps heldout.txt
+
+    Exit codes: 0 done, 1 failed, 2 usage, 3 damaged, 4 stopped but resumable, 5 locked, 130 Ctrl-C.
+    """
+    call.debug = debug

@@ -1,0 +1,39 @@
+"""kvps compact: merge the runs of a store."""
+from __future__ import annotations
+
+import click
+
+from kvps.cli import options
+
+
+@click.command("compact")
+@options.store(written=True)
+@click.option("--vacuum", is_flag=True, help="Give the free space back to the file system too; needs room for a copy of one shard.")
+@options.threads
+@options.wait
+@options.json
+def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json: bool) -> None:
+    r"""Merge the runs of a store into one per shard.
+
+    Use it after many updates, before a store is copied or put away; jobs merge by themselves what has become many.
+    Counts do not change, and readers may go on meanwhile. Without --vacuum the space that becomes free is kept for later
+    text.
+
+    \b
+    Example:
+      kvps compact novels.kvps --vacuum
+    """
+    from kvps.cli.output import emit, many, say
+    from kvps.cli.progress import Progress
+    from kvps.jobs.compact import compact
+    from kvps.store.directory import open_store
+    from kvps.units import cpu_count, format_bytes
+
+    with open_store(store, writable=True, wait=wait, command="compact") as opened, \
+            Progress(["merging"], unit=" n-grams") as progress:
+        result = compact(opened, threads=threads or cpu_count(), vacuum=vacuum, progress=progress.stage("merging"))
+    if as_json:
+        emit(result)
+    else:
+        say(f"{store}: merged {many(result['merged_runs'], 'runs')}; {format_bytes(result['bytes_before']['file'])} before, "
+            f"{format_bytes(result['bytes']['file'])} now, {format_bytes(result['bytes']['live'])} of it in use")

@@ -1,0 +1,45 @@
+"""kvps compile: make the compiled model of a store now."""
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import click
+
+from kvps.cli import options
+
+
+@click.command("compile")
+@options.store(written=False)
+@options.scoring
+def command(store: str, order: int | None, smoothing: str, threads: int | None, exact: bool, stale: str, temp: str | None,
+            as_json: bool) -> None:
+    r"""Make the compiled model of a store now.
+
+    Use it to have the work done before the first question: commands that need a compiled model make one by themselves when
+    the store has moved on. modified-kneser-ney and kneser-ney share a model per order, all other smoothings share one.
+
+    \b
+    Example:
+      kvps compile novels.kvps
+      kvps compile novels.kvps --smoothing witten-bell
+    """
+    from kvps.cli.output import emit, say
+    from kvps.cli.progress import Progress
+    from kvps.lm.cache import ensure
+    from kvps.lm.smoothing import parse
+    from kvps.store.directory import open_store
+    from kvps.units import format_bytes
+
+    began = time.monotonic()
+    kind = parse(smoothing).kind
+    with open_store(store) as opened, Progress(["compiling"], unit=" n-grams") as progress:
+        path = ensure(opened, kind=kind, top=order, exact=exact, stale=stale, threads=threads,
+                      scratch=temp and Path(temp), progress=progress.stage("compiling"))
+    elapsed_s = time.monotonic() - began
+    n_bytes = os.stat(path).st_size
+    if as_json:
+        emit({"path": str(path), "kind": kind, "bytes": n_bytes, "elapsed_s": round(elapsed_s, 3)})
+    else:
+        say(f"{path}: {format_bytes(n_bytes)} ({elapsed_s:.1f} s)")

@@ -1,0 +1,45 @@
+"""kvps export: write the model as an ARPA file."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from kvps.cli import options
+
+
+@click.command("export")
+@click.argument("model")
+@click.argument("output", metavar="OUT.arpa[.gz]")
+@options.order
+@options.threads
+@options.temp
+@options.json
+def command(model: str, output: str, order: int | None, threads: int | None, temp: str | None, as_json: bool) -> None:
+    r"""Write the model as an ARPA file: modified Kneser-Ney, unpruned.
+
+    Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as it is
+    computed, and takes its name when it is complete; a name that ends in .gz is compressed.
+
+    \b
+    Example:
+      kvps export novels.kvps novels.arpa.gz
+      kvps export novels.kvps novels.o3.arpa -o 3
+    """
+    from kvps.cli.output import emit, many, say
+    from kvps.cli.progress import Progress
+    from kvps.lm.arpa import export
+    from kvps.store.directory import open_store
+    from kvps.units import format_bytes
+
+    began = time.monotonic()
+    with open_store(model) as store, Progress(["exporting"], unit=" n-grams") as progress:
+        result = export(store, output, order=order, threads=threads, scratch=temp and Path(temp),
+                        progress=progress.stage("exporting"))
+    elapsed_s = time.monotonic() - began
+    if as_json:
+        emit({**result, "elapsed_s": round(elapsed_s, 3)})
+    else:
+        say(f"{output}: version {result['version']}, order {result['order']}, {many(sum(result['ngrams'].values()), 'n-grams')}, "
+            f"{format_bytes(result['bytes'])} ({elapsed_s:.1f} s)")

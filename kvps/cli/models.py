@@ -1,0 +1,68 @@
+"""MODEL arguments: from what the user names to a model that scores. Today a MODEL is a store."""
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from kvps.cli.progress import Progress
+from kvps.jobs.train import store_tokenizer
+from kvps.lm import container
+from kvps.lm.cache import ensure
+from kvps.lm.model import CompiledModel
+from kvps.lm.smoothing import parse
+from kvps.lm.statistics import Statistics
+from kvps.store.directory import open_store
+from kvps.text.corpus import Input, read_once, resolve
+from kvps.text.tokenize import Tokenizer
+
+
+def compiled(path: str, progress: Progress, *, tokenizer: str | None, order: int | None, smoothing: str, threads: int | None,
+             exact: bool, stale: str, temp: str | None) -> tuple[CompiledModel, Tokenizer]:
+    """Return the compiled model of a store, made if need be, and the store's tokenizer.
+
+    tokenizer: only to name the store's MODULE:FUNC again.
+    """
+    # The library's warnings go to stderr by themselves, where no program has set up logging; say whose they are.
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(logging.Formatter("kvps: warning: %(message)s"))
+    chosen = parse(smoothing)
+    with open_store(path) as store:
+        words = store_tokenizer(store, tokenizer, None)
+        made = ensure(store, kind=chosen.kind, top=order, exact=exact, stale=stale, threads=threads,
+                      scratch=temp and Path(temp), progress=progress.stage("compiling"))
+        return CompiledModel(made, chosen, order), words
+
+
+@contextlib.contextmanager
+def readable(arguments: tuple[str, ...], temp: str | None, **choices: str) -> Iterator[list[Input]]:
+    """Give the inputs that the arguments name; stdin and pipes are kept in a scratch folder meanwhile."""
+    if not any(read_once(argument) for argument in arguments):
+        yield resolve(arguments, **choices)
+        return
+    with tempfile.TemporaryDirectory(prefix="kvps-", dir=temp) as folder:
+        yield resolve(arguments, spool_dir=folder, **choices)
+
+
+def total_bytes(inputs: list[Input]) -> int | None:
+    """Return how many bytes of text the inputs hold, None where nobody knows without reading them."""
+    known = all(source.kind != "nltk" and not source.options.get("compression") for source in inputs)
+    return sum(source.size for source in inputs) if known else None
+
+
+def statistics(path: str, *, threads: int | None, stale: str) -> dict:
+    """Return what `kvps stats --json` prints."""
+    with open_store(path) as store, Progress(["compiling"], unit=" n-grams") as progress:
+        made = ensure(store, threads=threads, stale=stale, progress=progress.stage("compiling"))
+        known = Statistics.from_json(container.read(made)[0]["statistics"])
+        n_bytes, identity = store.bytes(), store.identity
+    table, fallen = known.discounts()
+    return {
+        "order": known.order, "version": known.version, "tokens": known.tokens, "sentences": known.sentences,
+        "vocabulary": known.vocabulary, "shards": identity["shards"], "bytes": n_bytes["file"], "live_bytes": n_bytes["live"],
+        **identity["tokenizer"], "ngrams": {str(k): n for k, n in known.ngrams.items()},
+        "t": {str(k): t for k, t in known.t.items()},
+        "discounts": {str(k): table[k, 1:].tolist() for k in known.ngrams},
+        "fallback": {str(k): reason for k, reason in fallen.items()}}

@@ -1,0 +1,26 @@
+"""What the commands print: lines of text, or JSON objects, one a line, in UTF-8 whatever the terminal's encoding."""
+from __future__ import annotations
+
+import json
+import sys
+
+
+def write(data: bytes) -> None:
+    """Write bytes to stdout as they are."""
+    sys.stdout.buffer.write(data)
+
+
+def say(text: str) -> None:
+    """Write a line of text to stdout."""
+    write(text.encode("utf-8", "surrogateescape") + b"\n")
+
+
+def many(n: int, things: str) -> str:
+    """Return "1 token" or "2,000 tokens" for n and "tokens"."""
+    return f"{n:,} {things if n != 1 else things.removesuffix('s')}"
+
+
+def emit(record: dict) -> None:
+    """Write one JSON object and a newline to stdout."""
+    line = json.dumps(record, ensure_ascii=False, allow_nan=False)
+    write(line.encode("utf-8", "backslashreplace") + b"\n")

@@ -1,0 +1,79 @@
+"""kvps perplexity: score text with a model."""
+from __future__ import annotations
+
+import click
+
+from kvps.cli import options
+
+
+@click.command("perplexity")
+@click.argument("model")
+@options.inputs
+@click.option("--per-sentence", is_flag=True, help="One line per sentence instead of the sum over all.")
+@options.scoring
+@options.tokenizer
+@options.reading
+def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: str | None, encoding_errors: str, field: str,
+            newline: str, as_json: bool, **choices: object) -> None:
+    r"""Score text with a model.
+
+    Use it to compare models on held-out text, or text with one model: the lower the perplexity, the better the model expected
+    the text. Tokens are words plus one </s> a sentence. MODEL is a store; INPUT is what `kvps train --help` says.
+
+    --per-sentence prints log10 probability, tokens, OOVs, perplexity and the sentence, with tabs between.
+
+    \b
+    Example:
+      kvps perplexity novels.kvps heldout.txt
+      kvps perplexity novels.kvps heldout.txt --smoothing witten-bell -o 3 --json
+      echo "to be or not to be" | kvps perplexity novels.kvps -
+    """
+    from kvps.cli.models import compiled, readable, total_bytes
+    from kvps.cli.output import emit
+    from kvps.cli.progress import Progress
+    from kvps.lm import evaluate
+    from kvps.units import cpu_count
+
+    with Progress(["compiling", "scoring"], unit=" n-grams") as progress:
+        ready, words = compiled(model, progress, tokenizer=tokenizer, **choices)
+        facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
+        with readable(inputs, choices["temp"], field=field, newline=newline) as found:
+            if per_sentence:
+                for line, score in evaluate.per_sentence(ready, found, words, encoding_errors=encoding_errors):
+                    _show_sentence(line, score.as_dict(), as_json)
+                return
+            score = evaluate.perplexity(ready, found, words, threads=choices["threads"] or cpu_count(),
+                                        encoding_errors=encoding_errors, progress=progress.counter("scoring", total_bytes(found)))
+    if as_json:
+        emit({**score.as_dict(), **facts})
+    else:
+        _show(score.as_dict(), facts)
+
+
+def _show(score: dict, facts: dict) -> None:
+    from kvps.cli.output import say
+
+    for name, value in (*score.items(), *facts.items()):
+        if name == "zero_probability_tokens" and not value:
+            continue
+        if name.startswith("perplexity") or name == "log10_probability":
+            value = _number(value, score)
+        say(f"{name.replace('_', ' '):26} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' '):26} {value}")
+
+
+def _number(value: float | None, score: dict) -> str:
+    """Return a figure as text; None stands for infinite, or for undefined where there are no tokens."""
+    if value is None:
+        return "infinite" if score["zero_probability_tokens"] else "undefined"
+    return f"{value:.6f}"
+
+
+def _show_sentence(line: bytes, score: dict, as_json: bool) -> None:
+    from kvps.cli.output import emit, write
+
+    if as_json:
+        emit({"sentence": line.decode("utf-8", "backslashreplace"), **score})
+        return
+    figures = [_number(score["log10_probability"], score).replace("infinite", "-infinite"), str(score["tokens"]),
+               str(score["oov"]), _number(score["perplexity"], score)]
+    write("\t".join(figures).encode() + b"\t" + line + b"\n")

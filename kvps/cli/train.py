@@ -1,0 +1,42 @@
+"""kvps train: count text into a new store."""
+from __future__ import annotations
+
+import time
+
+import click
+
+from kvps.cli import options
+
+
+@click.command("train")
+@options.store(written=True)
+@options.inputs
+@click.option("-o", "--order", type=int, default=5, show_default=True, metavar="N", help="Longest n-grams to count, 1 to 8.")
+@click.option("--shards", type=int, default=4, show_default=True, metavar="N", help="Parts of the store, fixed for its life.")
+@options.tokenizer
+@options.lowercase
+@options.again
+@options.counting
+def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None, lowercase: bool,
+            as_json: bool, temp: str | None, **settings: object) -> None:
+    r"""Count text into a new store.
+
+    Use it once per store; later text is added with `kvps update`.
+    Given again after an interruption it goes on, given again after it was done it says so and changes nothing.
+
+    An INPUT is a file with a sentence a line (plain, .gz, .bz2, .xz, .zst), a folder, a glob, - for stdin,
+    a .jsonl file (see --field), or nltk:NAME.
+
+    \b
+    Example:
+      kvps train novels.kvps novels.txt more/*.txt.gz -o 5 --lowercase
+      zcat old.gz | kvps train old.kvps - -S 512M --json
+    """
+    from kvps.cli.jobs import running, show
+    from kvps.jobs.train import train
+
+    began = time.monotonic()
+    with running("train", **settings) as chosen:
+        result = train(store, inputs, order=order, shards=shards, tokenizer=tokenizer or "whitespace", lowercase=lowercase,
+                       options=chosen)
+    show(result, store, began, as_json)

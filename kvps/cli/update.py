@@ -1,0 +1,35 @@
+"""kvps update: add text to a store."""
+from __future__ import annotations
+
+import time
+
+import click
+
+from kvps.cli import options
+
+
+@click.command("update")
+@options.store(written=True)
+@options.inputs
+@options.tokenizer
+@options.again
+@options.counting
+def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json: bool, temp: str | None,
+            **settings: object) -> None:
+    r"""Add text to a store.
+
+    Use it whenever new text has come: the cost is that of the new text, whatever the store holds already.
+    Inputs that are counted already are left out, unless --again is given.
+    INPUT is what `kvps train --help` says; --tokenizer is only needed to name a MODULE:FUNC again.
+
+    \b
+    Example:
+      kvps update novels.kvps chapter12.txt
+    """
+    from kvps.cli.jobs import running, show
+    from kvps.jobs.train import update
+
+    began = time.monotonic()
+    with running("update", **settings) as chosen:
+        result = update(store, inputs, tokenizer=tokenizer, options=chosen)
+    show(result, store, began, as_json)
