@@ -66,42 +66,42 @@ cdef inline byte_t* put_words(byte_t* p, const uint32_t* row, int k, const uint6
     return p
 
 
-cdef index_t room_for(const uint32_t[:, ::1] rows, const uint64_t[::1] ends, index_t per_line) except -1:
-    """How many bytes the lines may take; ValueError for an id without a word."""
+cdef index_t room_for(const uint32_t[:, ::1] rows, int k, const uint64_t[::1] ends, index_t per_line) except -1:
+    """How many bytes the lines of rows of k words may take; ValueError for a number without a word."""
     cdef index_t i, total = 0
     cdef int j
     cdef uint32_t most = 0
-    for i in range(rows.shape[0]):
-        for j in range(rows.shape[1]):
-            if rows[i, j] > most:
-                most = rows[i, j]
+    with nogil:
+        for i in range(rows.shape[0]):
+            for j in range(k):
+                if rows[i, j] > most:
+                    most = rows[i, j]
     if rows.shape[0] and <index_t>most + 1 >= ends.shape[0]:
         raise ValueError(f"word {most} of {ends.shape[0] - 1}")
     with nogil:
         for i in range(rows.shape[0]):
-            total += per_line + rows.shape[1]
-            for j in range(rows.shape[1]):
+            total += per_line + k
+            for j in range(k):
                 total += ends[rows[i, j] + 1] - ends[rows[i, j]]
     return total
 
 
-def arpa_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const double[::1] log10_p, log10_backoff,
+def arpa_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const float[::1] log10_backoff,
                const uint64_t[::1] ends, const byte_t[::1] blob):
     """Return the lines `log10_p TAB words [TAB log10_backoff]` of an ARPA file, uint8.
 
     Args:
-        rows: uint32 (n, k), word ids in text order.
+        rows: uint32 (n, k + 1), words in text order and log10 p as float32.
         order: uint32 (n,), in which order to write the rows.
-        log10_p: float64 (n,). log10_backoff: float64 (n,), or None at the highest order.
-        ends, blob: of the vocabulary.
+        log10_backoff: float32 (n,), in that order; None at the highest order.
+        ends, blob: of the words that the rows' numbers mean.
     """
     cdef index_t i, n = order.shape[0], row
-    cdef int k = <int>rows.shape[1]
-    cdef const double[::1] backoff = log10_backoff
+    cdef int k = <int>rows.shape[1] - 1
     cdef bint has_backoff = log10_backoff is not None
-    if rows.shape[0] != n or log10_p.shape[0] < n or (has_backoff and backoff.shape[0] < n):
-        raise ValueError(f"{rows.shape[0]} rows, an order of {n}, {log10_p.shape[0]} probabilities")
-    out_array = np.empty(room_for(rows, ends, 2 * NUMBER_BYTES + 3), np.uint8)
+    if rows.shape[0] != n or k < 1 or (has_backoff and log10_backoff.shape[0] != n):
+        raise ValueError(f"{rows.shape[0]} rows, an order of {n}")
+    out_array = np.empty(room_for(rows, k, ends, 2 * NUMBER_BYTES + 3), np.uint8)
     if n == 0:
         return out_array
     cdef byte_t[::1] out = out_array
@@ -109,15 +109,49 @@ def arpa_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const dou
     with nogil:
         for i in range(n):
             row = order[i]
-            p = put_log10(p, log10_p[row])
+            p = put_log10(p, (<const float*>&rows[row, k])[0])
             p[0] = 9
             p = put_words(p + 1, &rows[row, 0], k, &ends[0], &blob[0])
             if has_backoff:
                 p[0] = 9
-                p = put_log10(p + 1, backoff[row])
+                p = put_log10(p + 1, log10_backoff[i])
             p[0] = 10
             p += 1
     return out_array[:p - &out[0]]
+
+
+def join_backoffs(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const uint32_t[:, ::1] contexts,
+                  const uint32_t[::1] context_order, float default, uint32_t eos):
+    """Return the back-off of each n-gram, float32 (n,), in the order given: both lists are sorted, so one pass joins them.
+
+    An n-gram that is no listed context has `default`, and 0 if it ends in `eos` (nothing follows it).
+    """
+    cdef index_t i, m = 0, n = order.shape[0]
+    cdef int k = <int>rows.shape[1] - 1, j, less
+    cdef const uint32_t* row
+    cdef const uint32_t* context
+    if contexts.shape[1] != k + 1 or context_order.shape[0] != contexts.shape[0] or rows.shape[0] != n:
+        raise ValueError(f"{n} rows of {k} words, {contexts.shape[0]} contexts of {contexts.shape[1] - 1}")
+    out_array = np.empty(n, np.float32)
+    cdef float[::1] out = out_array
+    with nogil:
+        for i in range(n):
+            row = &rows[order[i], 0]
+            out[i] = default if row[k - 1] != eos else 0
+            while m < contexts.shape[0]:
+                context = &contexts[context_order[m], 0]
+                less = 0
+                for j in range(k):
+                    if context[j] != row[j]:
+                        less = -1 if context[j] < row[j] else 1
+                        break
+                if less > 0:
+                    break
+                m += 1
+                if less == 0:
+                    out[i] = (<const float*>context)[k]
+                    break
+    return out_array
 
 
 def count_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const uint64_t[::1] counts,
@@ -127,7 +161,7 @@ def count_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const ui
     cdef int k = <int>rows.shape[1]
     if rows.shape[0] != n or counts.shape[0] < n:
         raise ValueError(f"{rows.shape[0]} rows, an order of {n}, {counts.shape[0]} counts")
-    out_array = np.empty(room_for(rows, ends, NUMBER_BYTES + 2), np.uint8)
+    out_array = np.empty(room_for(rows, k, ends, NUMBER_BYTES + 2), np.uint8)
     if n == 0:
         return out_array
     cdef byte_t[::1] out = out_array

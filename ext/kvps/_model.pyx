@@ -498,18 +498,6 @@ cdef class Tables:
                     out[start + i], matched[start + i] = log10(p), <uint8_t>seen
                 start += block
 
-    def unigram_totals(self):
-        """Return the totals of each word as a context, uint64 (n_words, 4); 0 where it is none."""
-        cdef index_t i
-        cdef int j
-        out_array = np.zeros((self.n_words, 4), np.uint64)
-        cdef uint64_t[:, ::1] out = out_array
-        for i in range(self.n_words):
-            if self.unigram_contexts[i] > 0:
-                for j in range(4):
-                    out[i, j] = self.totals[4 * <index_t>(self.unigram_contexts[i] - 1) + j]
-        return out_array
-
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4)).
 
@@ -536,64 +524,6 @@ cdef class Tables:
                             t[start + i, d, j] = self.totals[4 * numbers[d * LANES + i] + j]
             start += block
         return v_array, t_array
-
-    def score_known(self, const uint32_t[:, ::1] rows, double[::1] log10_p, double[::1] log10_backoff):
-        """Score n-grams that the model is known to hold, with modified Kneser-Ney: an ARPA file's two columns.
-
-        Args:
-            rows: uint32 (n, k), word ids in text order, k >= 2.
-            log10_p, log10_backoff: float64 (n,), OUT. The back-off is gamma of the n-gram as a context, 0 where it is none.
-        """
-        cdef index_t n = rows.shape[0], start = 0, i, block
-        cdef int k = <int>rows.shape[1], d
-        cdef uint64_t chain[LANES]         # of the words before the last one
-        cdef uint64_t inner[LANES]         # of the words before the last but one
-        cdef uint64_t grams[LANES]         # hash of its suffix of d + 1 words
-        cdef uint64_t contexts[LANES]      # hash of its context of d words, as an n-gram
-        cdef uint64_t values[MAX_ORDER * LANES]
-        cdef uint32_t numbers[MAX_ORDER * LANES]
-        cdef uint32_t number
-        cdef uint64_t value
-        cdef const uint64_t* t
-        cdef word_t word, last
-        cdef int matched
-        if not 2 <= k <= self.order or self.exact or log10_p.shape[0] < n or log10_backoff.shape[0] < n:
-            raise ValueError(f"{n} rows of {k} words, room for {log10_p.shape[0]} results")
-        with nogil:
-            while start < n:
-                block = n - start if n - start < LANES else LANES
-                for i in range(block):
-                    values[i] = self.unigrams[rows[start + i, k - 1]]
-                    chain[i] = inner[i] = self.seed
-                for d in range(1, k):
-                    for i in range(block):
-                        last = rows[start + i, k - 2]
-                        word = rows[start + i, k - 1 - d]
-                        chain[i] = mix(chain[i], word)
-                        grams[i] = mix(chain[i], rows[start + i, k - 1])
-                        self.fetch_entry(grams[i])
-                        if d > 1:
-                            inner[i] = mix(inner[i], word)
-                            contexts[i] = mix(inner[i], last)
-                            self.fetch_entry(contexts[i])
-                    for i in range(block):
-                        values[d * LANES + i] = 0
-                        if self.find_entry(grams[i], &value, &number):
-                            values[d * LANES + i] = value
-                        numbers[i] = number            # of the whole n-gram, after the last round
-                        if d == 1:
-                            numbers[LANES + i] = self.unigram_contexts[rows[start + i, k - 2]] - 1
-                        else:
-                            numbers[d * LANES + i] = number if self.find_entry(contexts[i], &value, &number) else <uint32_t>NONE
-                for i in range(block):
-                    log10_p[start + i] = log10(self.combine(values + i, numbers + i, k, &matched))
-                    log10_backoff[start + i] = 0
-                    if k < self.order and rows[start + i, k - 1] != EOS:
-                        t = self.totals + 4 * <index_t>numbers[i]
-                        log10_backoff[start + i] = log10(
-                            (self.discount[k + 1][1] * <double>t[1] + self.discount[k + 1][2] * <double>t[2]
-                             + self.discount[k + 1][3] * <double>t[3]) / <double>t[0])
-                start += block
 
 
 def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):

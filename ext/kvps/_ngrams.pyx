@@ -184,15 +184,15 @@ def key_width(int order, int bits):
     return key_words64(order, bits)
 
 
-cdef void pack_rows(const uint32_t* rows, index_t n, int k, int bits, packed_t* keys) noexcept nogil:
-    """Pack rows of k numbers, each followed by its place."""
+cdef void pack_rows(const uint32_t* rows, index_t n, index_t columns, int k, int bits, packed_t* keys) noexcept nogil:
+    """Pack the first k numbers of each row, followed by its place."""
     cdef index_t i
     cdef int j
     cdef packed_t key
     for i in range(n):
         key = 0
         for j in range(k):
-            key = shl(key, bits) | <packed_t>rows[i * k + j]
+            key = shl(key, bits) | <packed_t>rows[i * columns + j]
         keys[i] = shl(key, bits) | <packed_t>i
 
 
@@ -203,14 +203,22 @@ cdef void places(const void* keys, index_t n, index_t width, uint64_t mask, uint
         out[i] = <uint32_t>((<const uint64_t*>keys)[i * width + (0 if width < 4 else 2)] & mask)
 
 
-def argsort_rows(const uint32_t[:, ::1] rows):
-    """Return the places of rows in lexicographic order, uint32 (n,). Works on rows of up to 8 numbers below 2**28."""
-    cdef index_t n = rows.shape[0], width
-    cdef int k = <int>rows.shape[1], bits
+def argsort_rows(const uint32_t[:, ::1] rows, int k):
+    """Return the places of rows in the order of their first k numbers, uint32 (n,). Up to 8 numbers below 2**28."""
+    cdef index_t n = rows.shape[0], width, i
+    cdef int bits, j
+    cdef uint32_t most = 0
     out_array = np.empty(n, np.uint32)
+    if not 1 <= k <= rows.shape[1]:
+        raise ValueError(f"{k} of {rows.shape[1]} columns")
     if n == 0:
         return out_array
-    bits = max(2, max(int(np.asarray(rows).max()), n - 1).bit_length())
+    with nogil:
+        for i in range(n):
+            for j in range(k):
+                if rows[i, j] > most:
+                    most = rows[i, j]
+    bits = max(2, max(int(most), n - 1).bit_length())
     if (k + 1) * bits > 256:
         raise ValueError(f"rows of {k} numbers of {bits} bits do not fit into a key")
     width = key_words64(k + 1, bits)
@@ -218,13 +226,13 @@ def argsort_rows(const uint32_t[:, ::1] rows):
     cdef uint64_t[::1] keys = np.empty(n * width, np.uint64), scratch = np.empty(n * width, np.uint64)
     with nogil:
         if width == 1:
-            pack_rows[u64](&rows[0, 0], n, k, bits, <u64*>&keys[0])
+            pack_rows[u64](&rows[0, 0], n, rows.shape[1], k, bits, <u64*>&keys[0])
             sort_keys[u64](<u64*>&keys[0], <u64*>&scratch[0], n)
         elif width == 2:
-            pack_rows[u128](&rows[0, 0], n, k, bits, <u128*>&keys[0])
+            pack_rows[u128](&rows[0, 0], n, rows.shape[1], k, bits, <u128*>&keys[0])
             sort_keys[u128](<u128*>&keys[0], <u128*>&scratch[0], n)
         else:
-            pack_rows[u256](&rows[0, 0], n, k, bits, <u256*>&keys[0])
+            pack_rows[u256](&rows[0, 0], n, rows.shape[1], k, bits, <u256*>&keys[0])
             sort_keys[u256](<u256*>&keys[0], <u256*>&scratch[0], n)
         places(&keys[0], n, width, (<uint64_t>1 << bits) - 1, &out[0])
     return out_array

@@ -8,6 +8,7 @@ Definitions: kvps/lm/statistics.py. Twin: tests/reference.py.
 """
 import numpy as np
 
+from libc.math cimport log10
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -32,6 +33,13 @@ cdef struct pair_list:
 cdef struct totals:
     # What a context knows: the sum of its values, and how many of its words have value 1, 2, 3 or more.
     uint64_t den, n1, n2, n3
+
+cdef struct node:
+    # A closed context, waiting for its parents to close.
+    totals t
+    index_t start, n           # its n-grams among the waiting pairs
+    int d
+    word_t word                # c_d
 
 cdef struct buffer:
     # A growing array of records.
@@ -174,6 +182,8 @@ cdef class Walk:
         rows_of: orders whose n-grams to collect as (words, value).
         contexts: collect (words, number of totals) of all contexts.
         seed: of the hashes.
+
+    With `estimate` it yields probabilities instead (see there).
     """
     cdef int order, top, bits
     cdef index_t n_words
@@ -201,6 +211,14 @@ cdef class Walk:
     cdef buffer context_numbers[MAX_ORDER + 1]
     cdef readonly TotalsTable table
     cdef int status
+    # what `estimate` needs
+    cdef bint estimates
+    cdef object estimate_owner
+    cdef buffer nodes, pairs               # closed contexts below the open one of depth 1, and their n-grams
+    cdef double* p[MAX_ORDER]              # p[d][w]: p(w | c1..cd) of the contexts on the way down
+    cdef const uint32_t* rank
+    cdef double discount[MAX_ORDER + 1][4]
+    cdef double* unigram_backoffs
 
     def __cinit__(self, int order, int top, int bits, index_t n_words, *, bint raw=False, bint hashes=False, rows_of=(),
                   bint contexts=False, uint64_t seed=0):
@@ -232,10 +250,99 @@ cdef class Walk:
             free(self.row_values[d].data)
             free(self.context_rows[d].data)
             free(self.context_numbers[d].data)
-        for p in (<size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
+        for d in range(1, MAX_ORDER):
+            free(self.p[d])            # p[0] is borrowed
+        for p in (<size_t>self.nodes.data, <size_t>self.pairs.data, <size_t>self.unigram_backoffs, <size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
                   <size_t>self.words_raw, <size_t>self.unigram_contexts, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
                   <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data):
             free(<void*><size_t>p)
+
+    def estimate(self, const double[:, ::1] discounts, const double[::1] unigram_p, const uint32_t[::1] rank):
+        """Collect modified Kneser-Ney log10 probabilities and back-offs, for `take_estimates`.
+
+        A context's probabilities need those of its parent, which closes later: so the contexts below one word c1 wait
+        until it closes, and are then gone through from the last to the first, parents before their children.
+
+        Args:
+            discounts: float64 (top + 1, 4), by order and min(count, 3).
+            unigram_p: float64 (n_words,), borrowed.
+            rank: uint32 (n_words,), what to write for each word id; borrowed.
+        """
+        cdef int k, j
+        if self.raw or discounts.shape[0] != self.top + 1 or unigram_p.shape[0] != self.n_words or rank.shape[0] != self.n_words:
+            raise ValueError(f"estimates of order {self.top} for {self.n_words} words")
+        self.estimate_owner = (unigram_p, rank)
+        for k in range(self.top + 1):
+            for j in range(4):
+                self.discount[k][j] = discounts[k, j]
+        self.rank = &rank[0]
+        self.p[0] = <double*>&unigram_p[0]
+        self.unigram_backoffs = <double*>calloc(self.n_words, 8)
+        if self.unigram_backoffs == NULL:
+            raise MemoryError(f"no memory for {self.n_words} back-offs")
+        for k in range(1, self.top - 1):
+            self.p[k] = <double*>malloc(self.n_words * 8)
+            if self.p[k] == NULL:
+                raise MemoryError(f"no memory for {self.n_words} probabilities")
+        self.estimates = True
+
+    cdef void wait_for_parents(self, int d, const pair_list* l, const totals* t) noexcept nogil:
+        """Put a closed context and its n-grams aside."""
+        cdef node* place = <node*>claim(&self.nodes, sizeof(node))
+        cdef byte_t* items = claim(&self.pairs, l.n * sizeof(pair))
+        if place == NULL or items == NULL:
+            self.status = ERR_MEMORY
+            return
+        memcpy(items, l.items, l.n * sizeof(pair))
+        place.t, place.d, place.word, place.n = t[0], d, self.path[d], l.n
+        place.start = self.pairs.n // <index_t>sizeof(pair) - l.n
+
+    cdef void resolve(self) noexcept nogil:
+        """Estimate everything below the context of depth 1 that has just closed."""
+        cdef node* nodes = <node*>self.nodes.data
+        cdef const pair* pairs = <const pair*>self.pairs.data
+        cdef const pair* item
+        cdef node* x
+        cdef index_t i, j, n = self.nodes.n // <index_t>sizeof(node)
+        cdef int d, k
+        cdef uint32_t context[MAX_ORDER]       # ranks of cd..c1
+        cdef word_t path[MAX_ORDER]
+        cdef double gamma, p
+        cdef uint32_t* row
+        cdef bint last
+        for i in range(n - 1, -1, -1):
+            x = &nodes[i]
+            d = x.d
+            path[d] = x.word
+            for k in range(d):
+                context[k] = self.rank[path[d - k]]
+            gamma = (self.discount[d + 1][1] * <double>x.t.n1 + self.discount[d + 1][2] * <double>x.t.n2
+                     + self.discount[d + 1][3] * <double>x.t.n3) / <double>x.t.den
+            if d == 1:
+                self.unigram_backoffs[x.word] = log10(gamma)
+            elif x.t.den != 1:                 # (1, 1, 0, 0) goes without saying
+                row = <uint32_t*>claim(&self.context_rows[d], 4 * (d + 1))
+                if row == NULL:
+                    self.status = ERR_MEMORY
+                    return
+                memcpy(row, context, 4 * d)
+                (<float*>row)[d] = <float>log10(gamma)
+            row = <uint32_t*>claim(&self.rows[d + 1], 4 * (d + 2) * x.n)
+            if row == NULL:
+                self.status = ERR_MEMORY
+                return
+            last = d == self.top - 1           # nobody below asks for its probabilities
+            for j in range(x.n):
+                item = &pairs[x.start + j]
+                p = (<double>item.value - self.discount[d + 1][3 if item.value > 3 else item.value]) / <double>x.t.den \
+                    + gamma * self.p[d - 1][item.word]
+                if not last:
+                    self.p[d][item.word] = p
+                memcpy(row, context, 4 * d)
+                row[d] = self.rank[item.word]
+                (<float*>row)[d + 1] = <float>log10(p)
+                row += d + 2
+        self.nodes.n = self.pairs.n = 0
 
     cdef inline void push(self, int d, word_t word, uint64_t value) noexcept nogil:
         """Add (word, value) to the list of depth d; depth 0 is the dense unigram vector."""
@@ -359,6 +466,10 @@ cdef class Walk:
                 return
             (<uint64_t*>hashes)[0] = mix(self.inner[d], self.path[1])
             (<uint32_t*>values)[0] = number
+        if self.estimates:
+            self.wait_for_parents(d, l, &t)
+            if d == 1 and self.status == 0:
+                self.resolve()
         if self.contexts:
             rows = <word_t*>claim(&self.context_rows[d], 4 * d)
             values = claim(&self.context_numbers[d], 4)
@@ -440,6 +551,19 @@ cdef class Walk:
     def take_rows(self, int k):
         """Return and clear (word ids uint32 (n, k) in context order, values uint64 (n,)) of the n-grams of order k."""
         return take(&self.rows[k], np.uint32, True).reshape(-1, k), take(&self.row_values[k], np.uint64, True)
+
+    def take_estimates(self, int k):
+        """Return and clear what `estimate` collected of order k: (n-grams, contexts).
+
+        n-grams: uint32 (n, k + 1), the ranks of the words in text order, and log10 p as float32 in the last column.
+        contexts: uint32 (m, k + 1), the same with log10 of the back-off; those of totals (1, 1, 0, 0) are left out.
+        """
+        return (take(&self.rows[k], np.uint32, True).reshape(-1, k + 1),
+                take(&self.context_rows[k], np.uint32, True).reshape(-1, k + 1))
+
+    def unigram_backoffs_log10(self):
+        """Return log10 of each word's back-off, float64 (n_words,); 0 where it is no context of this shard."""
+        return np.asarray(<double[:self.n_words]>self.unigram_backoffs).copy()
 
     def take_contexts(self, int d):
         """Return and clear (word ids uint32 (n, d) in context order, numbers of their totals uint32 (n,))."""

@@ -2,6 +2,10 @@
 
 The format is what lmplz writes and KenLM, SRILM and pyctcdecode read: log10 probability, TAB, words, and below the
 highest order TAB and log10 back-off for every n-gram, 0 where it is no context.
+
+    STEP 1  a walk for the statistics: discounts and unigram probabilities need all shards
+    STEP 2  a walk that estimates every n-gram and context, dealt by first word into partitions through scratch files
+    STEP 3  each order's partitions, one after another: sort, join n-grams with their back-offs, write
 """
 from __future__ import annotations
 
@@ -14,12 +18,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kvps._arpa import arpa_lines
+from kvps._arpa import arpa_lines, join_backoffs
+from kvps._ngrams import argsort_rows
 from kvps._statistics import Walk
-from kvps.lm import cache
-from kvps.lm.model import CompiledModel
+from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words, gathered, windowed
-from kvps.lm.runs import bits_for, merged
+from kvps.lm.runs import bits_for
+from kvps.lm.statistics import Statistics
+from kvps.lm.walks import survey, walk_shard
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
@@ -33,38 +39,35 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
 
     Args:
         order: highest order, at most the store's.
-        scratch: folder for temporary files (4 bytes a word of every n-gram); the store's own by default.
+        scratch: folder for temporary files (4 bytes a word, and 4, of every n-gram); the store's own by default.
         write: takes the file's pieces instead of `path`.
         progress: called with (n-grams written, n-grams in all).
 
     Returns:
         {"path", "version", "order", "ngrams": {order: n}, "bytes": written}.
     """
-    threads = threads or cpu_count()
-    scratch = scratch or store.path
-    model_path = cache.ensure(store, kind="kn", top=order, threads=threads, scratch=scratch)
-    model = CompiledModel(model_path)
-    with store.snapshot() as snapshot:
-        if snapshot.version != model.version:      # a writer was quicker than we: start again from its version
-            return export(store, path, order=order, threads=threads, scratch=scratch, write=write, progress=progress)
-        n_bytes = 0
+    stored = store.identity["order"]
+    top = stored if order is None else order
+    if not 1 <= top <= stored:
+        raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
+    n_bytes = 0
 
-        def counted(pieces: Iterable[bytes]) -> Iterator[bytes]:
-            nonlocal n_bytes
-            for piece in pieces:
-                n_bytes += len(piece)
-                yield piece
+    def counted(pieces: Iterable[bytes]) -> Iterator[bytes]:
+        nonlocal n_bytes
+        for piece in pieces:
+            n_bytes += len(piece)
+            yield piece
 
-        pieces = _file(store, snapshot, model, threads, scratch, progress)
-        with contextlib.closing(pieces):
-            out = counted(_gzipped(pieces) if os.fspath(path).endswith(".gz") else pieces)
-            if write is not None:
-                for piece in out:
-                    write(piece)
-            else:
-                files.atomic_write(path, out, private=False)
-    return {"path": os.fspath(path), "version": model.version, "order": model.order, "ngrams": model.statistics.ngrams,
-            "bytes": n_bytes}
+    with store.snapshot() as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
+        model = _Estimates(store, snapshot, top, pool, stack, scratch or store.path)
+        pieces = model.file(2 * (threads or cpu_count()), progress)
+        out = counted(_gzipped(pieces) if os.fspath(path).endswith(".gz") else pieces)
+        if write is not None:
+            for piece in out:
+                write(piece)
+        else:
+            files.atomic_write(path, out, private=False)
+    return {"path": os.fspath(path), "version": snapshot.version, "order": top, "ngrams": model.statistics.ngrams, "bytes": n_bytes}
 
 
 def _gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -74,76 +77,93 @@ def _gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield compress.flush()
 
 
-def _file(store: StoreDirectory, snapshot: StoreSnapshot, model: CompiledModel, threads: int, scratch: Path,
-          progress: Callable[[int, int], None]) -> Iterator[bytes]:
-    """Yield the file in pieces."""
-    top, n_shards, stored = model.order, len(snapshot.shards), store.identity["order"]
-    ngrams = model.statistics.ngrams
-    total, written = sum(ngrams.values()), 0
-    vocabulary = Vocabulary(store.root.words())
-    # The model was compiled at this version; words that a job at work has added since come after its last id.
-    n_words = len(vocabulary)
-    words = Words(vocabulary)
-    mass = np.zeros(n_words, np.uint64)
-    mass[:len(model.unigrams)] = model.unigrams
-    mass[BOS] = model.statistics.sentences
+class _Estimates:
+    """The probabilities and back-offs of one version, in partitions."""
 
-    yield b"\\data\\\n" + b"".join(b"ngram %d=%d\n" % (k, n) for k, n in ngrams.items())
-    yield b"\n\\1-grams:\n"
-    yield _unigrams(model, words)
-    written += ngrams[1]
-    progress(written, total)
-    with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
-        parts = {k: Partitions(stack, words, k, ngrams[k], n_shards, mass, scratch, values=False) for k in range(2, top + 1)}
+    def __init__(self, store: StoreDirectory, snapshot: StoreSnapshot, top: int, pool: ThreadPoolExecutor,
+                 stack: contextlib.ExitStack, scratch: Path) -> None:
+        """Run steps 1 and 2."""
+        vocabulary = Vocabulary(store.root.words())
+        stored, n_words, n_shards = store.identity["order"], len(vocabulary), len(snapshot.shards)
+        self.top, self.pool, self.words = top, pool, Words(vocabulary)
+        self.statistics, self.unigrams = survey(snapshot, stored, n_words, top, pool)
+        self.discounts = self.statistics.discounts_or_warn()
+        self.unigram_p = unigram_probabilities(self.statistics, self.unigrams, self.discounts)
+        mass = self.unigrams.copy()
+        mass[BOS] = self.statistics.sentences
+        mass = mass[self.words.by_rank]
+        ngrams = self.statistics.ngrams
+        self.ngrams = {k: Partitions(stack, k + 1, ngrams[k], n_shards, mass, scratch) for k in range(2, top + 1)}
+        # Contexts are dealt as the n-grams that they are, so that both meet in one partition.
+        self.contexts = {k: Partitions(stack, k + 1, ngrams[k], n_shards, mass, scratch) for k in range(2, top)}
+        self.unigram_backoffs = np.zeros(n_words)
 
-        def collect(shard: int) -> None:
-            walk = Walk(stored, top, bits_for(n_words), n_words, rows_of=tuple(parts))
-            snap = snapshot.shards[shard]
-            with contextlib.closing(merged(snap, snap.runs(snapshot.version), stored, bits_for(n_words))) as blocks:
-                for block in blocks:
-                    walk.feed(block.keys, block.counts)
-                    for k, part in parts.items():
-                        part.add(shard, *walk.take_rows(k))
-            walk.finish()
-            for k, part in parts.items():
-                part.add(shard, *walk.take_rows(k))
+        def estimate(shard: int) -> np.ndarray:
+            walk = Walk(stored, top, bits_for(n_words), n_words)
+            walk.estimate(self.discounts, self.unigram_p, self.words.rank)
+
+            def drain() -> None:
+                for k, part in self.ngrams.items():
+                    rows, contexts = walk.take_estimates(k)
+                    part.add(shard, rows)
+                    if k in self.contexts:
+                        self.contexts[k].add(shard, contexts)
+
+            walk_shard(snapshot, shard, stored, n_words, [walk], drain)
+            for part in (*self.ngrams.values(), *self.contexts.values()):
                 part.finish(shard)
+            return walk.unigram_backoffs_log10()
 
-        if parts:
-            gathered(pool, collect, range(n_shards))
-        for k, part in parts.items():
+        if top > 1:
+            self.unigram_backoffs = sum(gathered(pool, estimate, range(n_shards)))
+
+    def file(self, window: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
+        """Run step 3: yield the file in pieces."""
+        ngrams, words = self.statistics.ngrams, self.words
+        total, written = sum(ngrams.values()), ngrams[1]
+        ends, blob = words.in_rank_order()
+        eos = int(words.rank[EOS])
+        yield b"\\data\\\n" + b"".join(b"ngram %d=%d\n" % (k, n) for k, n in ngrams.items())
+        yield b"\n\\1-grams:\n"
+        yield self._unigrams()
+        progress(written, total)
+        for k, part in self.ngrams.items():
             yield b"\n\\%d-grams:\n" % k
+            # An n-gram that was seen before one word only, and once: D1 of the next order, over 1.
+            default = float(np.log10(self.discounts[k + 1, 1])) if k < self.top else 0.0
 
-            def lines(partition: int, part: Partitions = part) -> tuple[bytes, int]:
-                rows, _ = part.read(partition)
-                log10_p, log10_backoff = np.empty(len(rows)), np.empty(len(rows))
-                model.tables.score_known(rows, log10_p, log10_backoff)
-                text = arpa_lines(rows, words.line_order(rows), log10_p, log10_backoff if part.k < top else None, words.ends,
-                                  words.blob)
-                return memoryview(text), len(rows)
+            def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[memoryview, int]:
+                rows = part.read(partition)
+                order = argsort_rows(rows, k)
+                backoffs = None
+                if k < self.top:
+                    contexts = self.contexts[k].read(partition)
+                    backoffs = join_backoffs(rows, order, contexts, argsort_rows(contexts, k), default, eos)
+                return memoryview(arpa_lines(rows, order, backoffs, ends, blob)), len(rows)
 
-            for text, n in windowed(pool, lines, range(part.n), 2 * threads):
+            for text, n in windowed(self.pool, lines, range(part.n), window):
                 yield text
                 written += n
                 progress(written, total)
-    yield b"\n\\end\\\n"
+        yield b"\n\\end\\\n"
+
+    def _unigrams(self) -> memoryview:
+        """The unigram section: <unk>, <s> and </s> first, then the words in byte order."""
+        log10_p = np.log10(self.unigram_p, where=self.unigram_p > 0, out=np.zeros(len(self.unigram_p)))
+        log10_p[BOS] = 0
+        alive = np.flatnonzero(self.unigrams[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
+        alive = alive[np.argsort(self.words.rank[alive])]
+        ids = np.concatenate([np.array([UNK, BOS, EOS], np.uint32), alive])
+        rows = np.stack([ids, log10_p[ids].astype(np.float32).view(np.uint32)], axis=1)
+        backoffs = self.unigram_backoffs[ids].astype(np.float32) if self.top > 1 else None
+        return memoryview(arpa_lines(rows, np.arange(len(ids), dtype=np.uint32), backoffs, self.words.ends, self.words.blob))
 
 
-def _unigrams(model: CompiledModel, words: Words) -> bytes:
-    """The unigram section: <unk>, <s> and </s> first, then the words in byte order."""
-    n = len(model.unigrams)
-    ids = np.arange(n, dtype=np.uint32)
-    log10_p, _ = model.score_ids(ids, np.zeros(n, np.uint8))
-    log10_p[BOS] = 0
-    backoff = np.zeros(n)
-    if model.order > 1:
-        totals = model.tables.unigram_totals()
-        listed = totals[:, 0] > 0
-        gamma = totals[listed, 1:] @ model.discounts[2, 1:] / totals[listed, 0]
-        backoff[listed] = np.log10(gamma)
-    alive = np.flatnonzero(model.unigrams[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
-    alive = alive[np.argsort(words.last_rank[alive])]
-    rows = np.concatenate([np.array([UNK, BOS, EOS], np.uint32), alive]).reshape(-1, 1)
-    lines = arpa_lines(rows, np.arange(len(rows), dtype=np.uint32), log10_p[rows[:, 0]],
-                       backoff[rows[:, 0]] if model.order > 1 else None, words.ends, words.blob)
-    return lines.tobytes()
+def unigram_probabilities(statistics: Statistics, unigrams: np.ndarray, discounts: np.ndarray) -> np.ndarray:
+    """Return p(w) of every word id, float64: (a - D(a)) / sum + gamma / V, and gamma / V for <unk>; 0 for words gone."""
+    total = float(unigrams.sum())
+    off = discounts[1][np.minimum(unigrams, 3)]
+    gamma = off.sum() / total / (statistics.vocabulary + 2)        # V: the words, </s> and <unk>
+    p = np.where(unigrams > 0, (unigrams - off) / total + gamma, 0.0)
+    p[UNK] = gamma
+    return p

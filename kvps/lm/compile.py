@@ -25,11 +25,11 @@ from kvps._spill import Spill
 from kvps._statistics import TotalsTable, Walk, chain_start
 from kvps.lm import container
 from kvps.lm.ordered import gathered, windowed
-from kvps.lm.runs import bits_for, merged
-from kvps.lm.statistics import Statistics, unigram_counts_of_counts
+from kvps.lm.runs import bits_for
+from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
 from kvps.store import files
 from kvps.store.directory import StoreSnapshot
-from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
+from kvps.text.vocabulary import BOS, EOS, UNK, Vocabulary
 
 KINDS = ("kn", "raw")
 MODEL_FORMAT = 1
@@ -69,8 +69,7 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
              scratch: Path, uuid: str, order: int, progress: Callable[[int], None], seed: int) -> None:
     n_words, n_shards = len(vocabulary), len(snapshot.shards)
     bits = bits_for(n_words)
-    runs = [shard.runs(snapshot.version) for shard in snapshot.shards]
-    n_keys = sum(run.n_keys for shard_runs in runs for run in shard_runs)
+    n_keys = sum(run.n_keys for shard in snapshot.shards for run in shard.runs(snapshot.version))
     # Measured on running text: a model has 2.5 n-grams per distinct 5-gram; the top order bounds what there can be.
     expected = n_keys * max(1, min(top, 3))
     n_partitions = 1
@@ -88,21 +87,17 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
                         rows_of=range(2, top + 1) if exact else (), contexts=exact, seed=seed)
             spills = [Spill(fd, n_partitions, RECORD_BYTES) for fd in descriptors[shard]] if not exact else []
             result = _Walked(walk, spills)
-            for block in merged(snapshot.shards[shard], runs[shard], order, bits):
-                walk.feed(block.keys, block.counts)
-                result.drain()
-                progress(len(block.counts))
-            walk.finish()
-            result.drain()
+            walk_shard(snapshot, shard, order, n_words, [walk], result.drain, progress)
             for spill in spills:
                 spill.finish()
             return result
 
         walked = gathered(pool, walk, range(n_shards))
-        unigrams, raw = (sum(column) for column in zip(*(w.walk.unigram_values() for w in walked), strict=True))
-        statistics = _statistics(snapshot, top, walked, unigrams, raw, kind)
+        walks = [w.walk for w in walked]
+        unigrams, raw = summed_unigrams(walks)
+        statistics = statistics_of(snapshot, top, walks, unigrams, raw)
         if kind == "raw":
-            unigrams[BOS] = raw[EOS]           # one <s> for each </s>
+            unigrams = raw
         alive = (raw > 0).astype(np.uint8)
         alive[[UNK, BOS, EOS]] = 1
         slots, ends, blob = vocabulary.table.frozen(alive)
@@ -191,18 +186,6 @@ class _Walked:
 
 def _section(name: str, array: np.ndarray) -> tuple[str, np.dtype, tuple[int, ...], Iterable]:
     return name, array.dtype, array.shape, [np.ascontiguousarray(array).reshape(-1).view(np.uint8)]
-
-
-def _statistics(snapshot: StoreSnapshot, top: int, walked: list[_Walked], unigrams: np.ndarray, raw: np.ndarray,
-                kind: str) -> Statistics:
-    """Add the shards' statistics up."""
-    state = snapshot.state
-    sums = sum(w.walk.counts_of_counts() for w in walked)
-    n_alive = int(np.count_nonzero(raw[FIRST_WORD:]))
-    return Statistics(
-        order=top, version=snapshot.version, tokens=state["tokens"], sentences=state["sentences"], vocabulary=n_alive,
-        ngrams={1: n_alive + 3} | {k: int(sums[k, 0]) for k in range(2, top + 1)},
-        t={1: unigram_counts_of_counts(unigrams)} | {k: sums[k, 1:].astype(int).tolist() for k in range(2, top + 1)})
 
 
 def _exact_sections(walked: list[_Walked], numbers: list[np.ndarray], top: int) -> list:

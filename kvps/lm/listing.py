@@ -13,8 +13,9 @@ from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words, gathered, text_order, windowed
 from kvps.lm.runs import bits_for, merged
+from kvps.lm.walks import summed_unigrams, walk_shard
 from kvps.store.directory import StoreDirectory, StoreSnapshot
-from kvps.text.vocabulary import BOS, EOS, UNK, Vocabulary
+from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count
 
 
@@ -37,32 +38,41 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, threads: int 
         words = Words(vocabulary)
         if k == 1:
             counts = _unigrams(snapshot, order, len(vocabulary), pool)
-            rows = np.flatnonzero(counts).astype(np.uint32).reshape(-1, 1)
-            yield from _lines(words, rows, counts[rows[:, 0]], in_order)
+            ids = np.flatnonzero(counts).astype(np.uint32)
+            if in_order:
+                ids = ids[np.argsort(words.last_rank[ids])]
+            yield _text(words, ids.reshape(-1, 1), counts[ids])
             return
         if not in_order:
             for shard in range(len(snapshot.shards)):
                 for rows, values in _rows(snapshot, shard, order, k, len(vocabulary)):
-                    yield from _lines(words, np.ascontiguousarray(rows[:, text_order(k)]), values, False)
+                    yield _text(words, np.ascontiguousarray(rows[:, text_order(k)]), values)
             return
         n_keys = sum(run.n_keys for shard in snapshot.shards for run in shard.runs(snapshot.version))
-        partitions = Partitions(stack, words, k, n_keys, len(snapshot.shards), _unigrams(snapshot, order, len(vocabulary), pool),
-                                scratch or store.path, values=True)
+        mass = _unigrams(snapshot, order, len(vocabulary), pool)[words.by_rank]
+        # Records: the ranks of the words in text order, and the count in two halves.
+        partitions = Partitions(stack, k + 2, n_keys, len(snapshot.shards), mass, scratch or store.path)
 
         def collect(shard: int) -> None:
             for rows, values in _rows(snapshot, shard, order, k, len(vocabulary)):
-                partitions.add(shard, rows, values)
+                partitions.add(shard, np.concatenate([words.rank[rows[:, text_order(k)]],
+                                                      values.view(np.uint32).reshape(-1, 2)], axis=1))
             partitions.finish(shard)
 
+        def lines(partition: int) -> bytes:
+            records = partitions.read(partition)
+            values = np.ascontiguousarray(records[:, k:]).view(np.uint64).reshape(-1)
+            return _text(words, np.ascontiguousarray(words.by_rank[records[:, :k]]), values, words.line_order(records, k))
+
         gathered(pool, collect, range(len(snapshot.shards)))
-        for block in windowed(pool, lambda p: list(_lines(words, *partitions.read(p), True)), range(partitions.n), 2 * threads):
-            yield from block
+        yield from windowed(pool, lines, range(partitions.n), 2 * threads)
 
 
-def _lines(words: Words, rows: np.ndarray, values: np.ndarray, in_order: bool) -> Iterator[bytes]:
-    if len(rows):
-        order = words.line_order(rows) if in_order else np.arange(len(rows), dtype=np.uint32)
-        yield count_lines(rows, order, values, words.ends, words.blob).tobytes()
+def _text(words: Words, rows: np.ndarray, values: np.ndarray, order: np.ndarray | None = None) -> bytes:
+    """Return the lines of rows of word ids in text order."""
+    if order is None:
+        order = np.arange(len(rows), dtype=np.uint32)
+    return count_lines(rows, order, values, words.ends, words.blob).tobytes()
 
 
 def _rows(snapshot: StoreSnapshot, shard: int, order: int, k: int, n_words: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -79,17 +89,12 @@ def _rows(snapshot: StoreSnapshot, shard: int, order: int, k: int, n_words: int)
 
 def _unigrams(snapshot: StoreSnapshot, order: int, n_words: int, pool: ThreadPoolExecutor) -> np.ndarray:
     """Return the raw count of every word, uint64 (n_words,); <s> has one for each </s>."""
-    def count(shard: int) -> np.ndarray:
+    def count(shard: int) -> Walk:
         walk = Walk(order, 1, bits_for(n_words), n_words)
-        snap = snapshot.shards[shard]
-        with contextlib.closing(merged(snap, snap.runs(snapshot.version), order, bits_for(n_words))) as blocks:
-            for block in blocks:
-                walk.feed(block.keys, block.counts)
-        return walk.unigram_values()[1]
+        walk_shard(snapshot, shard, order, n_words, [walk])
+        return walk
 
-    counts = sum(gathered(pool, count, range(len(snapshot.shards))))
-    counts[BOS] = counts[EOS]
-    return counts
+    return summed_unigrams(gathered(pool, count, range(len(snapshot.shards))))[1]
 
 
 def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list[dict]:
@@ -113,9 +118,8 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
             if None not in row:
                 asked.setdefault(len(row), set()).add((*row[-2::-1], row[-1]) if len(row) > 1 else tuple(row))
 
-        def look(shard: int) -> tuple[dict, dict, np.ndarray, np.ndarray]:
-            raw, adjusted = ({}, {})
-            snap = snapshot.shards[shard]
+        def look(shard: int) -> tuple[dict, dict, Walk]:
+            raw, adjusted = {}, {}
             wanted = {k: np.unique(np.array([row[-1] for row in rows], np.uint32)) for k, rows in asked.items() if k > 1}
             walks = [(Walk(order, order, bits, n_words, raw=True, rows_of=tuple(wanted)), raw),
                      (Walk(order, order, bits, n_words, rows_of=tuple(wanted)), adjusted)]
@@ -128,22 +132,12 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
                             if (row := tuple(rows[i].tolist())) in asked[k]:
                                 found[row] = int(values[i])
 
-            with contextlib.closing(merged(snap, snap.runs(snapshot.version), order, bits)) as blocks:
-                for block in blocks:
-                    for walk, _ in walks:
-                        walk.feed(block.keys, block.counts)
-                    take()
-            for walk, _ in walks:
-                walk.finish()
-            take()
-            values, raw_words = walks[1][0].unigram_values()
-            return raw, adjusted, values, raw_words
+            walk_shard(snapshot, shard, order, n_words, [walk for walk, _ in walks], take)
+            return raw, adjusted, walks[1][0]
 
         looked = gathered(pool, look, range(len(snapshot.shards)))
         raw, adjusted = ({row: n for part in looked for row, n in part[which].items()} for which in (0, 1))
-        unigrams, raw_words = (sum(part[which] for part in looked) for which in (2, 3))
-        raw_words[BOS] = raw_words[EOS]
-        unigrams[[UNK, BOS]] = 0
+        unigrams, raw_words = summed_unigrams([part[2] for part in looked])
         results = []
         for words, row in zip(texts, ids, strict=True):
             if None in row:

@@ -14,7 +14,7 @@ from kvps.errors import ArgumentError
 from kvps.lm import container
 from kvps.lm.smoothing import Smoothing, parse
 from kvps.lm.statistics import Statistics
-from kvps.text.spool import sentence_lines
+from kvps.text.spool import TheirError, sentence_lines
 from kvps.text.vocabulary import BOS, EOS, UNK
 
 # Sentences scored in one call of the kernel; bounds memory at some 50 bytes per byte of text.
@@ -164,14 +164,19 @@ class CompiledModel:
 
 def batches(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, bytes]]:
     """Yield sentences as batches of lines, (kind, bytes): "text" is still to be tokenised, "words" is not."""
-    kind, batch, size = "text", [], 0
-    for this, line in sentence_lines(sentences):
-        if batch and (this != kind or size >= BATCH_BYTES):
-            yield kind, b"".join(batch)
-            batch, size = [], 0
-        kind = this
-        batch.append(line)
-        size += len(line)
+    kind, batch, size, theirs = "text", [], 0, None
+    try:
+        for this, line in sentence_lines(sentences):
+            if batch and (this != kind or size >= BATCH_BYTES):
+                yield kind, b"".join(batch)
+                batch, size = [], 0
+            kind = this
+            batch.append(line)
+            size += len(line)
+    except TheirError as error:
+        theirs = error.__cause__
+    if theirs is not None:
+        raise theirs
     if batch:
         yield kind, b"".join(batch)
 

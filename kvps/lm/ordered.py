@@ -32,20 +32,31 @@ class Words:
         table = vocabulary.table
         words = [table.word(i) for i in range(n)]
         # What follows a word decides where it stands: "a" and a blank come before "a!", but after "a" and a byte below.
-        self.rank = _rank([word + b" " for word in words])
-        self.last_rank = _rank([word + b"\t" for word in words])
+        self.by_rank = np.array(sorted(range(n), key=[word + b" " for word in words].__getitem__), np.uint32)
+        self.rank = _inverse(self.by_rank)
+        self.last_rank = _inverse(np.array(sorted(range(n), key=[word + b"\t" for word in words].__getitem__), np.uint32))
 
-    def line_order(self, rows: np.ndarray) -> np.ndarray:
-        """Return the places of rows (word ids in text order) in the byte order of their lines `w1 ... wk TAB`."""
-        ranks = self.rank[rows]
-        ranks[:, -1] = self.last_rank[rows[:, -1]]
-        return argsort_rows(ranks)
+    def line_order(self, ranks: np.ndarray, k: int) -> np.ndarray:
+        """Return the places of rows of k ranks (and more columns) in the byte order of their lines `w1 ... wk TAB`."""
+        if not np.array_equal(self.rank, self.last_rank):          # some word has a byte below the blank in it
+            ranks = ranks.copy()
+            ranks[:, k - 1] = self.last_rank[self.by_rank[ranks[:, k - 1]]]
+        return argsort_rows(ranks, k)
+
+    def in_rank_order(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return (ends, blob) of the words in the order of their ranks."""
+        lengths = np.diff(self.ends)[self.by_rank]
+        ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(lengths, dtype=np.uint64)])
+        blob = self.blob.tobytes()
+        starts, stops = self.ends[self.by_rank].tolist(), self.ends[self.by_rank.astype(np.int64) + 1].tolist()
+        joined = b"".join(blob[a:b] for a, b in zip(starts, stops, strict=True))
+        return ends, np.frombuffer(joined or b"\0", np.uint8)
 
 
-def _rank(keys: list[bytes]) -> np.ndarray:
-    rank = np.empty(len(keys), np.uint32)
-    rank[sorted(range(len(keys)), key=keys.__getitem__)] = np.arange(len(keys), dtype=np.uint32)
-    return rank
+def _inverse(permutation: np.ndarray) -> np.ndarray:
+    inverse = np.empty(len(permutation), np.uint32)
+    inverse[permutation] = np.arange(len(permutation), dtype=np.uint32)
+    return inverse
 
 
 def text_order(k: int) -> list[int]:
@@ -54,47 +65,38 @@ def text_order(k: int) -> list[int]:
 
 
 class Partitions:
-    """Rows of k words (and a value) dealt by their first word; one spill per shard, so that shards work side by side."""
+    """Records that begin with the rank of a word, dealt by it; one spill per shard, so that shards work side by side."""
 
-    def __init__(self, stack: contextlib.ExitStack, words: Words, k: int, n_rows: int, n_shards: int, mass: np.ndarray,
-                 scratch: Path, *, values: bool) -> None:
+    def __init__(self, stack: contextlib.ExitStack, columns: int, n_rows: int, n_shards: int, mass: np.ndarray,
+                 scratch: Path) -> None:
         """Prepare.
 
         Args:
             stack: closes the scratch files in the end.
-            n_rows: about how many there will be.
-            mass: per word, how often it begins an n-gram, roughly: makes partitions of like size.
+            columns: uint32 numbers of a record, the first one a rank.
+            n_rows: about how many records there will be.
+            mass: per rank, how often it begins a record, roughly: makes partitions of like size.
         """
-        self.k, self.values, self._words = k, values, words
+        self.columns = columns
         self.n = max(1, min(MAX_PARTITIONS, n_rows // PARTITION_ROWS))
-        by_rank = np.argsort(words.rank)
-        reached = np.cumsum(mass[by_rank], dtype=np.float64)
+        reached = np.cumsum(mass, dtype=np.float64)
         self._of = np.zeros(len(mass), np.uint16)
         if reached[-1] > 0:
-            self._of[by_rank] = np.minimum(reached / reached[-1] * self.n, self.n - 1).astype(np.uint16)
-        size = 4 * k + (8 if values else 0)
-        self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n, size) for _ in range(n_shards)]
+            self._of[:] = np.minimum(reached / reached[-1] * self.n, self.n - 1)
+        self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n, 4 * columns) for _ in range(n_shards)]
 
-    def add(self, shard: int, rows: np.ndarray, values: np.ndarray) -> None:
-        """Add rows in context order, uint32 (n, k), and their values."""
-        if not len(rows):
-            return
-        rows = rows[:, text_order(self.k)]
-        records = np.ascontiguousarray(rows).view(np.uint8)
-        if self.values:
-            records = np.concatenate([records, values.view(np.uint8).reshape(-1, 8)], axis=1)
-        self._spills[shard].add(self._of[rows[:, 0]], records)
+    def add(self, shard: int, records: np.ndarray) -> None:
+        """Add records, uint32 (n, columns)."""
+        if len(records):
+            self._spills[shard].add(self._of[records[:, 0]], records.view(np.uint8))
 
     def finish(self, shard: int) -> None:
-        """Say that a shard has no more rows."""
+        """Say that a shard has no more records."""
         self._spills[shard].finish()
 
-    def read(self, partition: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (rows in text order, values) of a partition, not sorted yet."""
-        records = np.concatenate([spill.read(partition) for spill in self._spills])
-        rows = np.ascontiguousarray(records[:, :4 * self.k]).view(np.uint32).reshape(-1, self.k)
-        values = np.ascontiguousarray(records[:, 4 * self.k:]).view(np.uint64).reshape(-1)
-        return rows, values
+    def read(self, partition: int) -> np.ndarray:
+        """Return the records of a partition, uint32 (n, columns), not sorted yet."""
+        return np.concatenate([spill.read(partition) for spill in self._spills]).view(np.uint32)
 
 
 def gathered(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> list:
