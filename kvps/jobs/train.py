@@ -127,20 +127,30 @@ def resume(path: str | Path, *, tokenizer: str | None = None, options: Options |
     """Go on with the job that was interrupted; None when there is none."""
     options = options or Options()
     with open_store(path, writable=True, wait=options.wait, command="resume") as store:
-        job = store.root.job()
-        if job is None:
-            return None
-        words = store_tokenizer(store, tokenizer, None)
-        return _work(store, job, [Input.from_json(row["input"]) for row in job["inputs"]], words, options)
+        return resume_job(store, tokenizer, options)
+
+
+def resume_job(store: StoreDirectory, tokenizer: str | None, options: Options) -> dict | None:
+    """Go on with the interrupted job of a store that is open for writing; None when there is none."""
+    job = store.root.job()
+    if job is None:
+        return None
+    words = store_tokenizer(store, tokenizer, None)
+    return _work(store, job, [Input.from_json(row["input"]) for row in job["inputs"]], words, options)
 
 
 def abort(path: str | Path, *, wait: float = 0.0) -> dict | None:
     """Roll the interrupted job back; None when there is none."""
     with open_store(path, writable=True, wait=wait, command="abort") as store:
-        job = store.root.job()
-        if job is not None:
-            roll_back(store, job)
-        return job and {"command": job["command"], "version": store.root.state()["version"]}
+        return abort_job(store)
+
+
+def abort_job(store: StoreDirectory) -> dict | None:
+    """Roll back the interrupted job of a store that is open for writing; None when there is none."""
+    job = store.root.job()
+    if job is not None:
+        roll_back(store, job)
+    return job and {"command": job["command"], "version": store.root.state()["version"]}
 
 
 def roll_back(store: StoreDirectory, job: dict) -> None:
@@ -222,25 +232,30 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
     state = state or store.root.state()
     with ThreadPoolExecutor(options.threads) as pool:
         digests = list(pool.map(Input.digest, inputs))
-    job = store.root.job()
-    if job is not None:
-        if job["command"] == command and [row["digest"] for row in job["inputs"]] == digests:
-            return _work(store, job, inputs, words, options)
-        raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with "
-                         "kvps abort", path=str(store.path))
-    already = {}
+    counted, already = list(zip(digests, inputs, strict=True)), {}
+    named = [digests]                          # what a pending job of the same command and text was given
     if command != "forget" and not options.again:
         kept = {}
-        for item, digest in zip(inputs, digests, strict=True):
-            counted = store.root.counted(digest)
-            if counted is not None or digest in kept:
-                already[item.name] = counted if counted is not None else state["version"] + 1
+        for digest, item in counted:
+            version = store.root.counted(digest)
+            if version is not None or digest in kept:
+                already[item.name] = version if version is not None else state["version"] + 1
             else:
                 kept[digest] = item
-        inputs, digests = list(kept.values()), list(kept)
-        if already and not inputs:
-            _drop_spool(store, None)
-            return {"command": command, "version": state["version"], "tokens": 0, "sentences": 0, "inputs": 0, "already": already}
+        counted = list(kept.items())
+        named.append(list(kept))
+    job = store.root.job()
+    if job is not None:
+        begun = [row["digest"] for row in job["inputs"]]
+        if job["command"] == command and begun in named:
+            places = dict(zip(digests, inputs, strict=True))
+            return _work(store, job, [places[digest] for digest in begun], words, options)
+        raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with "
+                         "kvps abort", path=str(store.path))
+    if already and not counted:
+        _drop_spool(store, None)
+        return {"command": command, "version": state["version"], "tokens": 0, "sentences": 0, "inputs": 0, "already": already}
+    digests, inputs = [digest for digest, _ in counted], [item for _, item in counted]
     if command == "train" and state["version"] > 0:
         raise StoreError(f"{store.path}: is trained already; use kvps update to add text to it", path=str(store.path))
     _refuse_empty(inputs, store.path)

@@ -20,7 +20,7 @@ from kvps.text.tokenize import SEPARATORS
 _SEPARATOR = re.compile(f"[{SEPARATORS}\n]")
 
 
-class _Theirs(Exception):
+class TheirError(Exception):
     """Carries an exception of the user's iterable past our own error handling."""
 
 
@@ -42,7 +42,7 @@ def spool(sentences: Iterable[str | list[str] | tuple[str, ...]], folder: str | 
         first = list(itertools.islice(lines, 1))
         kind = first[0][0] if first else "text"
         return _keep(_blocks(itertools.chain(first, lines), kind), folder, "(iterable)", kind)
-    except _Theirs as error:
+    except TheirError as error:
         theirs = error.__cause__
     raise theirs
 
@@ -58,7 +58,10 @@ def spool_stream(stream: BinaryIO, folder: str | Path, name: str) -> Input:
 
 
 def sentence_lines(sentences: Iterable) -> Iterator[tuple[str, bytes]]:
-    """Yield (kind, line with its newline) of each sentence, checked; sentences are numbered from 1 in messages."""
+    """Yield (kind, line with its newline) of each sentence, checked; sentences are numbered from 1 in messages.
+
+    An exception of the iterable itself comes as the cause of a TheirError.
+    """
     try:
         iterator = iter(sentences)
     except TypeError as error:
@@ -71,7 +74,7 @@ def sentence_lines(sentences: Iterable) -> Iterator[tuple[str, bytes]]:
         except StopIteration:
             return
         except Exception as error:
-            raise _Theirs from error
+            raise TheirError from error
         line = sentence_line(sentence, number).encode() + b"\n"
         yield "text" if isinstance(sentence, str) else "words", line
 

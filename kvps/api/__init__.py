@@ -1,0 +1,19 @@
+"""kvps from Python: a Store takes text and gives it back as counts; a Model is a view of a store that answers.
+
+    with kvps.create("news", order=3) as store:
+        store.train(["the cat sat", "the dog sat"])
+        with store.model() as model:
+            model.score("the cat ran")
+
+Stores and models may be used from several threads at once. After fork() a child opens its own.
+A store opened for reading takes the owner lock for the time of each call that writes, so many processes can hold it
+open and take turns; opened with writable=True it keeps the lock until it is closed.
+What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this module joins them.
+"""
+from kvps.api.model import Model, WordScore, load
+from kvps.api.store import Change, Store, create, open
+from kvps.api.words import Vocabulary
+from kvps.lm.model import Score
+from kvps.lm.statistics import Statistics
+
+__all__ = ["Change", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "create", "load", "open"]

@@ -1,0 +1,194 @@
+"""A Model: one version of a store seen through a smoothing, which answers with probabilities."""
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from kvps.api.words import Ngram, Sentence, words_of
+from kvps.errors import ArgumentError, StoreError
+from kvps.jobs.train import store_tokenizer
+from kvps.lm import cache
+from kvps.lm.model import CompiledModel, Score, batches
+from kvps.lm.smoothing import parse
+from kvps.lm.statistics import Statistics
+from kvps.store.directory import StoreDirectory, open_store
+
+DEFAULT_SMOOTHING = "modified-kneser-ney"
+
+
+class WordScore(NamedTuple):
+    """One token of a sentence: its log10 probability, and the order of the longest n-gram that was seen."""
+
+    word: str
+    log10: float
+    order: int
+    oov: bool
+
+
+def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
+         stale: str = "wait", *, tokenizer: str | None = None, threads: int | None = None) -> Model:
+    """Open a store's last version as a model, compiling it where that has not been done yet.
+
+    Args:
+        model: a store's directory.
+        smoothing: NAME or NAME:VALUE: modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad),
+            witten-bell (wb), lidstone:0.1, laplace, mle, stupid-backoff:0.4.
+        order: highest order used; the store's by default.
+        exact: answer without fingerprints, from larger and slower tables.
+        stale: while another process compiles, "wait" for it, or "ok": take an older version.
+        tokenizer: as in open().
+        threads: for compiling; by default the CPUs that affinity and cgroup allow.
+
+    Raises:
+        ArgumentError: a smoothing, order or tokenizer that is not possible; otherwise as open().
+    """
+    parse(smoothing)
+    store = open_store(model)
+    try:
+        return Model(store, smoothing, order, exact=exact, stale=stale, tokenizer=tokenizer, threads=threads)
+    except BaseException:
+        store.close()
+        raise
+
+
+class Model:
+    """A store's version with a smoothing, ready to score. Made by load() and Store.model(); a context manager."""
+
+    def __init__(self, directory: StoreDirectory, smoothing: str, order: int | None, *, exact: bool, stale: str,
+                 tokenizer: str | None, threads: int | None) -> None:
+        """Take over an open directory; arguments as in load()."""
+        if stale not in ("wait", "ok"):
+            raise ArgumentError(f'a stale model is "ok" or to "wait" for, not "{stale}"')
+        if tokenizer is not None:
+            store_tokenizer(directory, tokenizer, None)
+        self.path: Path = directory.path
+        self._directory, self._named = directory, tokenizer
+        self._smoothing, self._highest = parse(smoothing), order
+        self._exact, self._stale, self._threads = exact, stale, threads
+        self._turn = threading.Lock()
+        self._compiled: CompiledModel | None = self._open()
+
+    def _open(self) -> CompiledModel:
+        while True:
+            path = cache.ensure(self._directory, kind=self._smoothing.kind, top=self._highest, exact=self._exact,
+                                stale=self._stale, threads=self._threads)
+            try:
+                return CompiledModel(path, self._smoothing, self._highest)
+            except (FileNotFoundError, StoreError):
+                if path.exists():
+                    raise
+                # A newer version was compiled, and this file removed, between our two looks.
+
+    def refresh(self) -> bool:
+        """Switch to the store's last version; return whether that is another one than before.
+
+        Calls that are at work in other threads end with the version they began with.
+        """
+        with self._turn:
+            before = self._model()
+            if before.version == self._directory.root.state()["version"]:
+                return False
+            self._compiled = after = self._open()
+            return after.version != before.version
+
+    @property
+    def version(self) -> int:
+        """The version of the store that answers."""
+        return self._model().version
+
+    @property
+    def order(self) -> int:
+        """The highest order used."""
+        return self._model().order
+
+    @property
+    def smoothing(self) -> str:
+        """NAME or NAME:VALUE of the smoothing."""
+        return str(self._smoothing)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Sizes and counts of counts of the version that answers."""
+        return self._model().statistics
+
+    def score(self, sentences: Sentence | Iterable[Sentence]) -> float | np.ndarray:
+        """Return the log10 probability of each sentence with its </s>, float64 (n,); of one str, a float.
+
+        sentences: each a str, that the store's tokenizer makes words of, or a list of words. -inf where a token has
+            probability 0.
+        """
+        model = self._model()
+        if isinstance(sentences, str):
+            return float(self._scores(model, [sentences])[0])
+        return np.array(self._scores(model, sentences), np.float64)
+
+    def _scores(self, model: CompiledModel, sentences: Iterable[Sentence]) -> list[float]:
+        return [-np.inf if score.zero_probability_tokens else score.log10_probability
+                for text in self._texts(sentences) for score in model.score_sentences(text)]
+
+    def score_words(self, sentences: Sentence | Iterable[Sentence]) -> list[Any]:
+        """Return a list of WordScore per sentence, </s> being its last; of one str, its list alone."""
+        model = self._model()
+        found = [[WordScore(word.decode(), p, order, oov) for word, _, p, order, oov in tokens]
+                 for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
+                 for tokens in model.score_words(text)]
+        return found[0] if isinstance(sentences, str) else found
+
+    def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
+        """Return tokens, OOVs, log10 probability, and perplexity with and without OOVs, of all sentences together."""
+        model, total = self._model(), Score()
+        for text in self._texts([sentences] if isinstance(sentences, str) else sentences):
+            total += model.score_text(text)
+        return total
+
+    def perplexity(self, sentences: Sentence | Iterable[Sentence]) -> float:
+        """Return the perplexity of sentences: tokens are words and one </s> each; inf where one has probability 0."""
+        return self.evaluate(sentences).perplexity
+
+    def log10(self, word: str, context: Ngram = ()) -> float:
+        """Return log10 p(word | context); a context may begin with "<s>", its last order - 1 words count.
+
+        context: words between blanks, or a list of words; never tokenised.
+        """
+        return self._model().log10(word, words_of(context, 1))
+
+    def close(self) -> None:
+        """Let go of the compiled model and the store."""
+        with self._turn:
+            self._compiled = None
+            self._directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        model = self._compiled
+        what = "closed" if model is None else f"{self.smoothing}, order {model.order}, version {model.version}"
+        return f"<kvps.Model {str(self.path)!r}, {what}>"
+
+    def _model(self) -> CompiledModel:
+        model = self._compiled
+        if model is None:
+            raise StoreError(f"{self.path}: the model is closed", path=str(self.path))
+        return model
+
+    def _texts(self, sentences: Iterable[Sentence]) -> Iterator[bytes]:
+        """Yield tokenised lines, a batch of sentences at a time."""
+        line = 1
+        for kind, text in batches(sentences):
+            n_lines = text.count(b"\n")
+            if kind == "text":
+                words = store_tokenizer(self._directory, self._named, None)
+                text = words.prepare(text, name="(iterable)", first_line=line)
+            yield text
+            line += n_lines

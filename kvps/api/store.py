@@ -1,0 +1,289 @@
+"""A Store: text goes in and out of it, counts and models come out."""
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NotRequired, Self, TypedDict, Unpack
+
+from kvps.api.model import DEFAULT_SMOOTHING, Model, load
+from kvps.api.words import Ngram, Sentence, Vocabulary, words_of
+from kvps.errors import ArgumentError, StoreError
+from kvps.jobs import compact as compacting
+from kvps.jobs import train as jobs
+from kvps.jobs.train import DEFAULT_ORDER, DEFAULT_SHARDS, Options, Progress
+from kvps.lm import cache, container, listing
+from kvps.lm.model import CompiledModel
+from kvps.lm.statistics import Statistics
+from kvps.store import files
+from kvps.store.directory import StoreDirectory, create_store, open_store
+from kvps.text.corpus import Input, resolve, spool
+from kvps.text.tokenize import Tokenizer
+from kvps.units import cpu_count
+
+Path_ = str | PathLike[str]
+
+
+class JobOptions(TypedDict, total=False):
+    """What every call that counts text understands; see kvps.jobs.train.Options for meanings and defaults."""
+
+    reserved: NotRequired[str]
+    encoding_errors: NotRequired[str]
+    field: NotRequired[str]
+    newline: NotRequired[str]
+    threads: NotRequired[int | None]
+    memory: NotRequired[str | int]
+    wait: NotRequired[float]
+    progress: NotRequired[Progress]
+
+
+class Change(TypedDict):
+    """What a job did. Tokens are without </s>; those of forget() are negative, and so are its sentences."""
+
+    command: str
+    version: int                                 # of the store now
+    tokens: int
+    sentences: int
+    inputs: int
+    already: dict[str, int]                      # name of an input that was counted before: in which version
+
+
+def create(path: Path_, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS, tokenizer: str = "whitespace",
+           lowercase: bool = False) -> Store:
+    """Make an empty store and open it.
+
+    Args:
+        path: must not exist, or be an empty directory.
+        order: of the n-grams, 1 to 8; lower orders come with it.
+        shards: into how many parts the counts are split, fixed for the life of the store.
+        tokenizer: "whitespace", "char", "wordpunct" or "MODULE:FUNC", a function from a line to a list of words.
+        lowercase: lower-case the words.
+
+    Raises:
+        ArgumentError: an order, number of shards or tokenizer that is not possible.
+        StoreError: something is at `path` already, or cannot be made there.
+    """
+    jobs.check_shape(order, shards)
+    words = Tokenizer.from_spec(tokenizer, lowercase, trusted=True)
+    create_store(path, order, shards, words.to_json())
+    return open(path, tokenizer=tokenizer)
+
+
+def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: str | None = None) -> Store:
+    """Open a store.
+
+    Args:
+        path: of its directory.
+        writable: keep other writers away until it is closed; without it, only while a call writes.
+        wait: how long to wait for another writer [s], if `writable`.
+        tokenizer: names the store's own MODULE:FUNC again, which is imported only then.
+
+    Raises:
+        StoreError: `path` is no store, or may not be read. StoreLocked: `writable`, and another process is writing.
+        CorruptionError, VersionMismatch: it cannot be read. ArgumentError: the store has another tokenizer.
+    """
+    return Store(open_store(path, writable, wait, command="open"), tokenizer)
+
+
+class Store:
+    """A store of n-gram counts. Made by create() and open(); a context manager."""
+
+    def __init__(self, directory: StoreDirectory, tokenizer: str | None = None) -> None:
+        """Take over an open directory; `tokenizer` as in open()."""
+        self._directory: StoreDirectory | None = directory
+        self._named = tokenizer
+        self._vocabulary: Vocabulary | None = None
+        self.path: Path = directory.path
+        self.order: int = directory.identity["order"]
+        if tokenizer is not None:
+            try:
+                jobs.store_tokenizer(directory, tokenizer, None)
+            except BaseException:
+                self.close()
+                raise
+
+    # writing
+
+    def train(self, sentences: Iterable[Sentence], *, again: bool = False, **options: Unpack[JobOptions]) -> Change:
+        """Count the first text of a store; StoreError if it has some: then update() adds to it. As update()."""
+        return self._count("train", sentences, again, options)
+
+    def update(self, sentences: Iterable[Sentence], *, again: bool = False, **options: Unpack[JobOptions]) -> Change:
+        """Add sentences, all or none of them.
+
+        Args:
+            sentences: each a str, that the store's tokenizer makes words of, or each a list of words.
+            again: count the same text once more; otherwise text that is counted already changes nothing.
+            options: see JobOptions.
+
+        Raises:
+            ArgumentError: a bare str; a sentence with a newline, or a word that is empty or contains a separator.
+            DataError: no text, or a reserved word (<s>, </s>, <unk>) in it.
+            StoreLocked: another process is writing, and `wait` seconds were not enough.
+            StoreError: an interrupted job is pending: resume() or abort() it.
+        """
+        return self._count("update", sentences, again, options)
+
+    def forget(self, sentences: Iterable[Sentence], **options: Unpack[JobOptions]) -> Change:
+        """Take sentences away again, exactly; DataError if they were never added, and the store is as before."""
+        return self._count("forget", sentences, False, options)
+
+    def train_files(self, paths: Iterable[Path_], *, again: bool = False, **options: Unpack[JobOptions]) -> Change:
+        """Count the first text of a store from files; as update_files()."""
+        return self._count_files("train", paths, again, options)
+
+    def update_files(self, paths: Iterable[Path_], *, again: bool = False, **options: Unpack[JobOptions]) -> Change:
+        """Add the text of files; raises what update() raises, and InputGone where a file vanishes meanwhile.
+
+        paths: files with one sentence a line (plain, .gz, .bz2, .xz, .zst), folders, globs, FILE.jsonl[.gz|.zst],
+            nltk:NAME.
+        """
+        return self._count_files("update", paths, again, options)
+
+    def forget_files(self, paths: Iterable[Path_], **options: Unpack[JobOptions]) -> Change:
+        """Take the text of files away again; as forget()."""
+        return self._count_files("forget", paths, False, options)
+
+    def resume(self, **options: Unpack[JobOptions]) -> Change | None:
+        """Go on with the job that was interrupted; None when there is none."""
+        made = Options(**options)
+        with self._writer("resume", made.wait) as directory:
+            return jobs.resume_job(directory, self._named, made)
+
+    def abort(self, *, wait: float = 0.0) -> dict[str, Any] | None:
+        """Roll back the job that was interrupted; return its command and the version, None when there is no job."""
+        with self._writer("abort", wait) as directory:
+            return jobs.abort_job(directory)
+
+    def compact(self, *, vacuum: bool = False, wait: float = 0.0, threads: int | None = None,
+                progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Merge the runs of every shard; with `vacuum`, also give free pages back to the file system.
+
+        Returns:
+            {"version", "merged_runs", "bytes_before", "bytes"}, the last two with "file" and "live" [bytes].
+        """
+        with self._writer("compact", wait) as directory:
+            return compacting.compact(directory, threads=threads or cpu_count(), vacuum=vacuum, progress=progress)
+
+    # reading
+
+    @property
+    def version(self) -> int:
+        """The last committed version; 0 in a new store."""
+        return self._reader().root.state()["version"]
+
+    @property
+    def statistics(self) -> Statistics:
+        """Sizes and counts of counts of the last version, which is compiled first if it has not been."""
+        meta, _, _ = container.read(cache.ensure(self._reader()))
+        return Statistics.from_json(meta["statistics"])
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words of the last version and their counts."""
+        directory = self._reader()
+        kept = self._vocabulary
+        if kept is None or kept.version != directory.root.state()["version"]:
+            kept = self._vocabulary = Vocabulary(CompiledModel(cache.ensure(directory, top=1), "kneser-ney"))
+        return kept
+
+    def count(self, ngram: Ngram) -> int:
+        """Return how often an n-gram of any order occurs, `<s>` and `</s>` being words of it; see counts()."""
+        return self.counts([ngram])[0]
+
+    def counts(self, ngrams: Iterable[Ngram]) -> list[int]:
+        """Return the raw counts of n-grams in their order; one scan of the store answers all.
+
+        ngrams: each words between blanks, or a list of words; never tokenised. A bare str is refused.
+        """
+        if isinstance(ngrams, (str, bytes)):
+            raise ArgumentError("expected an iterable of n-grams, not one text; use count() for a single one")
+        rows = [words_of(ngram, number) for number, ngram in enumerate(ngrams, 1)]
+        return [found["raw"] for found in listing.counts(self._reader(), rows)]
+
+    def dump(self, k: int, *, in_order: bool = False,
+             threads: int | None = None) -> Iterator[tuple[tuple[str, ...], int]]:
+        """Yield every n-gram of k words with its raw count, of one version.
+
+        in_order: in byte order of the lines that `kvps dump` prints; otherwise in no order that means anything.
+        """
+        with contextlib.closing(listing.dump(self._reader(), k, in_order=in_order, threads=threads)) as blocks:
+            for block in blocks:
+                for line in block.decode().split("\n")[:-1]:
+                    words, _, count = line.rpartition("\t")
+                    yield tuple(words.split(" ")), int(count)
+
+    def model(self, smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
+              stale: str = "wait", *, threads: int | None = None) -> Model:
+        """Return the last version as a model, which stays open when the store is closed; as load()."""
+        self._reader()
+        return load(self.path, smoothing, order, exact, stale, tokenizer=self._named, threads=threads)
+
+    def status(self) -> dict[str, Any]:
+        """Return what `kvps status --json` prints: idle, running or interrupted, pid, version, done of total."""
+        from kvps.jobs.status import status
+
+        return status(self.path)
+
+    def close(self) -> None:
+        """Close the store, and let the next writer in if it was writable."""
+        directory, self._directory = self._directory, None
+        if directory is not None:
+            directory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<kvps.Store {str(self.path)!r}, order {self.order}{', closed' if self._directory is None else ''}>"
+
+    def _reader(self) -> StoreDirectory:
+        if self._directory is None:
+            raise StoreError(f"{self.path}: is closed", path=str(self.path))
+        return self._directory
+
+    @contextlib.contextmanager
+    def _writer(self, command: str, wait: float) -> Iterator[StoreDirectory]:
+        """Give the store open for writing, under its owner lock."""
+        directory = self._reader()
+        if directory.writable:
+            yield directory
+            return
+        with open_store(self.path, writable=True, wait=wait, command=command) as directory:
+            yield directory
+
+    def _count(self, command: str, sentences: Iterable[Sentence], again: bool, options: JobOptions) -> Change:
+        def inputs(spool_dir: Path) -> list[Input]:
+            return [spool(sentences, spool_dir)]
+
+        if isinstance(sentences, (str, bytes, bytearray)):       # before anything is locked
+            raise ArgumentError(f"expected an iterable of sentences, not one {type(sentences).__name__}; put it in a "
+                                "list")
+        return self._run(command, inputs, Options(again=again, **options))
+
+    def _count_files(self, command: str, paths: Iterable[Path_], again: bool, options: JobOptions) -> Change:
+        made = Options(again=again, **options)
+        if isinstance(paths, (str, bytes, PathLike)):
+            raise ArgumentError(f"expected an iterable of paths, not one {type(paths).__name__}; put it in a list")
+
+        def inputs(spool_dir: Path) -> list[Input]:
+            return resolve(paths, field=made.field, newline=made.newline, spool_dir=spool_dir)
+
+        return self._run(command, inputs, made)
+
+    def _run(self, command: str, inputs: Callable[[Path], list[Input]], options: Options) -> Change:
+        with self._writer(command, options.wait) as directory:
+            words = jobs.store_tokenizer(directory, self._named, None)
+            try:
+                return jobs.run_inputs(directory, command, inputs(directory.path / jobs.SPOOL), words, options)
+            except BaseException:
+                # A pending job needs its copies; a call that was refused leaves none.
+                if directory.root.job() is None:
+                    files.remove_tree(directory.path / jobs.SPOOL)
+                raise
