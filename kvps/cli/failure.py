@@ -11,7 +11,7 @@ import traceback
 import click
 
 from kvps.cli import Call
-from kvps.errors import KvpsError, Stopped, StoreFull, one_line
+from kvps.errors import KvpsError, Stopped, StoreFull, StoreLocked, one_line
 
 INTERRUPTED = 130              # 128 + SIGINT, as shells have it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -59,7 +59,8 @@ def _described(exc: BaseException, call: Call) -> tuple[dict, int]:
         record, code = exc.as_dict(), exc.exit_code
     else:
         record, code = _unexpected(exc, call)
-    job = _pending(call.store)
+    # A job that another process is at work on is not the user's to resume.
+    job = None if isinstance(exc, StoreLocked) else _pending(call.store)
     if job is not None:
         record["resumable"] = True
         # The library's own advice, where it has some, is closer to the matter.

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 
@@ -130,7 +131,8 @@ def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Token
             if reserved >= 0:
                 raise _reserved_word(text, reserved, split, name)
             vocabulary.store_new(store.root.add_words)
-            row = {"input": task.input, "start": split.start, "end": split.end, "tokens": tokens, "sentences": sentences}
+            row = {"input": task.input, "start": split.start, "end": split.end, "tokens": tokens, "sentences": sentences,
+                   "time": time.time()}
             for shard, shard_chunks in zip(store.shards, chunks, strict=True):
                 shard.apply(job["id"], task.number, version, shard_chunks, row)
                 if tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
