@@ -1,6 +1,8 @@
 """The compiled model: hash tables in cache-line buckets, and the loop that scores text with them.
 
-A bucket is 64 bytes: as many slots of 5 + c bytes as fit (a 40-bit fingerprint and a c-byte code, c = 2, 3 or 4).
+A bucket is 64 bytes: as many slots of 5 + c bytes as fit, of a 40-bit fingerprint and a c-byte code (c = 2, 3 or 4).
+The first bytes of a bucket are the tags of its slots, the lowest 8 bits of their fingerprints, so that all are compared
+at once; behind them stand the slots, each the higher 32 bits of its fingerprint and its code. A tag of 0 is an empty slot.
 The highest bits of a hash choose the partition, the next ones the bucket in it, the lowest 40 are the fingerprint.
 A full bucket overflows into the next one of its partition; a look-up ends at the first empty slot.
 An entry is an n-gram with the code of its count, or a context with the code of its totals; both are found by the hash of
@@ -12,17 +14,20 @@ import numpy as np
 from libc.math cimport log10
 from libc.string cimport memcpy
 
-from kvps._keys cimport fetch, load32, load64, mix, mul_high, shard_of
+from kvps._keys cimport bit_length, fetch, load32, load64, mix, mul_high, shard_of, u64
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     BUCKET = 64
     NONE = 0xFFFFFFFF          # no such entry
-    LANES = 128                # tokens looked up together: enough to hide the cache misses, few enough for the first cache
+    LANES = 128                # tokens looked up together, order by order: few enough for the first cache
     FULL = -2
     COLLISION = -3
 
-cdef uint64_t FINGERPRINT = (<uint64_t>1 << 40) - 1
+cdef enum:
+    ONES = 0x0101010101010101
+    HIGHS = 0x8080808080808080
+    FINGERPRINT = 0xFFFFFFFFFF
 
 # Smoothings; numbers are private to this file and kvps/lm/smoothing.py.
 cdef enum:
@@ -42,7 +47,7 @@ def slots_per_bucket(int code_bytes):
 cdef struct table:
     const byte_t* data
     uint64_t n_buckets         # per partition
-    int partition_bits, slot_bytes, n_slots
+    int partition_bits, slot_bytes, n_slots        # slot_bytes without the tag
     uint64_t code_mask, listed
 
 
@@ -53,13 +58,12 @@ cdef inline uint64_t home(uint64_t hash, int partition_bits, uint64_t n_buckets)
 
 cdef inline uint64_t fingerprint(uint64_t hash) noexcept nogil:
     cdef uint64_t f = hash & FINGERPRINT
-    return f if f != 0 else 1              # 0 marks an empty slot
+    return f if f & 255 else f | 1         # a tag of 0 marks an empty slot
 
 
 cdef inline uint64_t partner(uint64_t f) noexcept nogil:
     """The fingerprint under which the totals of an n-gram as a context stand, in the same chain of buckets."""
-    f = f ^ (<uint64_t>1 << 39)
-    return f if f != 0 else 1
+    return f ^ (<uint64_t>1 << 39)
 
 
 cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot_bytes, uint64_t hash, uint64_t code,
@@ -69,20 +73,24 @@ cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot
     The highest bit of an n-gram's code says that its totals as a context are listed: whichever of the two entries comes
     second finds the first one, on the way to an empty slot, and sets it.
     """
-    cdef int s, n_slots = BUCKET // slot_bytes
+    cdef int s, n_slots = BUCKET // (slot_bytes + 1)
     cdef uint64_t f = fingerprint(hash), other = partner(f), b = home(hash, partition_bits, n_buckets), tried, old
-    cdef uint64_t listed = <uint64_t>1 << (8 * (slot_bytes - 5) - 1)
+    cdef uint64_t listed = <uint64_t>1 << (8 * (slot_bytes - 4) - 1)
+    cdef byte_t* bucket
     cdef byte_t* p
     if is_context:
         f, other = other, f
     for tried in range(n_buckets):
-        p = region + b * BUCKET
+        bucket = region + b * BUCKET
+        p = bucket + n_slots
         for s in range(n_slots):
-            old = load64(p) & FINGERPRINT
-            if old == 0:
-                memcpy(p, &f, 5)
-                memcpy(p + 5, &code, slot_bytes - 5)
+            if bucket[s] == 0:
+                bucket[s] = <byte_t>f
+                f >>= 8
+                memcpy(p, &f, 4)
+                memcpy(p + 4, &code, slot_bytes - 4)
                 return 0
+            old = <uint64_t>load32(p) << 8 | bucket[s]
             if old == f:
                 return COLLISION
             if old == other:
@@ -136,7 +144,7 @@ def fill(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:,
                         else:
                             high = middle
                     value = quarter + <uint64_t>low
-            status = insert(&region[0], n_buckets, partition_bits, 5 + code_bytes, hash, value, numbers is not None)
+            status = insert(&region[0], n_buckets, partition_bits, 4 + code_bytes, hash, value, numbers is not None)
             if status != 0:
                 break
     if status == FULL:
@@ -149,26 +157,16 @@ cdef inline const byte_t* bucket_at(const table* t, uint64_t hash, uint64_t b) n
     return t.data + (p * t.n_buckets + b) * BUCKET
 
 
-cdef inline uint64_t read_code(const table* t, const byte_t* p, uint64_t slot) noexcept nogil:
-    return load32(p + 5) if t.slot_bytes == 9 else slot >> 40 & t.code_mask
-
-
-cdef inline uint32_t look_up(const table* t, uint64_t hash, uint64_t f) noexcept nogil:
-    """Return the code of a fingerprint in the chain of a hash, or NONE."""
-    cdef uint64_t b = home(hash, t.partition_bits, t.n_buckets), slot, tried
-    cdef int s
-    cdef const byte_t* p
-    for tried in range(t.n_buckets):
-        p = bucket_at(t, hash, b)
-        for s in range(t.n_slots):
-            slot = load64(p)
-            if slot & FINGERPRINT == f:
-                return <uint32_t>read_code(t, p, slot)
-            if slot & FINGERPRINT == 0:
-                return <uint32_t>NONE
-            p += t.slot_bytes
-        b = b + 1 if b + 1 < t.n_buckets else 0
-    return <uint32_t>NONE
+cdef inline uint32_t read_slot(const table* t, const byte_t* bucket, int s, uint64_t* high) noexcept nogil:
+    """Return the code of slot s; OUT the higher 32 bits of its fingerprint."""
+    cdef uint64_t slot
+    if s < 7:
+        slot = load64(bucket + t.n_slots + s * t.slot_bytes)
+    else:
+        # The eighth and ninth slots may end with the bucket: read the eight bytes that end where they end.
+        slot = load64(bucket + t.n_slots + (s + 1) * t.slot_bytes - 8) >> 8 * (8 - t.slot_bytes)
+    high[0] = slot & 0xFFFFFFFFu
+    return <uint32_t>(slot >> 32 & t.code_mask)
 
 
 cdef struct exact_rows:
@@ -228,8 +226,8 @@ cdef class Tables:
             raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
         self.owner += [entries, escaped, escaped_numbers]
         t.data, t.n_buckets = &entries[0], entries.shape[0] // (BUCKET * n_partitions)
-        t.partition_bits, t.slot_bytes = (n_partitions - 1).bit_length(), 5 + code_bytes
-        t.n_slots = BUCKET // t.slot_bytes
+        t.partition_bits, t.slot_bytes = (n_partitions - 1).bit_length(), 4 + code_bytes
+        t.n_slots = BUCKET // (5 + code_bytes)
         t.code_mask = (<uint64_t>1 << 8 * code_bytes) - 1
         t.listed = <uint64_t>1 << (8 * code_bytes - 1)
         self.quarter = t.listed >> 1
@@ -309,35 +307,71 @@ cdef class Tables:
                 return middle
         return -1
 
-    cdef bint find_entry(self, uint64_t hash, uint64_t* value, uint32_t* number) noexcept nogil:
-        """Look an n-gram up: OUT its value, and the number of its totals as a context. False: there is none.
+    cdef inline const byte_t* bucket_of(self, uint64_t hash) noexcept nogil:
+        cdef const table* t = &self.entries
+        return bucket_at(t, hash, home(hash, t.partition_bits, t.n_buckets))
 
-        An n-gram that is known and whose totals are not listed has (1, 1, 0, 0), number 0: most have.
+    cdef bint find_entry(self, uint64_t hash, const byte_t* bucket, uint64_t* value, uint32_t* number) noexcept nogil:
+        """Look an n-gram up, from its home bucket on: OUT its value, and the number of its totals as a context.
+
+        False: there is none. An n-gram that is known and whose totals are not listed has (1, 1, 0, 0), number 0.
         """
-        cdef uint64_t f = fingerprint(hash), code
-        cdef index_t low, high, middle
-        cdef uint32_t found = look_up(&self.entries, hash, f)
-        if found == <uint32_t>NONE:
+        cdef const table* t = &self.entries
+        cdef uint64_t f = fingerprint(hash), tag = (f & 255) * ONES, high = f >> 8, other = partner(f) >> 8
+        cdef uint64_t differ, same, found_high, tried
+        cdef uint32_t code, ngram = <uint32_t>NONE, totals_number = <uint32_t>NONE
+        cdef int s
+        for tried in range(t.n_buckets):
+            # The lowest eight tags at once: a byte of `differ` that is 0 leaves its highest bit in `same`. Bytes above such
+            # a one may do so too; the comparison of the other 32 bits sorts them out.
+            differ = load64(bucket) ^ tag
+            same = (differ - ONES) & ~differ & HIGHS
+            if t.n_slots == 9 and bucket[8] == <byte_t>f:
+                code = read_slot(t, bucket, 8, &found_high)
+                if found_high == high:
+                    ngram = code
+                elif found_high == other:
+                    totals_number = code
+            while same:
+                s = (bit_length(<u64>(same & (~same + 1))) - 1) >> 3
+                same &= same - 1
+                if s < t.n_slots:
+                    code = read_slot(t, bucket, s, &found_high)
+                    if found_high == high and bucket[s] == <byte_t>f:
+                        ngram = code
+                    elif found_high == other and bucket[s] == <byte_t>f:
+                        totals_number = code
+            if ngram != <uint32_t>NONE and (not ngram & t.listed or totals_number != <uint32_t>NONE):
+                break
+            if bucket[t.n_slots - 1] == 0:     # slots fill from the first to the last
+                break
+            bucket = bucket + BUCKET
+            if bucket == self.partition_end(hash):
+                bucket = bucket_at(t, hash, 0)
+        if ngram == <uint32_t>NONE:
             return False
-        code = found & ~self.entries.listed
+        code = ngram & <uint32_t>~t.listed
         value[0] = code if code < self.quarter else self.large[code - self.quarter]
         number[0] = 0
-        if found & self.entries.listed:
-            found = look_up(&self.entries, hash, partner(f))
-            if found == self.entries.code_mask:
-                low, high = 0, self.n_escaped
-                while low < high:
-                    middle = (low + high) // 2
-                    if self.escaped[middle] < hash:
-                        low = middle + 1
-                    else:
-                        high = middle
-                found = self.escaped_numbers[low] if low < self.n_escaped else 0
-            number[0] = found if found < <uint64_t>self.n_totals else 0
+        if ngram & t.listed:
+            number[0] = totals_number if totals_number != t.code_mask else self.find_escaped(hash)
+            if number[0] >= <uint64_t>self.n_totals:
+                number[0] = 0                  # damage must not lead outside the table
         return True
 
-    cdef inline void fetch_entry(self, uint64_t hash) noexcept nogil:
-        fetch(bucket_at(&self.entries, hash, home(hash, self.entries.partition_bits, self.entries.n_buckets)))
+    cdef inline const byte_t* partition_end(self, uint64_t hash) noexcept nogil:
+        return bucket_at(&self.entries, hash, self.entries.n_buckets)
+
+    cdef uint32_t find_escaped(self, uint64_t hash) noexcept nogil:
+        """The number of totals that has no code of its own."""
+        cdef index_t low = 0, high = self.n_escaped, middle
+        while low < high:
+            middle = (low + high) // 2
+            if self.escaped[middle] < hash:
+                low = middle + 1
+            else:
+                high = middle
+        return self.escaped_numbers[low] if low < self.n_escaped else 0
 
     cdef bint find_exactly(self, const word_t* ids, int n, uint64_t* value, uint32_t* number) noexcept nogil:
         """The same by binary search, for the n words that end at *ids."""
@@ -372,6 +406,7 @@ cdef class Tables:
         """
         cdef uint64_t chain[LANES]
         cdef uint64_t grams[LANES]
+        cdef const byte_t* buckets[LANES]
         cdef uint32_t own[LANES + 1]       # own[i + 1]: totals of the n-gram of the order at hand that ends at token i
         cdef index_t todo[LANES]
         cdef index_t i, j, n_todo
@@ -395,7 +430,8 @@ cdef class Tables:
                     todo[n_todo] = i
                     n_todo += 1
                     if not self.exact:
-                        self.fetch_entry(grams[i])
+                        buckets[i] = self.bucket_of(grams[i])
+                        fetch(buckets[i])
             # STEP 2: read.
             own[0] = own_before[d + 1]
             for i in range(n):
@@ -406,9 +442,11 @@ cdef class Tables:
                 if self.exact:
                     self.find_exactly(ids + start + i, d + 1, &values[d * LANES + i], &own[i + 1])
                 else:
-                    self.find_entry(grams[i], &values[d * LANES + i], &own[i + 1])
+                    self.find_entry(grams[i], buckets[i], &values[d * LANES + i], &own[i + 1])
                 if ids[start + i] == EOS:
                     own[i + 1] = <uint32_t>NONE
+                elif own[i + 1] != <uint32_t>NONE:
+                    fetch(self.totals + 4 * own[i + 1])
             own_before[d + 1] = own[n]
 
     cdef double combine(self, const uint64_t* values, const uint32_t* numbers, int longest, int* matched) noexcept nogil:
@@ -452,9 +490,10 @@ cdef class Tables:
             den = <double>t[0]                         # not 0: a listed context has a follower
             if self.smoothing == MODIFIED_KNESER_NEY:
                 p *= (self.discount[d + 1][1] * <double>t[1] + self.discount[d + 1][2] * <double>t[2]
-                      + self.discount[d + 1][3] * <double>t[3]) / den
+                      + self.discount[d + 1][3] * <double>t[3])
                 if a > 0:
-                    p += (<double>a - self.discount[d + 1][3 if a > 3 else a]) / den
+                    p += <double>a - self.discount[d + 1][3 if a > 3 else a]
+                p /= den
             else:
                 types = <double>(t[1] + t[2] + t[3])
                 if self.smoothing == WITTEN_BELL:
@@ -497,6 +536,52 @@ cdef class Tables:
                     p = self.combine(values + i, numbers + i, longest if longest < self.order else self.order, &seen)
                     out[start + i], matched[start + i] = log10(p), <uint8_t>seen
                 start += block
+
+    def sums(self, const uint32_t[::1] ids, const uint8_t[::1] history):
+        """Score text and add up; arguments as `score`.
+
+        Return (tokens, OOVs, sum of log10 p, the part of it of OOVs, tokens of probability 0, OOVs of probability 0);
+        the sums leave tokens of probability 0 out.
+        """
+        cdef index_t n = ids.shape[0], start = 0, i, block, tokens = 0, oov = 0, zero = 0, zero_oov = 0
+        cdef int d, longest, seen
+        cdef uint32_t own_before[MAX_ORDER + 2]
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        cdef double p, total = 0, total_oov = 0, product = 1
+        if history.shape[0] != n:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories")
+        for d in range(MAX_ORDER + 2):
+            own_before[d] = <uint32_t>NONE
+        with nogil:
+            while start < n:
+                block = n - start if n - start < LANES else LANES
+                self.gather(&ids[0], &history[0], start, block, own_before, values, numbers)
+                for i in range(block):
+                    if ids[start + i] == BOS and history[start + i] == 0:
+                        continue
+                    longest = history[start + i] + 1
+                    p = self.combine(values + i, numbers + i, longest if longest < self.order else self.order, &seen)
+                    tokens += 1
+                    if ids[start + i] == UNK:
+                        oov += 1
+                        if p > 0:
+                            total_oov += log10(p)
+                        else:
+                            zero_oov += 1
+                    if p > 0:
+                        # One logarithm for many tokens: the product is taken while it is far from underflow.
+                        if p < 1e-100:
+                            total += log10(p)
+                        else:
+                            product *= p
+                            if product < 1e-200:
+                                total += log10(product)
+                                product = 1
+                    else:
+                        zero += 1
+                start += block
+        return tokens, oov, total + log10(product), total_oov, zero, zero_oov
 
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4)).

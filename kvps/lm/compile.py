@@ -32,7 +32,7 @@ from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, UNK, Vocabulary
 
 KINDS = ("kn", "raw")
-MODEL_FORMAT = 1
+MODEL_FORMAT = 2
 BUCKET_BYTES = 64
 RECORD_BYTES = 12              # hash, value
 # 64 Ki records fill some 512 KiB of buckets: a partition stays in the second-level cache while it is filled.

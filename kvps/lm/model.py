@@ -15,7 +15,7 @@ from kvps.lm import container
 from kvps.lm.smoothing import Smoothing, parse
 from kvps.lm.statistics import Statistics
 from kvps.text.spool import TheirError, sentence_lines
-from kvps.text.vocabulary import BOS, EOS, UNK
+from kvps.text.vocabulary import EOS, UNK
 
 # Sentences scored in one call of the kernel; bounds memory at some 50 bytes per byte of text.
 BATCH_BYTES = 1 << 20
@@ -113,9 +113,7 @@ class CompiledModel:
         if not text:
             return Score()
         ids, history, n_sentences = self.encode(text)
-        log10_p, _ = self.score_ids(ids, history)
-        scored = ids != BOS
-        return _summed(ids[scored], log10_p[scored], n_sentences)
+        return Score(n_sentences, *self.tables.sums(ids, history))
 
     def score_ids(self, ids: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (log10 probability float64 (n,), order of the longest n-gram seen uint8 (n,)) of each token."""

@@ -131,7 +131,8 @@ def rename(source: str | Path, target: str | Path) -> None:
 def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bool = True) -> None:
     """Write a whole file so that a crash leaves the old one or the new one; durable on return.
 
-    private: mode 0600; otherwise what the user's umask makes of 0666, for files that leave the store.
+    private: mode 0600. Otherwise it is a file that leaves the store: what the user's umask makes of 0666, and not synced,
+    since it can be made again.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp-{os.urandom(8).hex()}")
@@ -146,7 +147,8 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bo
                 umask = os.umask(0)
                 os.umask(umask)
                 os.fchmod(out.fileno(), 0o666 & ~umask)
-            fsync(out.fileno(), temporary)
+            if private:
+                fsync(out.fileno(), temporary)
         rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
