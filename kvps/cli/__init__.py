@@ -125,7 +125,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_obj
 def main(call: Call, debug: bool) -> None:
-    """N-gram language models that you can train, update, forget and query.
+    r"""N-gram language models that you can train, update, forget and query.
 
     A STORE is a folder that holds the n-gram counts of all text added to it.
     `kvps COMMAND --help` has an example for each command; begin with `kvps quickstart`.

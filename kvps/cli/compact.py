@@ -8,7 +8,8 @@ from kvps.cli import options
 
 @click.command("compact")
 @options.store(written=True)
-@click.option("--vacuum", is_flag=True, help="Give the free space back to the file system too; needs room for a copy of one shard.")
+@click.option("--vacuum", is_flag=True,
+              help="Give the free space back to the file system too; needs room for a copy of one shard.")
 @options.threads
 @options.wait
 @options.json
@@ -16,8 +17,8 @@ def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json:
     r"""Merge the runs of a store into one per shard.
 
     Use it after many updates, before a store is copied or put away; jobs merge by themselves what has become many.
-    Counts do not change, and readers may go on meanwhile. Without --vacuum the space that becomes free is kept for later
-    text.
+    Counts do not change, and readers may go on meanwhile. Without --vacuum the space that becomes free is kept for
+    later text.
 
     \b
     Example:
@@ -35,5 +36,6 @@ def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json:
     if as_json:
         emit(result)
     else:
-        say(f"{store}: merged {many(result['merged_runs'], 'runs')}; {format_bytes(result['bytes_before']['file'])} before, "
-            f"{format_bytes(result['bytes']['file'])} now, {format_bytes(result['bytes']['live'])} of it in use")
+        before, now = result["bytes_before"], result["bytes"]
+        say(f"{store}: merged {many(result['merged_runs'], 'runs')}; {format_bytes(before['file'])} before, "
+            f"{format_bytes(now['file'])} now, {format_bytes(now['live'])} of it in use")

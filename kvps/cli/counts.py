@@ -13,9 +13,9 @@ from kvps.cli import options
 def command(store: str, ngrams: tuple[str, ...], as_json: bool) -> None:
     r"""Show raw and adjusted counts of n-grams of any order.
 
-    Use it to look a few n-grams up; one argument is one n-gram, so put its words between quotes; - reads lines from stdin.
-    Raw is how often the words occur in a row in <s> w1 ... wk </s>, adjusted is what Kneser-Ney counts instead: below the
-    highest order the number of different words in front. Both are 0 for what does not occur.
+    Use it to look a few n-grams up; one argument is one n-gram, so put its words between quotes; - reads lines from
+    stdin. Raw is how often the words occur in a row in <s> w1 ... wk </s>, adjusted is what Kneser-Ney counts
+    instead: below the highest order the number of different words in front. Both are 0 for what does not occur.
     Prints n-gram, raw, adjusted with tabs between. The whole store is read once, however many n-grams are asked.
 
     \b

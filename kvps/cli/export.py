@@ -19,8 +19,8 @@ from kvps.cli import options
 def command(model: str, output: str, order: int | None, threads: int | None, temp: str | None, as_json: bool) -> None:
     r"""Write the model as an ARPA file: modified Kneser-Ney, unpruned.
 
-    Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as it is
-    computed, and takes its name when it is complete; a name that ends in .gz is compressed.
+    Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
+    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed.
 
     \b
     Example:
@@ -41,5 +41,5 @@ def command(model: str, output: str, order: int | None, threads: int | None, tem
     if as_json:
         emit({**result, "elapsed_s": round(elapsed_s, 3)})
     else:
-        say(f"{output}: version {result['version']}, order {result['order']}, {many(sum(result['ngrams'].values()), 'n-grams')}, "
-            f"{format_bytes(result['bytes'])} ({elapsed_s:.1f} s)")
+        say(f"{output}: version {result['version']}, order {result['order']}, "
+            f"{many(sum(result['ngrams'].values()), 'n-grams')}, {format_bytes(result['bytes'])} ({elapsed_s:.1f} s)")

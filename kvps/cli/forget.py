@@ -17,10 +17,10 @@ def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json:
             **settings: object) -> None:
     r"""Remove text from a store, exactly.
 
-    Use it when text has to go: afterwards every count is what it would be if the text had never been added.
-    Text that was not added is refused, and the store stays as it is. What cannot be told: text that was never added, but
-    all of whose n-grams occur often enough in text that was.
-    INPUT is what `kvps train --help` says; give the text with the same options as when it was added.
+    Use it when text has to go: afterwards every count is what it would be if the text had never been added. Text that
+    was not added is refused, and the store stays as it is. What cannot be told: text that was never added, but all of
+    whose n-grams occur often enough in text that was. INPUT is what `kvps train --help` says; give the text with the
+    same options as when it was added.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""What train, update, forget and resume share on the command line: their options as the library takes them, their result."""
+"""What train, update, forget and resume share: their options as the library takes them, and their result in words."""
 from __future__ import annotations
 
 import contextlib
@@ -30,5 +30,5 @@ def show(result: dict, store: str, began: float, as_json: bool) -> None:
         say(f"{name}: already counted in version {version}")
     if result["inputs"]:
         amounts = [many(abs(result[name]), name) for name in ("tokens", "sentences", "inputs")]
-        say(f"{store}: version {result['version']}, {DONE[result['command']]} {amounts[0]} in {amounts[1]} from {amounts[2]} "
-            f"({elapsed_s:.1f} s)")
+        say(f"{store}: version {result['version']}, {DONE[result['command']]} {amounts[0]} in {amounts[1]} "
+            f"from {amounts[2]} ({elapsed_s:.1f} s)")

@@ -19,8 +19,8 @@ from kvps.text.corpus import Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer
 
 
-def compiled(path: str, progress: Progress, *, tokenizer: str | None, order: int | None, smoothing: str, threads: int | None,
-             exact: bool, stale: str, temp: str | None) -> tuple[CompiledModel, Tokenizer]:
+def compiled(path: str, progress: Progress, *, tokenizer: str | None, order: int | None, smoothing: str,
+             threads: int | None, exact: bool, stale: str, temp: str | None) -> tuple[CompiledModel, Tokenizer]:
     """Return the compiled model of a store, made if need be, and the store's tokenizer.
 
     tokenizer: only to name the store's MODULE:FUNC again.
@@ -61,8 +61,9 @@ def statistics(path: str, *, threads: int | None, stale: str) -> dict:
     table, fallen = known.discounts()
     return {
         "order": known.order, "version": known.version, "tokens": known.tokens, "sentences": known.sentences,
-        "vocabulary": known.vocabulary, "shards": identity["shards"], "bytes": n_bytes["file"], "live_bytes": n_bytes["live"],
-        **identity["tokenizer"], "ngrams": {str(k): n for k, n in known.ngrams.items()},
+        "vocabulary": known.vocabulary, "shards": identity["shards"],
+        "bytes": n_bytes["file"], "live_bytes": n_bytes["live"], **identity["tokenizer"],
+        "ngrams": {str(k): n for k, n in known.ngrams.items()},
         "t": {str(k): t for k, t in known.t.items()},
         "discounts": {str(k): table[k, 1:].tolist() for k in known.ngrams},
         "fallback": {str(k): reason for k, reason in fallen.items()}}

@@ -32,7 +32,8 @@ def store(*, written: bool) -> Decorator:
 
 
 inputs = click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-threads = click.option("--threads", type=int, metavar="N", help="Threads; by default the CPUs that affinity and cgroup allow.")
+threads = click.option("--threads", type=int, metavar="N",
+                       help="Threads; by default the CPUs that affinity and cgroup allow.")
 json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, errors too.")
 wait = click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for another writer.")
 temp = click.option("-T", "--temp", metavar="DIR", type=click.Path(exists=True, file_okay=False, writable=True),
@@ -42,15 +43,16 @@ memory = click.option("-S", "--memory", metavar="SIZE", default="1G", show_defau
 tokenizer = click.option("--tokenizer", metavar="SPEC", help="whitespace, char, wordpunct or MODULE:FUNC.")
 lowercase = click.option("--lowercase", is_flag=True, help="Lower-case the words.")
 again = click.option("--again", is_flag=True, help="Count inputs that are counted already once more.")
-exact = click.option("--exact", is_flag=True, help="A compiled model without fingerprints: larger, slower, no chance of a false match.")
+exact = click.option("--exact", is_flag=True,
+                     help="A compiled model without fingerprints: larger, slower, no chance of a false match.")
 stale = click.option("--stale", type=click.Choice(["ok", "wait"]), default="wait", show_default=True,
                      help="While another process compiles: use an older model, or wait.")
 
-encoding = click.option("--encoding-errors", type=click.Choice(["strict", "replace"]), default="strict", show_default=True,
-                        help="Bytes that are not UTF-8: refuse, or read as U+FFFD.")
 reading = _all(
-    encoding,
-    click.option("--field", default="text", show_default=True, metavar="NAME", help="The text's field in .jsonl records."),
+    click.option("--encoding-errors", type=click.Choice(["strict", "replace"]), default="strict", show_default=True,
+                 help="Bytes that are not UTF-8: refuse, or read as U+FFFD."),
+    click.option("--field", default="text", show_default=True, metavar="NAME",
+                 help="The text's field in .jsonl records."),
     click.option("--newline", type=click.Choice(["split", "space"]), default="split", show_default=True,
                  help="A newline inside a field: ends a sentence, or is a space."))
 reserved = click.option("--reserved", type=click.Choice(["error", "skip"]), default="error", show_default=True,
@@ -59,8 +61,9 @@ reserved = click.option("--reserved", type=click.Choice(["error", "skip"]), defa
 # What train, update and forget have in common, besides how they make words.
 counting = _all(threads, memory, temp, reserved, reading, wait, json)
 
-order = click.option("-o", "--order", type=int, metavar="K", help="Highest n-gram order to use; the store's by default.")
+order = click.option("-o", "--order", type=int, metavar="K",
+                     help="Highest n-gram order to use; the store's by default.")
 smoothing = click.option("--smoothing", default="modified-kneser-ney", show_default=True, metavar="NAME[:VALUE]",
-                         help="modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb), "
-                              "lidstone:0.1, laplace, mle, stupid-backoff:0.4.")
+                         help="modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), "
+                              "witten-bell (wb), lidstone:0.1, laplace, mle, stupid-backoff:0.4.")
 scoring = _all(order, smoothing, threads, exact, stale, temp, json)

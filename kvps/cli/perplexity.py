@@ -13,12 +13,13 @@ from kvps.cli import options
 @options.scoring
 @options.tokenizer
 @options.reading
-def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: str | None, encoding_errors: str, field: str,
-            newline: str, as_json: bool, **choices: object) -> None:
+def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: str | None, encoding_errors: str,
+            field: str, newline: str, as_json: bool, **choices: object) -> None:
     r"""Score text with a model.
 
-    Use it to compare models on held-out text, or text with one model: the lower the perplexity, the better the model expected
-    the text. Tokens are words plus one </s> a sentence. MODEL is a store; INPUT is what `kvps train --help` says.
+    Use it to compare models on held-out text, or text with one model: the lower the perplexity, the better the model
+    expected the text. Tokens are words plus one </s> a sentence. MODEL is a store; INPUT is what `kvps train --help`
+    says.
 
     --per-sentence prints log10 probability, tokens, OOVs, perplexity and the sentence, with tabs between.
 
@@ -43,7 +44,8 @@ def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: 
                     _show_sentence(line, score.as_dict(), as_json)
                 return
             score = evaluate.perplexity(ready, found, words, threads=choices["threads"] or cpu_count(),
-                                        encoding_errors=encoding_errors, progress=progress.counter("scoring", total_bytes(found)))
+                                        encoding_errors=encoding_errors,
+                                        progress=progress.counter("scoring", total_bytes(found)))
     if as_json:
         emit({**score.as_dict(), **facts})
     else:
@@ -57,8 +59,8 @@ def _show(score: dict, facts: dict) -> None:
         if name == "zero_probability_tokens" and not value:
             continue
         if name.startswith("perplexity") or name == "log10_probability":
-            value = _number(value, score)
-        say(f"{name.replace('_', ' '):26} {value:,}" if isinstance(value, int) else f"{name.replace('_', ' '):26} {value}")
+            value = ("-" if name == "log10_probability" and value is None else "") + _number(value, score)
+        say(f"{name.replace('_', ' '):26} {f'{value:,}' if isinstance(value, int) else value}")
 
 
 def _number(value: float | None, score: dict) -> str:
@@ -74,6 +76,7 @@ def _show_sentence(line: bytes, score: dict, as_json: bool) -> None:
     if as_json:
         emit({"sentence": line.decode("utf-8", "backslashreplace"), **score})
         return
-    figures = [_number(score["log10_probability"], score).replace("infinite", "-infinite"), str(score["tokens"]),
+    log10_p = score["log10_probability"]
+    figures = ["-infinite" if log10_p is None else _number(log10_p, score), str(score["tokens"]),
                str(score["oov"]), _number(score["perplexity"], score)]
     write("\t".join(figures).encode() + b"\t" + line + b"\n")

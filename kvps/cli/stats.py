@@ -14,9 +14,9 @@ from kvps.cli import options
 def command(store: str, threads: int | None, stale: str, as_json: bool) -> None:
     r"""Show what a store holds, and the discounts of modified Kneser-Ney.
 
-    Use it to see how much text is in a store, or to compare with lmplz: n-grams are counted as lmplz counts them, the three
-    special words among the unigrams; t is [t1, t2, t3, t4], how many n-grams have adjusted count 1 to 4; discounts are
-    [D1, D2, D3+]. An order whose discounts cannot be computed has the fallback ones and is listed so.
+    Use it to see how much text is in a store, or to compare with lmplz: n-grams are counted as lmplz counts them, the
+    three special words among the unigrams; t is [t1, t2, t3, t4], how many n-grams have adjusted count 1 to 4;
+    discounts are [D1, D2, D3+]. An order whose discounts cannot be computed has the fallback ones and is listed so.
     Makes the compiled model where there is none.
 
     \b

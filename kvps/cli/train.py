@@ -11,8 +11,10 @@ from kvps.cli import options
 @click.command("train")
 @options.store(written=True)
 @options.inputs
-@click.option("-o", "--order", type=int, default=5, show_default=True, metavar="N", help="Longest n-grams to count, 1 to 8.")
-@click.option("--shards", type=int, default=4, show_default=True, metavar="N", help="Parts of the store, fixed for its life.")
+@click.option("-o", "--order", type=int, default=5, show_default=True, metavar="N",
+              help="Longest n-grams to count, 1 to 8.")
+@click.option("--shards", type=int, default=4, show_default=True, metavar="N",
+              help="Parts of the store, fixed for its life.")
 @options.tokenizer
 @options.lowercase
 @options.again
@@ -37,6 +39,6 @@ def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokeni
 
     began = time.monotonic()
     with running("train", **settings) as chosen:
-        result = train(store, inputs, order=order, shards=shards, tokenizer=tokenizer or "whitespace", lowercase=lowercase,
-                       options=chosen)
+        result = train(store, inputs, order=order, shards=shards, tokenizer=tokenizer or "whitespace",
+                       lowercase=lowercase, options=chosen)
     show(result, store, began, as_json)

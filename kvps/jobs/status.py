@@ -1,4 +1,4 @@
-"""What is going on with a store, told by a reader while a writer works: from the owner lock, the job record, the ledgers."""
+"""What is going on with a store, told by a reader while a writer works: owner lock, job record and ledgers."""
 from __future__ import annotations
 
 import time
@@ -13,11 +13,11 @@ def status(path: str | Path) -> dict:
     """Return the state of a store and of the job at work on it, or left undone.
 
     Returns:
-        "store", "state" (idle, running or interrupted), "version" (the committed one, which readers see), "command" and "pid"
-        of the writer or the interrupted job, "started" [s since 1970], "elapsed_s" of the running process,
-        "done_bytes" and "total_bytes" of text counted, "remaining_s" of counting at the pace so far. None where it does
-        not apply or nobody knows: the total of compressed inputs, the time before the first split is done.
-        A forget verifies after it has counted; that time is not in remaining_s.
+        "store", "state" (idle, running or interrupted), "version" (the committed one, which readers see), "command"
+        and "pid" of the writer or the interrupted job, "started" [s since 1970], "elapsed_s" of the running process,
+        "done_bytes" and "total_bytes" of text counted, "remaining_s" of counting at the pace so far. None where it
+        does not apply or nobody knows: the total of compressed inputs, the time before the first split is done. A
+        forget verifies after it has counted; that time is not in remaining_s.
     """
     owner = lock.owner(path) if (Path(path) / lock.NAME).exists() else None
     with open_store(path) as store:
@@ -33,7 +33,8 @@ def status(path: str | Path) -> dict:
         "command": job["command"] if job else owner and owner.get("command"), "pid": owner and owner.get("pid"),
         "started": started, "elapsed_s": started and round(now - started, 3),
         "done_bytes": done if job else None, "total_bytes": total,
-        "remaining_s": _remaining_s(rows, total - done, max(started, job["started"]), now) if started and total else None}
+        "remaining_s": (_remaining_s(rows, total - done, max(started, job["started"]), now)
+                        if started and total else None)}
 
 
 def _everywhere(ledgers: list[dict[int, dict]]) -> list[dict]:
@@ -45,8 +46,8 @@ def _everywhere(ledgers: list[dict[int, dict]]) -> list[dict]:
 def _remaining_s(rows: list[dict], bytes_left: int, started: float, now: float) -> float | None:
     """Return how long the rest takes at the pace of this process, counting since `started`; None before it has one.
 
-    A resumed job's earlier splits are done, but say nothing about today's pace. A worker that hangs makes the pace fall,
-    and the answer grow.
+    A resumed job's earlier splits are done, but say nothing about today's pace. A worker that hangs makes the pace
+    fall, and the answer grow.
     """
     recent = sum(row["end"] - row["start"] for row in rows if row["time"] >= started)
     if recent == 0:

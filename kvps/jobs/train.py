@@ -326,8 +326,8 @@ def _refuse_changed(inputs: list[Input], job: dict) -> None:
 
 
 def job_bytes(job: dict) -> int | None:
-    """Return how many bytes of text a job has to count, None where inputs are compressed."""
-    if any(row["input"]["options"].get("compression") for row in job["inputs"]):
+    """Return how many bytes of text a job has to count, None where inputs are compressed or made by NLTK."""
+    if any(row["input"]["options"].get("compression") or row["input"]["kind"] == "nltk" for row in job["inputs"]):
         return None
     return sum(row["fingerprint"]["size"] for row in job["inputs"])
 
