@@ -73,32 +73,47 @@ cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot
     The highest bit of an n-gram's code says that its totals as a context are listed: whichever of the two entries comes
     second finds the first one, on the way to an empty slot, and sets it.
     """
-    cdef int s, n_slots = BUCKET // (slot_bytes + 1)
-    cdef uint64_t f = fingerprint(hash), other = partner(f), b = home(hash, partition_bits, n_buckets), tried, old
-    cdef uint64_t listed = <uint64_t>1 << (8 * (slot_bytes - 4) - 1)
+    cdef int s, free, n_slots = BUCKET // (slot_bytes + 1), n_low = 8 if n_slots > 8 else n_slots
+    cdef uint64_t f = fingerprint(hash), other = partner(f) >> 8, b = home(hash, partition_bits, n_buckets), tried
+    cdef uint64_t listed = <uint64_t>1 << (8 * (slot_bytes - 4) - 1), low = <uint64_t>HIGHS >> 8 * (8 - n_low)
+    cdef uint64_t tag = (f & 255) * ONES, high = f >> 8, tags, same
+    cdef uint32_t old
     cdef byte_t* bucket
     cdef byte_t* p
     if is_context:
-        f, other = other, f
+        high, other = other, high
     for tried in range(n_buckets):
         bucket = region + b * BUCKET
-        p = bucket + n_slots
-        for s in range(n_slots):
-            if bucket[s] == 0:
-                bucket[s] = <byte_t>f
-                f >>= 8
-                memcpy(p, &f, 4)
-                memcpy(p + 4, &code, slot_bytes - 4)
-                return 0
-            old = <uint64_t>load32(p) << 8 | bucket[s]
-            if old == f:
+        tags = load64(bucket)
+        # Bytes that are 0 leave their highest bit, the lowest such byte for certain (see find_entry).
+        same = (tags - ONES) & ~tags & low
+        free = (bit_length(<u64>(same & (~same + 1))) - 1) >> 3 if same else 8
+        tags ^= tag
+        same = (tags - ONES) & ~tags & low
+        if n_slots == 9 and free == 8 and bucket[8] == <byte_t>f:
+            same |= 1                          # a mark below all others stands for the ninth slot
+        while same:
+            s = (bit_length(<u64>(same & (~same + 1))) - 1) >> 3
+            if same & 1:
+                s = 8
+            same &= same - 1
+            if bucket[s] != <byte_t>f:
+                continue
+            p = bucket + n_slots + s * slot_bytes
+            old = load32(p)
+            if old == high:
                 return COLLISION
             if old == other:
                 if is_context:
                     p[slot_bytes - 1] |= 0x80
                 else:
                     code |= listed
-            p += slot_bytes
+        if free < n_low or (n_slots == 9 and bucket[8] == 0):
+            p = bucket + n_slots + free * slot_bytes
+            bucket[free] = <byte_t>f
+            memcpy(p, &high, 4)
+            memcpy(p + 4, &code, slot_bytes - 4)
+            return 0
         b = b + 1 if b + 1 < n_buckets else 0
     return FULL
 
@@ -221,7 +236,7 @@ cdef class Tables:
                    const uint32_t[::1] escaped_numbers):
         """Answer look-ups from the hash table; `escaped` lists contexts whose totals' numbers have no code of their own."""
         cdef table* t = &self.entries
-        if entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4 \
+        if n_partitions < 1 or entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4 \
                 or escaped.shape[0] != escaped_numbers.shape[0]:
             raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
         self.owner += [entries, escaped, escaped_numbers]

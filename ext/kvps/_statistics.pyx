@@ -451,7 +451,7 @@ cdef class Walk:
                 rows += d + 1
                 row_values[i] = value
             self.push(d - 1, l.items[i].word, value if self.raw else 1)
-        number = self.table.number(&t)
+        number = self.table.number(&t) if t.den > 1 else 0
         if number == <uint32_t>NO_TUPLE:
             self.status = ERR_MEMORY
             return
