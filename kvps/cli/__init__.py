@@ -25,14 +25,14 @@ COMMANDS = {
     "forget": "Remove text from a store, exactly.",
     "resume": "Go on with the job that was interrupted.",
     "abort": "Roll back the job that was interrupted.",
-    "status": "Tell whether a store is idle, being written or interrupted.",
+    "status": "Tell whether a store is idle, running (being written) or interrupted.",
     "perplexity": "Score text with a model.",
-    "export": "Write the model as an ARPA file.",
+    "export": "Write the model as an ARPA file: modified Kneser-Ney, unpruned.",
     "compile": "Make the compiled model of a store now.",
-    "compact": "Merge the runs of a store.",
-    "stats": "Show sizes, n-grams, counts of counts and discounts.",
-    "counts": "Show raw and adjusted counts of n-grams.",
-    "dump": "Print every n-gram of one order with its raw count.",
+    "compact": "Merge the runs of a store into one per shard.",
+    "stats": "Show what a store holds, and the discounts of modified Kneser-Ney.",
+    "counts": "Show raw and adjusted counts of n-grams of any order.",
+    "dump": "Print every K-gram with its raw count: w1 ... wK<TAB>count.",
     "quickstart": "See the main job on real text, step by step.",
 }
 
@@ -114,9 +114,9 @@ def _stoppable() -> Iterator[None]:
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib.metadata import version
+        import kvps
 
-        click.echo(f"kvps {version('kvps')}")
+        click.echo(f"kvps {kvps.__version__}")
         ctx.exit()
 
 
@@ -125,7 +125,7 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
 @click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
 @click.pass_obj
 def main(call: Call, debug: bool) -> None:
-    r"""N-gram language models that you can train, update, forget and query.
+    """N-gram language models that you can train, update, forget and query.
 
     A STORE is a folder that holds the n-gram counts of all text added to it.
     `kvps COMMAND --help` has an example for each command; begin with `kvps quickstart`.

@@ -11,7 +11,7 @@ from kvps.cli import options
 @options.wait
 @options.json
 def command(store: str, wait: float, as_json: bool) -> None:
-    r"""Roll back the job that was interrupted.
+    """Roll back the job that was interrupted.
 
     Use it when the text of an interrupted train, update or forget turned out to be wrong, or is gone for good: the
     store is then as it was before that job. A job that is running is not touched: stop it first.

@@ -14,7 +14,7 @@ from kvps.cli import options
 @options.wait
 @options.json
 def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json: bool) -> None:
-    r"""Merge the runs of a store into one per shard.
+    """Merge the runs of a store into one per shard.
 
     Use it after many updates, before a store is copied or put away; jobs merge by themselves what has become many.
     Counts do not change, and readers may go on meanwhile. Without --vacuum the space that becomes free is kept for

@@ -15,7 +15,7 @@ from kvps.cli import options
 @options.scoring
 def command(store: str, order: int | None, smoothing: str, threads: int | None, exact: bool, stale: str,
             temp: str | None, as_json: bool) -> None:
-    r"""Make the compiled model of a store now.
+    """Make the compiled model of a store now.
 
     Use it to have the work done before the first question: commands that need a compiled model make one by themselves
     when the store has moved on. modified-kneser-ney and kneser-ney share a model per order, all other smoothings

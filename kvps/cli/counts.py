@@ -11,7 +11,7 @@ from kvps.cli import options
 @click.argument("ngrams", nargs=-1, required=True, metavar="NGRAM...")
 @options.json
 def command(store: str, ngrams: tuple[str, ...], as_json: bool) -> None:
-    r"""Show raw and adjusted counts of n-grams of any order.
+    """Show raw and adjusted counts of n-grams of any order.
 
     Use it to look a few n-grams up; one argument is one n-gram, so put its words between quotes; - reads lines from
     stdin. Raw is how often the words occur in a row in <s> w1 ... wk </s>, adjusted is what Kneser-Ney counts
@@ -29,7 +29,7 @@ def command(store: str, ngrams: tuple[str, ...], as_json: bool) -> None:
 
     asked = []
     for ngram in ngrams:
-        asked += _lines() if ngram == "-" else [ngram]
+        asked += _lines() if ngram == "-" else [_unicode(ngram)]
     with open_store(store) as opened:
         for row in counts(opened, asked):
             if as_json:
@@ -38,12 +38,23 @@ def command(store: str, ngrams: tuple[str, ...], as_json: bool) -> None:
                 say(f"{row['ngram']}\t{row['raw']}\t{row['adjusted']}")
 
 
+def _unicode(ngram: str) -> str:
+    """Return an argument that is UTF-8; Python lets others through as half characters."""
+    from kvps.errors import ArgumentError
+
+    try:
+        ngram.encode()
+    except UnicodeEncodeError as exc:
+        raise ArgumentError(f'"{ngram}" is not UTF-8') from exc
+    return ngram
+
+
 def _lines() -> list[str]:
     """Return the lines of stdin."""
     from kvps.errors import DataError
 
     data = click.get_binary_stream("stdin").read()
     try:
-        return data.decode().removesuffix("\n").split("\n")
+        return data.decode().removesuffix("\n").split("\n") if data else []
     except UnicodeDecodeError as exc:
         raise DataError(f"stdin: not UTF-8 at byte {exc.start}", path="-", offset=exc.start) from exc

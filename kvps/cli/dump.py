@@ -17,7 +17,7 @@ from kvps.cli import options
 @options.temp
 @options.json
 def command(store: str, order: int, in_order: bool, threads: int | None, temp: str | None, as_json: bool) -> None:
-    r"""Print every K-gram with its raw count: w1 ... wK<TAB>count.
+    """Print every K-gram with its raw count: w1 ... wK<TAB>count.
 
     Use it to take the counts to another program, or to compare stores: with --sorted, equal counts give equal bytes,
     whatever the order of updates, the number of shards or threads.
@@ -26,7 +26,7 @@ def command(store: str, order: int, in_order: bool, threads: int | None, temp: s
     \b
     Example:
       kvps dump novels.kvps --order 3 --sorted > novels.3grams
-      kvps dump novels.kvps --order 1 | sort -t"$(printf '\t')" -k2 -nr | head
+      kvps dump novels.kvps --order 1 | sort -t"$(printf '\\t')" -k2 -nr | head
     """
     from kvps.cli.output import emit, write
     from kvps.lm.listing import dump

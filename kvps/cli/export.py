@@ -11,13 +11,13 @@ from kvps.cli import options
 
 @click.command("export")
 @click.argument("model")
-@click.argument("output", metavar="OUT.arpa[.gz]")
+@click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path(dir_okay=False))
 @options.order
 @options.threads
 @options.temp
 @options.json
 def command(model: str, output: str, order: int | None, threads: int | None, temp: str | None, as_json: bool) -> None:
-    r"""Write the model as an ARPA file: modified Kneser-Ney, unpruned.
+    """Write the model as an ARPA file: modified Kneser-Ney, unpruned.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
     it is computed, and takes its name when it is complete; a name that ends in .gz is compressed.
@@ -27,13 +27,14 @@ def command(model: str, output: str, order: int | None, threads: int | None, tem
       kvps export novels.kvps novels.arpa.gz
       kvps export novels.kvps novels.o3.arpa -o 3
     """
-    from kvps.cli.output import emit, many, say
+    from kvps.cli.output import emit, many, name_warnings, say
     from kvps.cli.progress import Progress
     from kvps.lm.arpa import export
     from kvps.store.directory import open_store
     from kvps.units import format_bytes
 
     began = time.monotonic()
+    name_warnings()
     with open_store(model) as store, Progress(["exporting"], unit=" n-grams") as progress:
         result = export(store, output, order=order, threads=threads, scratch=temp and Path(temp),
                         progress=progress.stage("exporting"))

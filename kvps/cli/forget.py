@@ -15,7 +15,7 @@ from kvps.cli import options
 @options.counting
 def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json: bool, temp: str | None,
             **settings: object) -> None:
-    r"""Remove text from a store, exactly.
+    """Remove text from a store, exactly.
 
     Use it when text has to go: afterwards every count is what it would be if the text had never been added. Text that
     was not added is refused, and the store stays as it is. What cannot be told: text that was never added, but all of

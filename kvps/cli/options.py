@@ -36,8 +36,8 @@ threads = click.option("--threads", type=int, metavar="N",
                        help="Threads; by default the CPUs that affinity and cgroup allow.")
 json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, errors too.")
 wait = click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for another writer.")
-temp = click.option("-T", "--temp", metavar="DIR", type=click.Path(exists=True, file_okay=False, writable=True),
-                    help="Folder for scratch files.")
+FOLDER = click.Path(exists=True, file_okay=False, writable=True)
+temp = click.option("-T", "--temp", metavar="DIR", type=FOLDER, help="Folder for scratch files.")
 memory = click.option("-S", "--memory", metavar="SIZE", default="1G", show_default=True,
                       help="For the text being counted: 512M, 2G, 80%.")
 tokenizer = click.option("--tokenizer", metavar="SPEC", help="whitespace, char, wordpunct or MODULE:FUNC.")
@@ -59,7 +59,11 @@ reserved = click.option("--reserved", type=click.Choice(["error", "skip"]), defa
                         help="<s>, </s>, <unk> in the text: refuse, or skip them.")
 
 # What train, update and forget have in common, besides how they make words.
-counting = _all(threads, memory, temp, reserved, reading, wait, json)
+counting = _all(
+    threads, memory,
+    click.option("-T", "--temp", metavar="DIR", type=FOLDER,
+                 help="Taken for the sake of lmplz's scripts: counting makes no scratch files."),
+    reserved, reading, wait, json)
 
 order = click.option("-o", "--order", type=int, metavar="K",
                      help="Highest n-gram order to use; the store's by default.")

@@ -20,6 +20,14 @@ def many(n: int, things: str) -> str:
     return f"{n:,} {things if n != 1 else things.removesuffix('s')}"
 
 
+def name_warnings() -> None:
+    """Let the library's warnings, which go to stderr where nobody has set up logging, say whose they are."""
+    import logging
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(logging.Formatter("kvps: warning: %(message)s"))
+
+
 def emit(record: dict) -> None:
     """Write one JSON object and a newline to stdout."""
     line = json.dumps(record, ensure_ascii=False, allow_nan=False)

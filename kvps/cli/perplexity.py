@@ -15,7 +15,7 @@ from kvps.cli import options
 @options.reading
 def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: str | None, encoding_errors: str,
             field: str, newline: str, as_json: bool, **choices: object) -> None:
-    r"""Score text with a model.
+    """Score text with a model.
 
     Use it to compare models on held-out text, or text with one model: the lower the perplexity, the better the model
     expected the text. Tokens are words plus one </s> a sentence. MODEL is a store; INPUT is what `kvps train --help`

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.option("--corpus", metavar="nltk:NAME", help="A corpus of NLTK instead, such as nltk:reuters.")
 @click.pass_obj
 def command(call: Call, folder: str, corpus: str | None) -> None:
-    r"""See the main job on real text, step by step.
+    """See the main job on real text, step by step.
 
     Use it to try kvps: trains a model of order 3 on CPython's own documentation, adds text, removes it again and
     scores text that was held out, with several smoothings. Each step is shown as the command to type and then run, in
@@ -102,4 +102,4 @@ def _program() -> str:
     if called.name != "kvps":
         return f"{shlex.quote(sys.executable)} -m kvps"
     found = shutil.which("kvps")
-    return "kvps" if found and os.path.samefile(found, called) else shlex.quote(str(called))
+    return "kvps" if found and called.exists() and os.path.samefile(found, called) else shlex.quote(str(called))

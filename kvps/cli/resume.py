@@ -15,7 +15,7 @@ from kvps.cli import options
 @options.wait
 @options.json
 def command(store: str, tokenizer: str | None, as_json: bool, **settings: object) -> None:
-    r"""Go on with the job that was interrupted.
+    """Go on with the job that was interrupted.
 
     Use it after Ctrl-C, a full disk, a kill or a power cut: what is counted already is not counted again, and the
     result is that of a job that was never interrupted. With nothing to resume it says so and ends with exit code 0.

@@ -12,7 +12,7 @@ from kvps.cli import options
 @options.stale
 @options.json
 def command(store: str, threads: int | None, stale: str, as_json: bool) -> None:
-    r"""Show what a store holds, and the discounts of modified Kneser-Ney.
+    """Show what a store holds, and the discounts of modified Kneser-Ney.
 
     Use it to see how much text is in a store, or to compare with lmplz: n-grams are counted as lmplz counts them, the
     three special words among the unigrams; t is [t1, t2, t3, t4], how many n-grams have adjusted count 1 to 4;

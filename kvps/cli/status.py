@@ -10,7 +10,7 @@ from kvps.cli import options
 @options.store(written=False)
 @options.json
 def command(store: str, as_json: bool) -> None:
-    r"""Tell whether a store is idle, running (being written) or interrupted.
+    """Tell whether a store is idle, running (being written) or interrupted.
 
     Use it to look after a long job from another terminal, or to see what a crash has left. It only reads.
     The remaining time is that of counting, at the pace of the running process so far.

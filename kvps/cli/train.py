@@ -21,7 +21,7 @@ from kvps.cli import options
 @options.counting
 def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None, lowercase: bool,
             as_json: bool, temp: str | None, **settings: object) -> None:
-    r"""Count text into a new store.
+    """Count text into a new store.
 
     Use it once per store; later text is added with `kvps update`.
     Given again after an interruption it goes on, given again after it was done it says so and changes nothing.

@@ -16,7 +16,7 @@ from kvps.cli import options
 @options.counting
 def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json: bool, temp: str | None,
             **settings: object) -> None:
-    r"""Add text to a store.
+    """Add text to a store.
 
     Use it whenever new text has come: the cost is that of the new text, whatever the store holds already.
     Inputs that are counted already are left out, unless --again is given.
