@@ -11,7 +11,10 @@ Layout of the file: kvps/lm/container.py. Smoothings: kvps/lm/smoothing.py. Twin
 """
 import numpy as np
 
+cimport cython
+
 from libc.math cimport log10
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
 from kvps._keys cimport bit_length, fetch, load32, load64, mix, mul_high, shard_of, u64
@@ -192,6 +195,7 @@ cdef struct exact_rows:
     const uint32_t* numbers    # of contexts
 
 
+@cython.final
 cdef class Tables:
     """A compiled model's arrays, borrowed from their owner, and its smoothing."""
     cdef object owner
@@ -217,6 +221,7 @@ cdef class Tables:
     cdef double unigram_total, uniform     # sum of unigram values; 1 / V
     cdef double unigram_gamma              # mass for the uniform distribution, times uniform
     cdef double vocabulary                 # |V| of Lidstone
+    cdef double* weights                   # per totals: 1 / den, then for each depth d >= 1 the mass gamma of its back-off
 
     def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint32_t[::1] unigram_contexts,
                   const uint64_t[:, ::1] totals, const uint64_t[::1] large, uint64_t seed):
@@ -299,6 +304,31 @@ cdef class Tables:
             kept += self.discount[1][3 if self.unigrams[i] > 3 else self.unigrams[i]]
         self.uniform = 1.0 / vocabulary
         self.unigram_gamma = kept / self.unigram_total * self.uniform if self.unigram_total > 0 else self.uniform
+
+        free(self.weights)
+        self.weights = <double*>malloc(self.n_totals * self.order * sizeof(double))
+        if self.weights == NULL:
+            raise MemoryError(f"no memory for the weights of {self.n_totals} totals")
+        cdef const uint64_t* t
+        cdef double den, types
+        for i in range(self.n_totals):
+            t = self.totals + 4 * i
+            den = <double>t[0] if t[0] > 0 else 1      # a context has a follower; 0 only where the file is damaged
+            types = <double>(t[1] + t[2] + t[3])
+            self.weights[i * self.order] = 1 / den
+            for k in range(1, self.order):
+                if smoothing == MODIFIED_KNESER_NEY:
+                    self.weights[i * self.order + k] = (
+                        self.discount[k + 1][1] * <double>t[1] + self.discount[k + 1][2] * <double>t[2]
+                        + self.discount[k + 1][3] * <double>t[3]) / den
+                elif smoothing == WITTEN_BELL:
+                    self.weights[i * self.order] = 1 / (types + den)
+                    self.weights[i * self.order + k] = types / (types + den)
+                else:
+                    self.weights[i * self.order + k] = value * types / den
+
+    def __dealloc__(self):
+        free(self.weights)
 
     cdef index_t find_row(self, const exact_rows* r, const word_t* key, int n) noexcept nogil:
         """Return the row of n words in context order, or -1."""
@@ -461,36 +491,33 @@ cdef class Tables:
                 if ids[start + i] == EOS:
                     own[i + 1] = <uint32_t>NONE
                 elif own[i + 1] != <uint32_t>NONE:
-                    fetch(self.totals + 4 * own[i + 1])
+                    fetch(self.weights + own[i + 1] * <index_t>self.order)
             own_before[d + 1] = own[n]
 
-    cdef double combine(self, const uint64_t* values, const uint32_t* numbers, int longest, int* matched) noexcept nogil:
+    cdef inline double combine(self, const uint64_t* values, const uint32_t* numbers, int longest) noexcept nogil:
         """Return the probability of a token from what `gather` found; values and numbers step by LANES.
 
-        longest: order of the longest n-gram asked for. OUT *matched: order of the longest one seen.
+        longest: order of the longest n-gram asked for.
         Sources: modified Kneser-Ney, Chen and Goodman 1998 section 3, interpolated as lmplz does; the others as nltk.lm.
         """
         cdef int d, top = longest
         cdef uint64_t a = values[0]
-        cdef const uint64_t* t
-        cdef double p, den, types, weight = 1
-        matched[0] = 1 if a > 0 else 0
-        for d in range(1, longest):
-            if values[d * LANES] > 0:
-                matched[0] = d + 1
+        cdef const double* w
+        cdef double p, den, kept
         if self.smoothing == LIDSTONE or self.smoothing == STUPID_BACKOFF:
+            p = 1
             if self.smoothing == STUPID_BACKOFF:
                 while top > 1 and values[(top - 1) * LANES] == 0:
-                    weight *= self.value
+                    p *= self.value
                     top -= 1
             a = values[(top - 1) * LANES]
             den = self.unigram_total
             if top > 1:
-                den = <double>self.totals[4 * numbers[(top - 1) * LANES]] if numbers[(top - 1) * LANES] != <uint32_t>NONE else 0
+                den = <double>self.totals[4 * <index_t>numbers[(top - 1) * LANES]] if numbers[(top - 1) * LANES] != <uint32_t>NONE else 0
             if self.smoothing == LIDSTONE:
                 den += self.value * self.vocabulary
                 return (<double>a + self.value) / den if den > 0 else 0
-            return weight * <double>a / den if den > 0 else 0
+            return p * <double>a / den if den > 0 else 0
         if self.smoothing == MODIFIED_KNESER_NEY:
             p = self.unigram_gamma
             if a > 0:
@@ -501,23 +528,23 @@ cdef class Tables:
             if numbers[d * LANES] == <uint32_t>NONE:
                 break
             a = values[d * LANES]
-            t = self.totals + 4 * numbers[d * LANES]
-            den = <double>t[0]                         # not 0: a listed context has a follower
-            if self.smoothing == MODIFIED_KNESER_NEY:
-                p *= (self.discount[d + 1][1] * <double>t[1] + self.discount[d + 1][2] * <double>t[2]
-                      + self.discount[d + 1][3] * <double>t[3])
-                if a > 0:
-                    p += <double>a - self.discount[d + 1][3 if a > 3 else a]
-                p /= den
-            else:
-                types = <double>(t[1] + t[2] + t[3])
-                if self.smoothing == WITTEN_BELL:
-                    p = (<double>a + types * p) / (types + den)
+            w = self.weights + numbers[d * LANES] * <index_t>self.order
+            p *= w[d]
+            if a > 0:
+                if self.smoothing == MODIFIED_KNESER_NEY:
+                    kept = <double>a - self.discount[d + 1][3 if a > 3 else a]
+                elif self.smoothing == WITTEN_BELL:
+                    kept = <double>a
                 else:
-                    p *= self.value * types / den
-                    if <double>a > self.value:
-                        p += (<double>a - self.value) / den
+                    kept = <double>a - self.value if <double>a > self.value else 0
+                p += kept * w[0]
         return p
+
+    cdef inline int longest_seen(self, const uint64_t* values, int longest) noexcept nogil:
+        """The order of the longest n-gram that ends at a token; 0 for an unknown word."""
+        while longest > 0 and values[(longest - 1) * LANES] == 0:
+            longest -= 1
+        return longest
 
     def score(self, const uint32_t[::1] ids, const uint8_t[::1] history, double[::1] out, uint8_t[::1] matched):
         """Score tokens.
@@ -529,11 +556,10 @@ cdef class Tables:
             matched: uint8 (n,), OUT, the order of the longest n-gram seen.
         """
         cdef index_t n = ids.shape[0], start, i, block
-        cdef int d, longest, seen
+        cdef int d, longest
         cdef uint32_t own_before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
-        cdef double p
         if history.shape[0] != n or out.shape[0] < n or matched.shape[0] < n:
             raise ValueError(f"{n} ids, {history.shape[0]} histories, room for {out.shape[0]} results")
         for d in range(MAX_ORDER + 2):
@@ -547,9 +573,9 @@ cdef class Tables:
                     if ids[start + i] == BOS and history[start + i] == 0:
                         out[start + i], matched[start + i] = 0, 1
                         continue
-                    longest = history[start + i] + 1
-                    p = self.combine(values + i, numbers + i, longest if longest < self.order else self.order, &seen)
-                    out[start + i], matched[start + i] = log10(p), <uint8_t>seen
+                    longest = history[start + i] + 1 if history[start + i] < self.order else self.order
+                    out[start + i] = log10(self.combine(values + i, numbers + i, longest))
+                    matched[start + i] = <uint8_t>self.longest_seen(values + i, longest)
                 start += block
 
     def sums(self, const uint32_t[::1] ids, const uint8_t[::1] history):
@@ -559,7 +585,7 @@ cdef class Tables:
         the sums leave tokens of probability 0 out.
         """
         cdef index_t n = ids.shape[0], start = 0, i, block, tokens = 0, oov = 0, zero = 0, zero_oov = 0
-        cdef int d, longest, seen
+        cdef int d, longest
         cdef uint32_t own_before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
@@ -575,8 +601,8 @@ cdef class Tables:
                 for i in range(block):
                     if ids[start + i] == BOS and history[start + i] == 0:
                         continue
-                    longest = history[start + i] + 1
-                    p = self.combine(values + i, numbers + i, longest if longest < self.order else self.order, &seen)
+                    longest = history[start + i] + 1 if history[start + i] < self.order else self.order
+                    p = self.combine(values + i, numbers + i, longest)
                     tokens += 1
                     if ids[start + i] == UNK:
                         oov += 1

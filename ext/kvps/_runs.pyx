@@ -13,6 +13,8 @@ All integers are little-endian; a varint has 7 bits a byte, lowest first. Twin: 
 """
 import numpy as np
 
+cimport cython
+
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
@@ -325,6 +327,7 @@ cdef index_t merge_block(merging* m, packed_t* pending, packed_t* out, count_t* 
     return n
 
 
+@cython.final
 cdef class Merge:
     """The sum of several runs, read as blocks of strictly increasing keys.
 

@@ -7,6 +7,8 @@ import os
 
 import numpy as np
 
+cimport cython
+
 from libc.errno cimport errno
 from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy
@@ -27,6 +29,7 @@ cdef struct block:
     uint32_t partition
 
 
+@cython.final
 cdef class Spill:
     """Partitioned records of record_bytes each, in the file `fd` that this spill owns from offset 0 on.
 

@@ -8,6 +8,8 @@ Definitions: kvps/lm/statistics.py. Twin: tests/reference.py.
 """
 import numpy as np
 
+cimport cython
+
 from libc.math cimport log10
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
@@ -62,6 +64,7 @@ cdef inline byte_t* claim(buffer* b, index_t n_bytes) noexcept nogil:
     return data
 
 
+@cython.final
 cdef class TotalsTable:
     """Distinct context totals, numbered in order of appearance; number 0 is (1, 1, 0, 0), which most contexts have."""
     cdef totals* items
@@ -168,6 +171,7 @@ cpdef uint64_t chain_start(uint64_t seed) noexcept:
     return mix(seed, 0x6b767073)
 
 
+@cython.final
 cdef class Walk:
     """The walk over one shard; feed it blocks of sorted keys, then finish.
 

@@ -8,6 +8,8 @@ import threading
 
 import numpy as np
 
+cimport cython
+
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
@@ -54,6 +56,7 @@ cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t 
         at = (at + 1) & v.mask
 
 
+@cython.final
 cdef class WordTable:
     """A growing table of words.
 
@@ -246,6 +249,7 @@ cdef class WordTable:
                 self._release()
 
 
+@cython.final
 cdef class FrozenWords:
     """A table over arrays that somebody else owns (a mapped model)."""
     cdef vocab_view v

@@ -9,8 +9,8 @@ from kvps.lm.runs import Block, bits_for, encoded, merged
 from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Run, Shard
 
-# This many runs of like size are merged. With 8, a key is written again once each time the counts grow eightfold.
-FAN_IN = 8
+# This many runs of like size are merged: a key is written again once each time the counts grow sixteenfold.
+FAN_IN = 16
 
 
 def tidy(shard: Shard, order: int, n_words: int, *, version: int, job: str | None) -> None:
@@ -23,7 +23,7 @@ def tidy(shard: Shard, order: int, n_words: int, *, version: int, job: str | Non
         runs = [run for run in shard.runs() if (run.job == job and run.version == version if job else run.version <= version)]
         tiers = defaultdict(list)
         for run in runs:
-            tiers[run.n_keys.bit_length() // FAN_IN.bit_length()].append(run)
+            tiers[run.n_keys.bit_length() // (FAN_IN.bit_length() - 1)].append(run)
         crowded = next((tier for _, tier in sorted(tiers.items()) if len(tier) >= FAN_IN), None)
         if crowded is None:
             return
