@@ -1,6 +1,8 @@
 """kvps counts: raw and adjusted counts of n-grams."""
 from __future__ import annotations
 
+import sys
+
 import click
 
 from kvps.cli import options
@@ -53,7 +55,7 @@ def _lines() -> list[str]:
     """Return the lines of stdin."""
     from kvps.errors import DataError
 
-    data = click.get_binary_stream("stdin").read()
+    data = sys.stdin.buffer.read()
     try:
         return data.decode().removesuffix("\n").split("\n") if data else []
     except UnicodeDecodeError as exc:

@@ -1,0 +1,482 @@
+"""The command line: what it says, what it prints, and how it ends."""
+import errno
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from kvps.cli import COMMANDS, main
+from kvps.cli.progress import Progress
+from kvps.errors import CorruptionError, InputGone, StoreFull
+from kvps.store.directory import open_store
+from kvps.store.lock import OwnerLock
+
+README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+TEXT = "the cat sat on the mat\nthe dog sat on the log\na cat and a dog\n"
+MORE = "the cat and the log\n"
+LEXICON = {
+    "train": {"command", "version", "tokens", "sentences", "inputs", "already", "elapsed_s"},
+    "status": {"store", "state", "version", "command", "pid", "started", "elapsed_s", "done_bytes", "total_bytes",
+               "remaining_s"},
+    "perplexity": {"sentences", "tokens", "oov", "perplexity", "perplexity_excluding_oov", "log10_probability",
+                   "zero_probability_tokens", "smoothing", "order", "version"},
+    "export": {"path", "version", "order", "ngrams", "bytes", "elapsed_s"},
+    "compile": {"path", "kind", "bytes", "elapsed_s"},
+    "compact": {"version", "merged_runs", "bytes_before", "bytes"},
+    "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
+              "lowercase", "ngrams", "t", "discounts", "fallback"},
+    "counts": {"ngram", "order", "raw", "adjusted"},
+    "dump": {"ngram", "count"},
+    "resume": {"resumed"},
+    "abort": {"aborted"},
+}
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """Work in an empty folder that has two small texts."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.txt").write_text(TEXT)
+    Path("b.txt").write_text(MORE)
+    return tmp_path
+
+
+def kvps(*arguments, code=0, text=None):
+    """Run a command in this process and return its result, after a look at the exit code and for tracebacks."""
+    result = CliRunner().invoke(main, list(arguments), input=text)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    return result
+
+
+def answer(*arguments, **more):
+    """Run a command with --json and return its one object."""
+    lines = kvps(*arguments, "--json", **more).stdout.splitlines()
+    assert len(lines) == 1
+    return json.loads(lines[0])
+
+
+@pytest.fixture
+def store():
+    """Return the name of a trained store of order 3."""
+    kvps("train", "s", "a.txt", "-o", "3", "--shards", "2")
+    return "s"
+
+
+def command(name):
+    """Return one command of the group."""
+    return main.get_command(click.Context(main), name)
+
+
+# What it says
+
+
+def test_help_lists_every_command():
+    """The help of the program names each command, and is the same with -h."""
+    text = kvps("--help").stdout
+
+    assert all(re.search(rf"^  {name} ", text, re.MULTILINE) for name in COMMANDS)
+    assert kvps("-h").stdout == text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_has_help(name):
+    """Every command has a help text: the sentence of the list, when to use it, an example that calls it."""
+    text = kvps(name, "--help").stdout
+
+    assert (command(name).help or "").split("\n")[0] == COMMANDS[name]
+    assert "Use it" in text
+    assert f"kvps {name}" in text.partition("Example:\n")[2]
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_is_in_the_readme(name):
+    """The README's table has every command."""
+    assert f"| `kvps {name} " in README
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_options_are_described(name):
+    """Every option says what it does."""
+    options = [p for p in command(name).params if isinstance(p, click.Option)]
+
+    assert [p.name for p in options if not p.help] == []
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "quickstart"])
+def test_command_prints_json_when_asked(name):
+    """Every command that prints results has --json."""
+    assert any("--json" in p.opts for p in command(name).params)
+
+
+def test_examples_of_the_helps_parse():
+    """Every example in a help text is a call that the command's options allow."""
+    for name in COMMANDS:
+        lines = re.findall(r"kvps [a-z].*", (command(name).help or "").partition("\b\n")[2])
+        assert lines
+        for line in lines:
+            words = shlex.split(re.split(r" [<>|] ", line)[0])
+            used = words[1]
+            given = [word for word in words[2:] if word.startswith("-") and word != "-"]
+            known = {opt for p in command(used).params for opt in (*p.opts, *p.secondary_opts)}
+            assert set(given) <= known, line
+
+
+def test_version():
+    """--version names the version of the package."""
+    assert re.fullmatch(r"kvps \d+\.\d+\.\d+\n", kvps("--version").stdout)
+
+
+def test_example_of_the_readme():
+    """The README's commands and its Python do what they say."""
+    blocks = dict(re.findall(r"<!-- example -->\n```(\w+)\n(.*?)```", README, re.DOTALL))
+    Path("novels.txt").write_text("call me ishmael\n" + TEXT)
+    Path("chapter12.txt").write_text("the white whale\n")
+    Path("heldout.txt").write_text("the white cat sat\n")
+    Path("mails.txt").write_text(MORE)
+    lines = [shlex.split(line, comments=True) for line in blocks["sh"].splitlines()]
+
+    outputs = [kvps(*words[1:]).stdout for words in lines]
+    exec(compile(blocks["python"], "README.md", "exec"), {})
+
+    assert len(outputs) == 7
+    assert outputs[4] == "the white whale\t1\t1\n<s> call me\t1\t1\n"
+
+
+# What it imports
+
+
+def test_help_imports_nothing_heavy():
+    """Help costs no import of what counting needs."""
+    code = ("import sys\nfrom kvps.cli import main\ntry:\n    main(['--help'])\nexcept SystemExit:\n    pass\n"
+            "print(sorted({'numpy', 'lmdb', 'nltk', 'tqdm', 'regex'} & set(sys.modules)), file=sys.stderr)")
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stderr == "[]\n"
+
+
+def test_scoring_imports_no_nltk(store):
+    """Scoring a file imports neither nltk nor what only a terminal or a tokenizer needs."""
+    code = ("import sys\nfrom kvps.cli import main\ntry:\n    main(['perplexity', 's', 'b.txt'])\nexcept SystemExit:\n"
+            "    pass\nprint(sorted({'nltk', 'tqdm', 'regex'} & set(sys.modules)))")
+
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_is_quick():
+    """`kvps --help` takes less than 0.15 s of CPU."""
+    def cpu_s():
+        before = os.times()
+        subprocess.run([sys.executable, "-m", "kvps", "--help"], stdout=subprocess.DEVNULL, check=True)
+        after = os.times()
+        return after.children_user + after.children_system - before.children_user - before.children_system
+
+    assert min(cpu_s() for _ in range(3)) < 0.15
+
+
+# What it prints
+
+
+def test_train_update_forget(store):
+    """Counting says the version and what was added; the keys of --json are those of the README."""
+    added = answer("update", store, "b.txt")
+    removed = answer("forget", store, "b.txt")
+
+    assert set(added) == set(removed) == LEXICON["train"]
+    assert (added["version"], added["tokens"], added["sentences"], added["inputs"]) == (2, 5, 1, 1)
+    assert (removed["version"], removed["tokens"], removed["sentences"]) == (3, -5, -1)
+
+
+def test_train_again(store):
+    """A train or update of text that is counted says so, changes nothing and ends with 0; --again counts it twice."""
+    assert "a.txt: already counted in version 1" in kvps("train", store, "a.txt", "-o", "3", "--shards", "2").stdout
+    assert answer("update", store, "a.txt") | {"elapsed_s": 0} == {
+        "command": "update", "version": 1, "tokens": 0, "sentences": 0, "inputs": 0, "already": {"a.txt": 1},
+        "elapsed_s": 0}
+    assert "version 2, added 17 tokens in 3 sentences from 1 input" in kvps("update", store, "a.txt", "--again").stdout
+
+
+def test_stats(store):
+    """Stats count tokens without </s> and the vocabulary without the specials; by order, keys are numbers as text."""
+    found = answer("stats", store)
+
+    assert set(found) == LEXICON["stats"]
+    assert (found["tokens"], found["sentences"], found["vocabulary"], found["shards"]) == (17, 3, 9, 2)
+    assert found["ngrams"] == {"1": 12, "2": 17, "3": 16}
+    assert [len(found["t"][k]) for k in "123"] == [4, 4, 4]
+    assert [len(found["discounts"][k]) for k in "123"] == [3, 3, 3]
+    assert list(found["fallback"]) == ["2", "3"]
+    assert "fallback" in kvps("stats", store).stdout
+
+
+def test_perplexity(store):
+    """Perplexity counts one </s> a sentence; an infinite one is null beside the number of tokens that make it so."""
+    found = answer("perplexity", store, "b.txt")
+    infinite = answer("perplexity", store, "b.txt", "--smoothing", "mle", "-o", "2")
+
+    assert set(found) == set(infinite) == LEXICON["perplexity"]
+    assert (found["tokens"], found["sentences"], found["oov"], found["order"], found["version"]) == (6, 1, 0, 3, 1)
+    assert found["smoothing"] == "modified-kneser-ney"
+    assert found["perplexity"] == pytest.approx(10 ** (-found["log10_probability"] / 6))
+    assert (infinite["perplexity"], infinite["order"], infinite["smoothing"]) == (None, 2, "mle")
+    assert infinite["zero_probability_tokens"] > 0
+    assert "infinite" in kvps("perplexity", store, "b.txt", "--smoothing", "mle").stdout
+
+
+def test_perplexity_per_sentence(store):
+    """One line a sentence, and their probabilities multiply to that of the text; stdin is an input too."""
+    whole = answer("perplexity", store, "a.txt")
+    rows = [json.loads(line) for line in
+            kvps("perplexity", store, "-", "--per-sentence", "--json", text=TEXT).stdout.splitlines()]
+    lines = kvps("perplexity", store, "a.txt", "--per-sentence").stdout.splitlines()
+
+    assert [row["sentence"] for row in rows] == [line.split("\t")[-1] for line in lines] == TEXT.splitlines()
+    assert sum(row["log10_probability"] for row in rows) == pytest.approx(whole["log10_probability"])
+
+
+def test_exact_scores_alike(store):
+    """A model without fingerprints gives the same perplexity."""
+    assert answer("perplexity", store, "b.txt", "--exact") == answer("perplexity", store, "b.txt")
+
+
+def test_counts(store):
+    """Counts take n-grams as arguments and lines; what does not occur has 0."""
+    rows = kvps("counts", store, "the cat", "-", "zebra", "--json", text="<s> the\ndog\n").stdout.splitlines()
+
+    assert [json.loads(row) for row in rows] == [
+        {"ngram": "the cat", "order": 2, "raw": 1, "adjusted": 1},
+        {"ngram": "<s> the", "order": 2, "raw": 2, "adjusted": 2},
+        {"ngram": "dog", "order": 1, "raw": 2, "adjusted": 2}, {"ngram": "zebra", "order": 1, "raw": 0, "adjusted": 0}]
+    assert kvps("counts", store, "the cat").stdout == "the cat\t1\t1\n"
+    assert kvps("counts", store, "-", text="").stdout == ""
+
+
+def test_dump(store):
+    """A dump has one line an n-gram, sorted by bytes if asked; with --json one object each."""
+    lines = kvps("dump", store, "--order", "1", "--sorted").stdout.splitlines()
+    rows = [json.loads(line) for line in kvps("dump", store, "--order", "1", "--sorted", "--json").stdout.splitlines()]
+
+    assert lines[:3] == ["</s>\t3", "<s>\t3", "a\t2"]
+    assert lines == [f"{row['ngram']}\t{row['count']}" for row in rows]
+
+
+@pytest.mark.parametrize(("name", "arguments"), [
+    ("compile", ()), ("compile", ("--smoothing", "wb")), ("export", ("x.arpa.gz",)), ("compact", ("--vacuum",)),
+    ("status", ()), ("resume", ()), ("abort", ())])
+def test_json_keys(name, arguments, store):
+    """The other commands print the keys that the README lists, and words without --json."""
+    assert set(answer(name, store, *arguments)) == LEXICON[name]
+    assert kvps(name, store, *arguments).stdout.startswith(("s", "x.arpa.gz", "/"))
+
+
+@pytest.mark.parametrize("name", LEXICON)
+def test_json_keys_are_in_the_readme(name):
+    """The README names every key of --json."""
+    section = README.partition("### JSON")[2]
+
+    assert [key for key in LEXICON[name] if f"`{key}`" not in section] == []
+
+
+def test_nothing_to_resume(store):
+    """With nothing to do, resume and abort say so and end with 0."""
+    assert "nothing to resume" in kvps("resume", store).stdout
+    assert "nothing to abort" in kvps("abort", store).stdout
+
+
+def test_status_of_an_idle_store(store):
+    """An idle store has a version and no job."""
+    found = answer("status", store)
+
+    assert (found["state"], found["version"], found["pid"], found["done_bytes"]) == ("idle", 1, None, None)
+
+
+# How it ends
+
+
+@pytest.mark.parametrize(("code", "arguments"), [
+    (1, ["update", "s", "nothing.txt"]), (1, ["stats", "nowhere"]), (1, ["train", "s", "a.txt", "-o", "4"]),
+    (1, ["forget", "s", "b.txt"]), (1, ["train", "a.txt", "b.txt"]),
+    (2, ["train", "t", "a.txt", "-o", "0"]), (2, ["train", "t", "a.txt", "-o", "99"]), (2, ["train", "t"]),
+    (2, ["perplexity", "s", "a.txt", "--smoothing", "magic"]), (2, ["perplexity", "s", "a.txt", "-o", "9"]),
+    (2, ["dump", "s", "--order", "9"]), (2, ["train", "t", "a.txt", "--tokenizer", "magic"]),
+    (2, ["train", "t", "a.txt", "-S", "much"]), (2, ["nonsense"]), (2, ["stats", "s", "--nonsense"]),
+    (2, ["update", "s", "b.txt", "-T", "nowhere"]), (2, ["counts", "s", "a\udcff"]), (2, ["export", "s", "."])])
+def test_failure_is_one_line(code, arguments, store):
+    """A failure is one line on stderr and an exit code; with --json one object on stdout; nothing is left behind."""
+    result = kvps(*arguments, code=code)
+    found = answer(*arguments, code=code)
+
+    assert result.stdout == ""
+    assert result.stderr.startswith("kvps: ") and result.stderr.count("\n") == 1
+    assert found["message"] in result.stderr and found["exit_code"] == code
+    assert not Path("t").exists() and not list(Path().glob("t.tmp*"))
+
+
+def test_no_arguments_show_the_help():
+    """`kvps` alone shows the help, as a usage error."""
+    assert "Commands:" in kvps(code=2).output
+
+
+def test_locked(store):
+    """A second writer ends with 5 and is told who is writing; readers go on, and status says running."""
+    lock = OwnerLock(store, command="update")
+    try:
+        found = answer("update", store, "b.txt", code=5)
+        status = answer("status", store)
+        kvps("perplexity", store, "b.txt")
+    finally:
+        lock.close()
+
+    assert (found["error"], found["pid"]) == ("StoreLocked", os.getpid())
+    assert (status["state"], status["pid"], status["command"]) == ("running", os.getpid(), "update")
+
+
+def test_wait_for_a_writer(store):
+    """With --wait a command goes on when the other writer is done."""
+    lock = OwnerLock(store)
+    release = threading.Timer(0.5, lock.close)
+    release.start()
+
+    assert "version 2" in kvps("update", store, "b.txt", "--wait", "20").stdout
+    release.join()
+
+
+def fail_with(monkeypatch, error):
+    """Let counting fail, after the job has been recorded."""
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr("kvps.jobs.train.count_splits", fail)
+
+
+@pytest.mark.parametrize(("code", "error"), [
+    (130, KeyboardInterrupt()), (4, StoreFull("the disk is full")), (4, InputGone("b.txt: has gone")),
+    (4, OSError(errno.ENOSPC, "No space left on device")), (3, CorruptionError("s: chunk 3: bad checksum")),
+    (1, MemoryError()), (1, PermissionError(errno.EACCES, "Permission denied", "s/x")), (1, ZeroDivisionError("oh"))])
+def test_interrupted_job(code, error, store, monkeypatch):
+    """Whatever stops a job, the message says in one line that it can be resumed, and resuming it does it."""
+    with monkeypatch.context() as patch:
+        fail_with(patch, error)
+        result = kvps("update", store, "b.txt", code=code)
+        found = answer("update", store, "b.txt", code=code)
+    status = answer("status", store)
+    resumed = answer("resume", store)
+
+    assert result.stderr.count("\n") == 1
+    assert "kvps resume" in result.stderr and "kvps abort" in result.stderr and found["resumable"] is True
+    assert (status["state"], status["command"], status["total_bytes"]) == ("interrupted", "update", len(MORE))
+    assert resumed["resumed"] is True and resumed["version"] == 2
+
+
+def test_abort(store, monkeypatch):
+    """Abort rolls an interrupted job back."""
+    with monkeypatch.context() as patch:
+        fail_with(patch, KeyboardInterrupt())
+        kvps("update", store, "b.txt", code=130)
+
+    assert answer("abort", store) == {"aborted": True, "command": "update", "version": 1}
+    assert answer("status", store)["state"] == "idle"
+
+
+def test_unexpected_error_says_how_to_see_more(store, monkeypatch):
+    """An exception that nobody planned is one line that names the call to repeat; --debug shows the traceback."""
+    fail_with(monkeypatch, ZeroDivisionError("a\nb"))
+
+    result = kvps("update", store, "b.txt", code=1)
+    debug = CliRunner().invoke(main, ["--debug", "update", store, "b.txt"])
+
+    assert "`kvps --debug update s b.txt`" in result.stderr
+    assert "unexpected ZeroDivisionError: a b" in result.stderr
+    assert "Traceback" in debug.stderr and debug.exit_code == 1
+
+
+def test_sigterm(store, monkeypatch):
+    """SIGTERM ends a job with 4, and it can be resumed; the handler of before is back then."""
+    before = signal.getsignal(signal.SIGTERM)
+
+    def stop(*args, **kwargs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr("kvps.jobs.train.count_splits", stop)
+    found = answer("update", store, "b.txt", code=4)
+
+    assert found["error"] == "Stopped" and "kvps resume s" in found["message"]
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_reader_of_the_output_goes_away():
+    """`kvps dump | head -1` ends without a word."""
+    Path("c.txt").write_text("".join(f"{number} {number + 1} x\n" for number in range(40_000)))
+    kvps("train", "s", "c.txt", "-o", "2")
+    with subprocess.Popen([sys.executable, "-m", "kvps", "dump", "s", "--order", "2"], stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as child:
+        child.stdout.readline()
+        child.stdout.close()
+        errors = child.stderr.read()
+
+    assert errors == b"" and child.returncode == 0
+
+
+def test_read_only_commands_change_nothing(store):
+    """Looking at a store changes no file of it, once its models are there."""
+    def look():
+        for name, *more in (["stats"], ["status"], ["counts", "cat"], ["dump", "--order", "2"],
+                            ["perplexity", "b.txt"], ["export", "x.arpa"]):
+            kvps(name, store, *more)
+        files = (path for path in Path(store).rglob("*") if path.is_file() and path.name != "lock.mdb")
+        return {path: path.read_bytes() for path in files}
+
+    assert look() == look()
+    with open_store(store) as opened:
+        assert opened.root.state()["version"] == 1
+
+
+# Progress
+
+
+class Terminal(io.StringIO):
+    """A stderr that says it is a terminal."""
+
+    def isatty(self):
+        """Say so."""
+        return True
+
+
+def test_progress_on_a_terminal(monkeypatch):
+    """Each stage has its line, and a bar that ends where the stage ended."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+
+    with Progress(["counting", "verifying"], unit=" n-grams") as progress:
+        progress("counting", 0, 2048)
+        progress("counting", 2048, 2048)
+        progress("verifying", 5, None)
+
+    shown = terminal.getvalue()
+    assert "=== 1/2 counting ===" in shown and "=== 2/2 verifying ===" in shown
+    assert "100%" in shown and "2.00k/2.00k" in shown
+
+
+def test_progress_is_quiet_elsewhere(monkeypatch):
+    """Nothing is shown where stderr is a file."""
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+
+    with Progress(["counting"]) as progress:
+        progress.stage("counting")(1, 2)
+
+    assert sys.stderr.getvalue() == ""
