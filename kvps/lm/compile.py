@@ -20,9 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kvps._model import fill, slots_per_bucket
+from kvps._buckets import fill, slots_per_bucket
 from kvps._spill import Spill
-from kvps._statistics import TotalsTable, Walk, chain_start
+from kvps._statistics import Walk, chain_start
+from kvps._totals import TotalsTable
 from kvps.lm import container
 from kvps.lm.ordered import gathered, windowed
 from kvps.lm.runs import bits_for
@@ -62,6 +63,8 @@ def compile_model(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, *
             return _compile(snapshot, vocabulary, path, kind, top, exact, threads, scratch, uuid, order, progress, seed)
         except SeedCollision:
             continue
+        except OSError as exc:               # from the kernel that writes the scratch files, which have no name
+            raise files.os_error(exc, scratch) from exc
     raise AssertionError("eight seeds in a row collided: the hash is broken")
 
 
