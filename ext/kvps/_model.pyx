@@ -132,6 +132,7 @@ cdef class Tables:
         """
         cdef int k, j
         cdef index_t i
+        cdef index_t n_of[4]                       # words whose value is 0, 1, 2, 3 or more
         cdef double kept = 0
         if discounts.shape[0] != self.order + 1 or discounts.shape[1] != 4:
             raise ValueError(f"discounts of shape {discounts.shape[0]}, {discounts.shape[1]} for order {self.order}")
@@ -140,9 +141,14 @@ cdef class Tables:
                 self.discount[k][j] = discounts[k, j]
         self.smoothing, self.value, self.vocabulary = smoothing, value, vocabulary
         self.unigram_total = 0
+        for j in range(4):
+            n_of[j] = 0
         for i in range(self.n_words):
             self.unigram_total += <double>self.unigrams[i]
-            kept += self.discount[1][3 if self.unigrams[i] > 3 else self.unigrams[i]]
+            n_of[3 if self.unigrams[i] > 3 else self.unigrams[i]] += 1
+        # Counted before it is multiplied: a sum in the order of ids would depend on how the text came, in its last bit.
+        for j in range(1, 4):
+            kept += self.discount[1][j] * <double>n_of[j]
         self.uniform = 1.0 / vocabulary
         self.unigram_gamma = kept / self.unigram_total * self.uniform if self.unigram_total > 0 else self.uniform
 
