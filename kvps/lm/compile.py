@@ -205,4 +205,5 @@ def _exact_sections(walked: list[_Walked], numbers: list[np.ndarray], top: int) 
 
 def _rows_sections(name: str, rows: Iterable[np.ndarray], what: str, values: Iterable[np.ndarray]) -> list:
     starts = np.cumsum([0, *(len(r) for r in rows)]).astype(np.uint64)
-    return [_section(name, np.concatenate(rows)), _section(f"{name}.starts", starts), _section(f"{name}.{what}", np.concatenate(values))]
+    return [_section(name, np.concatenate(rows)), _section(f"{name}.starts", starts),
+            _section(f"{name}.{what}", np.concatenate(values))]
