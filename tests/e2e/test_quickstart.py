@@ -84,4 +84,5 @@ def test_sentences_of_a_page():
             '\n\n'
             '   if_stmt ::= "if" expression\n\n   x = 1\n')
 
-    assert sentences(page) == ['The "if" statement is used for "choices."', "It has parts.", "See below (or not.)", "Done."]
+    assert sentences(page) == [
+        'The "if" statement is used for "choices."', "It has parts.", "See below (or not.)", "Done."]
