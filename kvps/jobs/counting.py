@@ -45,6 +45,7 @@ class Task:
     number: int
     input: int
     split: Split
+    seen: dict          # the input's fingerprint once the split was read
 
 
 def tasks(inputs: list[Input], length: int, done: dict[int, dict]) -> Iterator[Task]:
@@ -58,7 +59,7 @@ def tasks(inputs: list[Input], length: int, done: dict[int, dict]) -> Iterator[T
             number += 1
         for split in source.splits(length, start):
             if number not in done:
-                yield Task(number, index, split)
+                yield Task(number, index, split, source.fingerprint())
             number += 1
 
 
@@ -132,7 +133,7 @@ def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Token
                 raise _reserved_word(text, reserved, split, name)
             vocabulary.store_new(store.root.add_words)
             row = {"input": task.input, "start": split.start, "end": split.end, "tokens": tokens, "sentences": sentences,
-                   "time": time.time()}
+                   "seen": task.seen, "time": time.time()}
             for shard, shard_chunks in zip(store.shards, chunks, strict=True):
                 shard.apply(job["id"], task.number, version, shard_chunks, row)
                 if tidying[shard.shard].acquire(blocking=False):      # else another worker is at it

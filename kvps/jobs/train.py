@@ -230,6 +230,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
                state: dict | None = None) -> dict:
     """Steps 1 to 6 for inputs that are resolved."""
     state = state or store.root.state()
+    prints = {id(item): item.fingerprint() for item in inputs}     # before the digests: what changes meanwhile must show
     with ThreadPoolExecutor(options.threads) as pool:
         digests = list(pool.map(Input.digest, inputs))
     counted, already = list(zip(digests, inputs, strict=True)), {}
@@ -263,7 +264,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
         "id": os.urandom(8).hex(), "command": command, "version": state["version"] + 1, "started": time.time(),
         "split_bytes": split_bytes(options.memory, options.threads, words.spec), "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already, "tokenizer": words.to_json(),
-        "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": item.fingerprint()}
+        "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": prints[id(item)]}
                    for item, digest in zip(inputs, digests, strict=True)]}
     store.root.begin_job(job)
     return _work(store, job, inputs, words, options)
@@ -274,7 +275,7 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
     state = store.root.state()
     for shard in store.shards:
         shard.sweep(state["version"], job["id"])
-    _refuse_changed(inputs, job)
+    _drop_changed(store, job, _fingerprints(inputs, job))
     vocabulary = Vocabulary(store.root.words())
     total = job_bytes(job)
     done = 0
@@ -286,7 +287,10 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
 
     try:
         count_splits(store, vocabulary, words, job, inputs, threads=options.threads, progress=advance)
-        _refuse_changed(inputs, job)
+        if (changed := _drop_changed(store, job, _fingerprints(inputs, job))) is not None:
+            name = inputs[changed].name
+            raise InputGone(f"{name}: was changed while it was being counted, and is as before now; run kvps resume to count "
+                            "it anew", path=name)
         rows = store.shards[0].splits(job["id"]).values()
         tokens, sentences = (sum(row[name] for row in rows) for name in ("tokens", "sentences"))
         if sentences == 0:
@@ -317,12 +321,30 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
             "inputs": len(inputs), "already": job["already"]}
 
 
-def _refuse_changed(inputs: list[Input], job: dict) -> None:
-    """Make sure that every input still is what the job was begun with; time stamps are a hint only."""
+def _fingerprints(inputs: list[Input], job: dict) -> list[list[dict]]:
+    """Return the fingerprints that stand for each input's own text: that of the job's begin and that of now.
+
+    Raises:
+        InputGone: an input is not what the job was begun with; time stamps are a hint only, its digest tells.
+    """
+    known = []
     for item, row in zip(inputs, job["inputs"], strict=True):
-        if item.fingerprint() != row["fingerprint"] and item.digest() != row["digest"]:
+        known.append([row["fingerprint"], item.fingerprint()])
+        if known[-1][0] != known[-1][1] and item.digest() != row["digest"]:
             raise InputGone(f"{item.name}: has changed since the {job['command']} began; put the old text back and run kvps "
                             "resume, or roll back with kvps abort", path=item.name)
+    return known
+
+
+def _drop_changed(store: StoreDirectory, job: dict, fingerprints: list[list[dict]]) -> int | None:
+    """Take away all that a job has counted if a split was read while its input was another text; return that input."""
+    changed = [row["input"] for shard in store.shards for row in shard.splits(job["id"]).values()
+               if row["seen"] not in fingerprints[row["input"]]]
+    if not changed:
+        return None
+    for shard in store.shards:
+        shard.drop(job["id"], job["version"] - 1)
+    return changed[0]
 
 
 def job_bytes(job: dict) -> int | None:
