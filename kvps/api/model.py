@@ -75,15 +75,9 @@ class Model:
         self._compiled: CompiledModel | None = self._open()
 
     def _open(self) -> CompiledModel:
-        while True:
-            path = cache.ensure(self._directory, kind=self._smoothing.kind, top=self._highest, exact=self._exact,
-                                stale=self._stale, threads=self._threads)
-            try:
-                return CompiledModel(path, self._smoothing, self._highest)
-            except (FileNotFoundError, StoreError):
-                if path.exists():
-                    raise
-                # A newer version was compiled, and this file removed, between our two looks.
+        return cache.load(self._directory, lambda path: CompiledModel(path, self._smoothing, self._highest),
+                          kind=self._smoothing.kind, top=self._highest, exact=self._exact, stale=self._stale,
+                          threads=self._threads)
 
     def refresh(self) -> bool:
         """Switch to the store's last version; return whether that is another one than before.

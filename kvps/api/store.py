@@ -177,7 +177,7 @@ class Store:
     @property
     def statistics(self) -> Statistics:
         """Sizes and counts of counts of the last version, which is compiled first if it has not been."""
-        meta, _, _ = container.read(cache.ensure(self._reader()))
+        meta, _, _ = cache.load(self._reader(), container.read)
         return Statistics.from_json(meta["statistics"])
 
     @property
@@ -186,7 +186,8 @@ class Store:
         directory = self._reader()
         kept = self._vocabulary
         if kept is None or kept.version != directory.root.state()["version"]:
-            kept = self._vocabulary = Vocabulary(CompiledModel(cache.ensure(directory, top=1), "kneser-ney"))
+            compiled = cache.load(directory, lambda path: CompiledModel(path, "kneser-ney"), top=1)
+            kept = self._vocabulary = Vocabulary(compiled)
         return kept
 
     def count(self, ngram: Ngram) -> int:

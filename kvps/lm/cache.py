@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreLocked
 from kvps.lm import container
@@ -20,6 +21,8 @@ from kvps.store import files, lock
 from kvps.store.directory import StoreDirectory
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count
+
+T = TypeVar("T")
 
 FOLDER = "models"
 _NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?)-v(?P<version>\d+)\.kvm")
@@ -73,6 +76,20 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
         return path
 
 
+def load(store: StoreDirectory, read: Callable[[Path], T], **options: object) -> T:
+    """Return read(path) of the compiled model that ensure(store, **options) names.
+
+    A file that another process replaced by a newer one between our two looks is looked for again.
+    """
+    while True:
+        path = ensure(store, **options)
+        try:
+            return read(path)
+        except StoreError:
+            if path.exists():
+                raise
+
+
 def _folder(store: StoreDirectory) -> Path:
     """Return the folder of the store's models, made if need be."""
     folder = store.path / FOLDER
@@ -85,7 +102,10 @@ def _folder(store: StoreDirectory) -> Path:
     import platformdirs
 
     folder = Path(platformdirs.user_cache_dir("kvps")) / store.identity["uuid"]
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as exc:
+        raise files.os_error(exc, exc.filename or folder) from exc
     return folder
 
 

@@ -49,8 +49,9 @@ def create_store(path: str | Path, order: int, shards: int, tokenizer: dict, *, 
     sweep_unfinished(path)
     temporary = path.with_name(f"{path.name}.tmp-{os.urandom(8).hex()}")
     files.make_dir(temporary)
-    owner = lock.OwnerLock(temporary, command="create")
+    owner = None
     try:
+        owner = lock.OwnerLock(temporary, command="create")
         uuid = os.urandom(16).hex()
         files.make_dir(temporary / SHARDS)
         names = [f"{SHARDS}/{number:04d}.0" for number in range(shards)]
@@ -69,7 +70,8 @@ def create_store(path: str | Path, order: int, shards: int, tokenizer: dict, *, 
             files.remove_tree(temporary)
         raise
     finally:
-        owner.close()
+        if owner is not None:
+            owner.close()
 
 
 def _refuse_occupied(path: Path) -> None:
