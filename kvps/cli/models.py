@@ -3,24 +3,19 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
 from kvps.cli.output import name_warnings
 from kvps.cli.progress import Progress
-from kvps.errors import StoreError
 from kvps.jobs.train import store_tokenizer
-from kvps.lm import container
-from kvps.lm.cache import ensure
+from kvps.lm import cache, container
 from kvps.lm.model import CompiledModel
 from kvps.lm.smoothing import parse
 from kvps.lm.statistics import Statistics
-from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.directory import open_store
 from kvps.text.corpus import Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer
-
-T = TypeVar("T")
 
 
 def compiled(path: str, progress: Progress, *, tokenizer: str | None, order: int | None, smoothing: str,
@@ -33,20 +28,10 @@ def compiled(path: str, progress: Progress, *, tokenizer: str | None, order: int
     chosen = parse(smoothing)
     with open_store(path) as store:
         words = store_tokenizer(store, tokenizer, None)
-        return _opened(lambda made: CompiledModel(made, chosen, order), store, progress, kind=chosen.kind, top=order,
-                       exact=exact, stale=stale, threads=threads, scratch=temp and Path(temp)), words
-
-
-def _opened(read: Callable[[Path], T], store: StoreDirectory, progress: Progress, **how: object) -> T:
-    """Return what `read` makes of the compiled model's file, which is made as cache.ensure's arguments say."""
-    while True:
-        made = ensure(store, progress=progress.stage("compiling"), **how)
-        try:
-            return read(made)
-        except StoreError:
-            if made.exists():
-                raise
-            # Another process compiled a newer version, and removed this file, between our two looks.
+        model = cache.load(store, lambda made: CompiledModel(made, chosen, order), kind=chosen.kind, top=order, exact=exact,
+                           stale=stale, threads=threads, scratch=temp and Path(temp),
+                           progress=progress.stage("compiling"))
+        return model, words
 
 
 @contextlib.contextmanager
@@ -68,7 +53,8 @@ def total_bytes(inputs: list[Input]) -> int | None:
 def statistics(path: str, *, threads: int | None, stale: str) -> dict:
     """Return what `kvps stats --json` prints."""
     with open_store(path) as store, Progress(["compiling"], unit=" n-grams") as progress:
-        meta, _, _ = _opened(container.read, store, progress, threads=threads, stale=stale)
+        meta, _, _ = cache.load(store, container.read, threads=threads, stale=stale,
+                                progress=progress.stage("compiling"))
         known = Statistics.from_json(meta["statistics"])
         n_bytes, identity = store.bytes(), store.identity
     table, fallen = known.discounts()
