@@ -13,7 +13,7 @@ DEBUG = os.environ.get("KVPS_CYTHON_DEBUG") == "1"
 ANNOTATE = os.environ.get("KVPS_ANNOTATE") == "1"
 
 # No -march=native: a wheel must run on every machine of its platform.
-COMPILE = ["-O0", "-g"] if DEBUG else ["-O3", "-fno-plt"]
+COMPILE = ["-O0", "-g"] if DEBUG else ["-O3", "-g0", "-fno-plt"]
 
 extensions = [
     Extension(
