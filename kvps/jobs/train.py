@@ -91,8 +91,8 @@ def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEF
             _refuse_other_shape(store, order, shards, words)
             return _run(store, "train", arguments, words, options, stdin)
     except BaseException:
-        if made and _untouched(path):
-            files.remove_tree(path)
+        if made:
+            _remove_untouched(path)
         raise
 
 
@@ -211,11 +211,11 @@ def _refuse_empty(inputs: list[Input], path: Path) -> None:
         raise DataError(f"{names}: no text to count; {path} is as before", path=inputs[0].name if inputs else None)
 
 
-def _untouched(path: Path) -> bool:
-    """Whether a store holds nothing: no version, no job."""
-    with contextlib.suppress(Exception), open_store(path) as store:
-        return store.root.state()["version"] == 0 and store.root.job() is None
-    return False
+def _remove_untouched(path: Path) -> None:
+    """Remove a store that holds nothing, no version and no job, unless somebody else has begun to write in it."""
+    with contextlib.suppress(Exception), open_store(path, writable=True, command="train") as store:
+        if store.root.state()["version"] == 0 and store.root.job() is None:
+            files.remove_tree(path)
 
 
 def _run(store: StoreDirectory, command: str, arguments: Iterable[str | Path], words: Tokenizer, options: Options,

@@ -50,7 +50,13 @@ class OwnerLock:
         while True:
             try:
                 fcntl.flock(self._fd, (fcntl.LOCK_SH if self.shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-                return
+                if self._current():
+                    return
+                # The store was removed while we waited: this lock keeps nobody away from one that is made in its place.
+                os.close(self._fd)
+                self._fd = None
+                self._fd = files.open_lock(self.path, create=not self.shared)
+                continue
             except OSError as exc:
                 if not isinstance(exc, BlockingIOError):
                     raise files.os_error(exc, self.path) from exc
@@ -62,6 +68,15 @@ class OwnerLock:
                         f"using it ({found.get('command') or 'kvps'}); wait for it, or give --wait SECONDS",
                         path=str(self.path.parent), pid=pid) from None
                 time.sleep(RETRY_S)
+
+    def _current(self) -> bool:
+        """Return whether the file that we hold is the one that lies there."""
+        ours = os.fstat(self._fd)
+        try:
+            there = os.stat(self.path, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return (ours.st_dev, ours.st_ino) == (there.st_dev, there.st_ino)
 
     def _sign(self, command: str) -> None:
         record = {"pid": os.getpid(), "host": os.uname().nodename, "command": command, "started": time.time()}

@@ -1,6 +1,8 @@
 """A job that is stopped politely, rolled back, or met by others while it runs."""
 import os
+import shutil
 import signal
+import time
 
 import pytest
 from processes import (
@@ -243,6 +245,44 @@ def test_second_writer_is_turned_away(store, texts):
         assert "--wait" in message
     waiting = start("forget", store, texts[0][0], "--wait", 60)
     assert go_on(process)[0] == 0
+    out, err = waiting.communicate(timeout=60)
+
+    assert waiting.returncode == 0, out + err
+    assert contents(store) == counted(texts[1][1], ORDER)
+
+
+def test_train_that_takes_its_store_away_again(tmp_path, texts):
+    """A train that failed removes the store that it made while it holds the lock: nobody's text can be in it by then."""
+    (tmp_path / "bad").write_bytes(b"good line\n\xff\n")
+    good = ("train", tmp_path / "store", texts[0][0], "--order", ORDER)
+    process = stopped("train", tmp_path / "store", tmp_path / "bad", "--order", ORDER,
+                      stop_at="SIGSTOP before kvps.store.files:remove_tree 1")
+    refused(*good, code=5)
+    waiting = start(*good, "--wait", 60)
+    time.sleep(0.5)
+    assert go_on(process)[0] == 1
+    waiting.communicate(timeout=60)
+
+    run(*good)
+
+    assert contents(tmp_path / "store") == counted(texts[0][1], ORDER)
+
+
+def test_lock_of_a_store_that_was_removed(tmp_path, texts):
+    """Who waits for a store that is removed meanwhile, and made anew, waits for the new one's lock."""
+    store = tmp_path / "store"
+    run("train", store, texts[0][0], "--order", ORDER)
+    first = stopped("update", store, texts[1][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
+    waiting = start("update", store, texts[1][0], "--wait", 60)
+    time.sleep(0.5)
+    shutil.rmtree(store)
+    run("train", store, texts[0][0], "--order", ORDER)
+    second = stopped("forget", store, texts[0][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
+    first.kill()
+    first.communicate()
+    time.sleep(0.5)
+    assert waiting.poll() is None
+    assert go_on(second)[0] == 0
     out, err = waiting.communicate(timeout=60)
 
     assert waiting.returncode == 0, out + err
