@@ -26,10 +26,15 @@ cdef inline byte_t* put_integer(byte_t* p, uint64_t x) noexcept nogil:
 
 
 cdef inline byte_t* put_log10(byte_t* p, double x) noexcept nogil:
-    """Write a log10 probability with seven decimals, trailing zeros left out; the error is at most 5e-8."""
+    """Write a log10 probability with seven decimals, trailing zeros left out; the error is at most 5e-8.
+
+    The logarithm of 0 is written as -99, as ARPA files have it (a context whose discounts are 0 has such a back-off).
+    """
     cdef uint64_t scaled, fraction
     cdef byte_t digits[7]
     cdef int i, n = 7
+    if not x > -99:
+        x = -99
     if x < 0:
         p[0] = 45
         x = -x

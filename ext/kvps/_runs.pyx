@@ -24,7 +24,7 @@ from kvps._types cimport MAX_ORDER, byte_t, count_t, index_t, word_t, uint32_t, 
 cdef enum:
     RESTART_INTERVAL = 1024    # do not change: stored. A pull of one key decodes this many at most
     ENTRY_BYTES = 1 + 10 + 5 * 8   # longest entry: head, count, eight words
-    BLOCK = 1024               # keys a merge decodes from one run at a time: 24 KiB of keys and counts
+    BLOCK = RESTART_INTERVAL   # keys a merge decodes from one run at a time: 24 KiB of keys and counts
     MAX_SOURCES = 4096
     NEED_CHUNK = -1            # a merge needs the next chunk of source `starving`
     ERR_ENTRY = -2             # bytes that are no entry
@@ -191,8 +191,11 @@ cdef int decode_block(source* s, int order, int bits, packed_t* keys) noexcept n
     cdef int shared, k
     cdef uint64_t x
     cdef byte_t head
-    cdef packed_t key
+    cdef packed_t key, before = 0
+    cdef bint first = s.n == 0
     cdef uint64_t limit = <uint64_t>1 << bits
+    if not first:
+        before = keys[s.n - 1]                         # of the block, perhaps of the chunk, that was read before
     while n < BLOCK and s.left > 0:
         if s.at >= s.end:
             return ERR_ENTRY
@@ -204,7 +207,7 @@ cdef int decode_block(source* s, int order, int bits, packed_t* keys) noexcept n
         if head & 15:
             s.counts[n] = head & 15
         else:
-            if get_varint(&s.at, s.end, &x) != 0:
+            if get_varint(&s.at, s.end, &x) != 0 or x > <uint64_t>1 << 63:       # zigzag of 2**62
                 return ERR_ENTRY
             s.counts[n] = <count_t>(x >> 1) ^ -<count_t>(x & 1)
         if shared >= order or (s.since_restart == 0 and shared != 0):
@@ -214,12 +217,11 @@ cdef int decode_block(source* s, int order, int bits, packed_t* keys) noexcept n
             s.at += 1
         elif get_varint(&s.at, s.end, &x) != 0:
             return ERR_ENTRY
-        if s.since_restart == 0:
-            if x < s.words[0]:
-                return ERR_ORDER
-        else:
+        if s.since_restart > 0:
             if x == 0:
                 return ERR_ORDER
+            if x >= limit:                             # before the sum, which could come round
+                return ERR_ENTRY
             x += s.words[shared]
         if x >= limit:
             return ERR_ENTRY
@@ -236,10 +238,14 @@ cdef int decode_block(source* s, int order, int bits, packed_t* keys) noexcept n
         key = 0
         for k in range(order):
             key = shl(key, bits) | <packed_t>s.words[k]
+        if n == 0 and not first and not before < key:
+            return ERR_ORDER                           # within a block, which a restart begins, differences see to it
         keys[n] = key
         n += 1
         s.left -= 1
         s.since_restart += 1
+    if s.left == 0 and s.at != s.end:
+        return ERR_ENTRY
     s.head = 0
     s.n = n
     return 0
@@ -398,7 +404,6 @@ cdef class Merge:
             raise self.fail(i, self.chunks[i], f"{n_restarts} restarts for {n_keys} keys")
         s.at, s.end = &view[0], &view[0] + view.shape[0] - 4 * (<index_t>n_restarts + 1)
         s.left, s.since_restart = n_keys, RESTART_INTERVAL
-        s.words[0] = 0
         self.payloads[i] = view
         self.chunks[i] += 1
         return 0

@@ -8,6 +8,8 @@ Definitions: kvps/lm/statistics.py. Twin: tests/reference.py.
 """
 import numpy as np
 
+from kvps.errors import CorruptionError
+
 cimport cython
 
 from libc.math cimport log10
@@ -22,6 +24,7 @@ cdef enum:
     SHORT_LIST = 32            # a list up to this long is sorted by insertion, a longer one through dense counters
     ERR_MEMORY = -2
     ERR_NEGATIVE = -3
+    ERR_WORD = -4
 
 cdef struct pair:
     uint64_t value
@@ -421,7 +424,10 @@ cdef class Walk:
         if self.status == ERR_MEMORY:
             raise MemoryError("no memory for the statistics")
         if self.status == ERR_NEGATIVE:
-            raise ValueError("a count below 1")
+            raise CorruptionError("a count below 1 in a committed version")
+        if self.status == ERR_WORD:
+            raise CorruptionError(f"an n-gram has a word beyond the {self.n_words} of the vocabulary: the root and the shards are "
+                                  "not of one store, or of different times; put back a sound copy of the whole store")
         return 0
 
     def unigram_values(self):
@@ -492,6 +498,9 @@ cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_
             w.status = ERR_NEGATIVE
             return
         word = low32(key) & mask
+        if <index_t>word >= w.n_words:
+            w.status = ERR_WORD
+            return
         w.words_raw[word] += counts[i]
         if deepest == 0:
             w.unigrams[word] += counts[i]
@@ -513,6 +522,9 @@ cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_
             while leaf < deepest:
                 leaf += 1
                 c = low32(shr(key, bits * (order - leaf))) & mask
+                if <index_t>c >= w.n_words:
+                    w.status = ERR_WORD
+                    return
                 w.path[leaf] = c
                 w.chain[leaf] = mix(w.chain[leaf - 1], c)
                 if leaf > 1:
