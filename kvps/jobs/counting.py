@@ -26,8 +26,8 @@ from kvps.text.vocabulary import Vocabulary
 # Memory of one worker, in bytes per byte of its split: the text, and for each of its tokens an id (4), its key twice
 # (16 + 16), its count (4) and its share of encoded chunks (6). Words of running text take 5.5 bytes with their blank.
 BYTES_PER_SPLIT_BYTE = {"char": 56, "default": 16}
-# Longer splits gain nothing: 4 M tokens repeat 16 % of their 5-grams.
-MAX_SPLIT_BYTES = 24 << 20
+# Longer splits gain nothing (4 M tokens repeat 16 % of their 5-grams), and two of this length use 350 MB.
+MAX_SPLIT_BYTES = 12 << 20
 MIN_SPLIT_BYTES = 64 << 10
 PLAIN = Tokenizer.from_spec("whitespace")
 
