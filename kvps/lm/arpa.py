@@ -149,7 +149,7 @@ class _Estimates:
 
     def _unigrams(self) -> memoryview:
         """The unigram section: <unk>, <s> and </s> first, then the words in byte order."""
-        log10_p = np.log10(self.unigram_p, where=self.unigram_p > 0, out=np.zeros(len(self.unigram_p)))
+        log10_p = np.log10(self.unigram_p)
         log10_p[BOS] = 0
         alive = np.flatnonzero(self.unigrams[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
         alive = alive[np.argsort(self.words.rank[alive])]
@@ -160,10 +160,11 @@ class _Estimates:
 
 
 def unigram_probabilities(statistics: Statistics, unigrams: np.ndarray, discounts: np.ndarray) -> np.ndarray:
-    """Return p(w) of every word id, float64: (a - D(a)) / sum + gamma / V, and gamma / V for <unk>; 0 for words gone."""
+    """Return p(w) of every word id, float64: (a - D(a)) / sum + gamma / V, so gamma / V for <unk> and words gone.
+
+    Without any text gamma is 1.
+    """
     total = float(unigrams.sum())
     off = discounts[1][np.minimum(unigrams, 3)]
-    gamma = off.sum() / total / (statistics.vocabulary + 2)        # V: the words, </s> and <unk>
-    p = np.where(unigrams > 0, (unigrams - off) / total + gamma, 0.0)
-    p[UNK] = gamma
-    return p
+    gamma = (off.sum() / total if total else 1.0) / (statistics.vocabulary + 2)        # V: the words, </s> and <unk>
+    return (unigrams - off) / max(total, 1.0) + gamma

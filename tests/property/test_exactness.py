@@ -17,13 +17,13 @@ from hypothesis import strategies as st
 import kvps
 from kvps.jobs import compact as compacting
 from kvps.jobs import train as jobs
-from kvps.lm import cache
+from kvps.lm import arpa, cache
 from kvps.lm.model import CompiledModel
 from kvps.store.directory import open_store
 
 # Few words, so that n-grams repeat; odd ones, since words are bytes: with a no-break space, a separator of Python's but
-# not ours, a longer one, one that sorts between a word and a blank, and a word that looks like a number of a listing.
-WORDS = ["a", "b", "c", "the", "a\u00a0b", "x\u0085", "\x0b", "\u732b", "a!", "7", "word-of-more-than-sixteen-bytes"]
+# not ours, a longer one, ones that sort after a word with its blank and before, and one that looks like a number.
+WORDS = ["a", "b", "c", "the", "a\u00a0b", "x\u0085", "\x0b", "\u732b", "a!", "a\x0b", "7", "word-of-more-than-sixteen-bytes"]
 SENTENCES = st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, max_size=12)
 ORDERS = st.integers(1, 8)
 SMOOTHINGS = {
@@ -222,6 +222,53 @@ def test_text_scores_as_its_tokens(sentences, text, order, data):
     assert whole.zero_probability_tokens == sum(token.log10 == -math.inf for token in every)
     if not whole.zero_probability_tokens:
         assert whole.perplexity == pytest.approx(10 ** (-math.fsum(token.log10 for token in every) / len(every)))
+
+
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(SENTENCES, ORDERS, st.integers(1, 3), st.booleans(), st.data())
+def test_arpa_is_the_textbook_s(sentences, order, shards, forgotten, data):
+    """An ARPA file has every n-gram of its order and below, with the textbook's probabilities and back-offs."""
+    top = data.draw(st.integers(1, order))
+    with new_store(order, shards) as made:
+        made.train(sentences, threads=1)
+        if forgotten:
+            made.update([["gone", *sentences[0], "gone"]], threads=1)
+            made.forget([["gone", *sentences[0], "gone"]], threads=1)
+        pieces = []
+        with open_store(made.path) as store:
+            told = arpa.export(store, "-", order=top, threads=1, write=lambda piece: pieces.append(bytes(piece)))
+    found = {}
+    for line in b"".join(pieces).decode().split("\n"):
+        fields = line.split("\t")
+        if len(fields) > 1:
+            assert tuple(fields[1].split(" ")) not in found
+            found[tuple(fields[1].split(" "))] = (float(fields[0]), float(fields[2]) if len(fields) > 2 else None)
+
+    twin = reference.ModifiedKneserNey(sentences, top)
+    assert told["ngrams"] == {k: len(grams) for k, grams in twin.adjusted.items()}
+    grams = {gram for counts in twin.adjusted.values() for gram in counts}
+    assert found.keys() == grams
+    for gram in grams:
+        # float32 and seven decimals; -99 stands for the logarithm of 0
+        p, backoff = 10 ** found[gram][0], found[gram][1]
+        assert p == pytest.approx(twin.p(gram[-1], gram[:-1]), rel=2e-6), gram
+        if len(gram) == top:
+            assert backoff is None
+        else:
+            assert 10 ** backoff == pytest.approx(twin.backoff(gram), rel=2e-6, abs=1e-15), gram
+
+
+def test_arpa_of_nothing(tmp_path):
+    """The ARPA file of a store without text holds the three special words and can be read."""
+    with kvps.create(tmp_path / "s", order=2, shards=1) as made, open_store(made.path) as store:
+        told = arpa.export(store, tmp_path / "a.arpa", threads=1)
+        made.train(["a"])
+        made.forget(["a"])
+        arpa.export(store, tmp_path / "b.arpa", threads=1)
+
+    assert told["ngrams"] == {1: 3, 2: 0}
+    assert (tmp_path / "a.arpa").read_bytes() == (tmp_path / "b.arpa").read_bytes()
+    assert b"nan" not in (tmp_path / "a.arpa").read_bytes()
 
 
 def test_counts_beyond_all_short_forms(tmp_path):
