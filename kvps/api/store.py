@@ -281,10 +281,11 @@ class Store:
     def _run(self, command: str, inputs: Callable[[Path], list[Input]], options: Options) -> Change:
         with self._writer(command, options.wait) as directory:
             words = jobs.store_tokenizer(directory, self._named, None)
+            folder = jobs.spool_folder(directory, options)
             try:
-                return jobs.run_inputs(directory, command, inputs(directory.path / jobs.SPOOL), words, options)
+                return jobs.run_inputs(directory, command, inputs(folder), words, options)
             except BaseException:
                 # A pending job needs its copies; a call that was refused leaves none.
                 if directory.root.job() is None:
-                    files.remove_tree(directory.path / jobs.SPOOL)
+                    files.remove_tree(folder)
                 raise

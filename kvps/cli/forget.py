@@ -13,7 +13,7 @@ from kvps.cli import options
 @options.inputs
 @options.tokenizer
 @options.counting
-def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json: bool, temp: str | None,
+def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json: bool,
             **settings: object) -> None:
     """Remove text from a store, exactly.
 

@@ -62,7 +62,7 @@ reserved = click.option("--reserved", type=click.Choice(["error", "skip"]), defa
 counting = _all(
     threads, memory,
     click.option("-T", "--temp", metavar="DIR", type=FOLDER,
-                 help="Taken for the sake of lmplz's scripts: counting makes no scratch files."),
+                 help="Folder for the copy of stdin that makes the job resumable; in STORE by default."),
     reserved, reading, wait, json)
 
 order = click.option("-o", "--order", type=int, metavar="K",

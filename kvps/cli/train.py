@@ -20,7 +20,7 @@ from kvps.cli import options
 @options.again
 @options.counting
 def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None, lowercase: bool,
-            as_json: bool, temp: str | None, **settings: object) -> None:
+            as_json: bool, **settings: object) -> None:
     """Count text into a new store.
 
     Use it once per store; later text is added with `kvps update`.

@@ -14,7 +14,7 @@ from kvps.cli import options
 @options.tokenizer
 @options.again
 @options.counting
-def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json: bool, temp: str | None,
+def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, as_json: bool,
             **settings: object) -> None:
     """Add text to a store.
 

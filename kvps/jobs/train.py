@@ -32,7 +32,7 @@ from kvps.text.tokenize import Tokenizer
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count, parse_bytes
 
-SPOOL = "spool"                # STORE/spool: copies of stdin and of Python iterables, until their job is over
+SPOOL = "spool"                # STORE/spool, or a folder in Options.temp: copies of stdin and of iterables, until their job is over
 MAX_ORDER = 8
 DEFAULT_ORDER = 5
 DEFAULT_SHARDS = 4
@@ -57,6 +57,7 @@ class Options:
     threads: int | None = None                 # default: the CPUs that affinity and cgroup allow
     memory: str | int = DEFAULT_MEMORY         # for the batches being counted
     wait: float = 0.0                          # for another writer [s]
+    temp: str | Path | None = None             # where stdin and iterables are copied to; in the store by default
     progress: Progress = no_progress
 
     def __post_init__(self) -> None:
@@ -159,7 +160,7 @@ def roll_back(store: StoreDirectory, job: dict) -> None:
     for shard in store.shards:
         shard.drop(job["id"], version)
     store.root.clear_job()
-    _drop_spool(store, job)
+    _drop_spool(store, Path(job["spool"]))
 
 
 def check_shape(order: int, shards: int) -> None:
@@ -222,7 +223,8 @@ def _run(store: StoreDirectory, command: str, arguments: Iterable[str | Path], w
          stdin: BinaryIO | None) -> dict:
     """Steps 1 and 2; then _work."""
     state = store.root.state()
-    inputs = resolve(arguments, field=options.field, newline=options.newline, spool_dir=store.path / SPOOL, stdin=stdin)
+    inputs = resolve(arguments, field=options.field, newline=options.newline, spool_dir=spool_folder(store, options),
+                     stdin=stdin)
     return run_inputs(store, command, inputs, words, options, state)
 
 
@@ -254,7 +256,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
         raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with "
                          "kvps abort", path=str(store.path))
     if already and not counted:
-        _drop_spool(store, None)
+        _drop_spool(store, spool_folder(store, options))
         return {"command": command, "version": state["version"], "tokens": 0, "sentences": 0, "inputs": 0, "already": already}
     digests, inputs = [digest for digest, _ in counted], [item for _, item in counted]
     if command == "train" and state["version"] > 0:
@@ -264,6 +266,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
         "id": os.urandom(8).hex(), "command": command, "version": state["version"] + 1, "started": time.time(),
         "split_bytes": split_bytes(options.memory, options.threads, words.spec), "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already, "tokenizer": words.to_json(),
+        "spool": str(spool_folder(store, options)),
         "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": prints[id(item)]}
                    for item, digest in zip(inputs, digests, strict=True)]}
     store.root.begin_job(job)
@@ -314,7 +317,7 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
     for digest in digests:
         delta[digest] = delta.get(digest, 0) + sign
     store.root.commit_job(job["version"], sign * tokens, sign * sentences, history, delta, generations=store.generations())
-    _drop_spool(store, job)
+    _drop_spool(store, Path(job["spool"]))
     for shard in store.shards:
         tidy(shard, store.identity["order"], len(vocabulary), version=job["version"], job=None)
     return {"command": job["command"], "version": job["version"], "tokens": sign * tokens, "sentences": sign * sentences,
@@ -354,8 +357,16 @@ def job_bytes(job: dict) -> int | None:
     return sum(row["fingerprint"]["size"] for row in job["inputs"])
 
 
-def _drop_spool(store: StoreDirectory, job: dict | None) -> None:
+def spool_folder(store: StoreDirectory, options: Options) -> Path:
+    """Return the folder, of this store alone, for copies of what can be read only once."""
+    if options.temp is None:
+        return store.path / SPOOL
+    return Path(os.path.abspath(options.temp)) / f"kvps-{SPOOL}-{store.identity['uuid']}"
+
+
+def _drop_spool(store: StoreDirectory, folder: Path) -> None:
     """Remove the copies of stdin and of iterables once no job needs them."""
-    folder = store.path / SPOOL
+    if folder != store.path / SPOOL and folder.name != f"kvps-{SPOOL}-{store.identity['uuid']}":
+        return                     # not a folder of ours, whatever the record says
     if folder.is_dir() and not folder.is_symlink():
         files.remove_tree(folder)

@@ -337,3 +337,17 @@ def test_stdin_is_resumed_from_its_copy(store, texts):
 
     assert contents(store) == counted(texts[0][1] + texts[1][1], ORDER)
     assert not (store / "spool").exists()
+
+
+def test_stdin_is_copied_to_the_folder_for_temporary_files(store, texts, tmp_path):
+    """With --temp the copy of stdin lies there, serves the resumption, and goes with the job."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    run("update", store, "-", *SMALL, "--temp", folder, input=texts[1][1].decode(), stop_at=f"SIGKILL {MIDDLE}", check=-9)
+    assert [path.name[:11] for path in folder.iterdir()] == ["kvps-spool-"]
+    assert not (store / "spool").exists()
+
+    run("resume", store, small=True)
+
+    assert contents(store) == counted(texts[0][1] + texts[1][1], ORDER)
+    assert list(folder.iterdir()) == []
