@@ -187,7 +187,8 @@ cdef class WordTable:
 
     def load(self, const uint32_t[::1] lengths, const byte_t[::1] blob):
         """Append words known to be new: their lengths and their bytes, one after another."""
-        cdef index_t i, start = 0
+        cdef index_t i
+        cdef const byte_t* p = &blob[0] if blob.shape[0] else NULL
         if np.asarray(lengths).sum(dtype=np.uint64) != blob.shape[0]:
             raise ValueError(f"the lengths of {lengths.shape[0]} words do not add up to {blob.shape[0]} bytes")
         if lengths.shape[0] == 0:
@@ -195,8 +196,8 @@ cdef class WordTable:
         with self.lock:
             self._reserve(self.n_words + lengths.shape[0], self.ends[self.n_words] + blob.shape[0])
             for i in range(lengths.shape[0]):
-                self._insert(&blob[0] + start, lengths[i], hash_word(&blob[0] + start, lengths[i]))
-                start += lengths[i]
+                self._insert(p, lengths[i], hash_word(p, lengths[i]))
+                p += lengths[i]
 
     def slice(self, index_t first):
         """Return (lengths uint32, bytes) of the words from `first` on, as `load` takes them."""
