@@ -188,7 +188,7 @@ cdef class WordTable:
     def load(self, const uint32_t[::1] lengths, const byte_t[::1] blob):
         """Append words known to be new: their lengths and their bytes, one after another."""
         cdef index_t i
-        cdef const byte_t* p = &blob[0] if blob.shape[0] else NULL
+        cdef const byte_t* p = &blob[0] if blob.shape[0] else <const byte_t*>b""
         if np.asarray(lengths).sum(dtype=np.uint64) != blob.shape[0]:
             raise ValueError(f"the lengths of {lengths.shape[0]} words do not add up to {blob.shape[0]} bytes")
         if lengths.shape[0] == 0:
