@@ -29,13 +29,20 @@ BYTES_PER_SPLIT_BYTE = {"char": 56, "default": 16}
 # Longer splits gain nothing (4 M tokens repeat 16 % of their 5-grams), and two of this length use 350 MB.
 MAX_SPLIT_BYTES = 12 << 20
 MIN_SPLIT_BYTES = 64 << 10
+# Not worth a transaction in every shard (some 5 ms each) of its own.
+SMALL_SPLIT_BYTES = 1 << 20
 PLAIN = Tokenizer.from_spec("whitespace")
 
 
-def split_bytes(memory_bytes: int, threads: int, tokenizer: str) -> int:
-    """Return how long a split may be so that `threads` workers stay within the memory."""
+def split_bytes(memory_bytes: int, threads: int, tokenizer: str, text_bytes: int) -> int:
+    """Return how long a split may be so that `threads` workers stay within the memory, and all have as much to do.
+
+    text_bytes: of all inputs as they lie on disk; where they are compressed there will be more splits, that is all.
+    """
     per_byte = BYTES_PER_SPLIT_BYTE.get(tokenizer, BYTES_PER_SPLIT_BYTE["default"])
-    return max(MIN_SPLIT_BYTES, min(MAX_SPLIT_BYTES, memory_bytes // threads // per_byte))
+    longest = max(MIN_SPLIT_BYTES, min(MAX_SPLIT_BYTES, memory_bytes // threads // per_byte))
+    rounds = -(-text_bytes // (longest * threads))
+    return max(min(longest, SMALL_SPLIT_BYTES), -(-text_bytes // max(1, rounds * threads)))
 
 
 @dataclasses.dataclass

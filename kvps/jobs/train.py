@@ -264,7 +264,8 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
     _refuse_empty(inputs, store.path)
     job = {
         "id": os.urandom(8).hex(), "command": command, "version": state["version"] + 1, "started": time.time(),
-        "split_bytes": split_bytes(options.memory, options.threads, words.spec), "reserved": options.reserved,
+        "split_bytes": split_bytes(options.memory, options.threads, words.spec, sum(item.size for item in inputs)),
+        "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already, "tokenizer": words.to_json(),
         "spool": str(spool_folder(store, options)),
         "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": prints[id(item)]}
