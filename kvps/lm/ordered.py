@@ -77,7 +77,7 @@ class Partitions:
             n_rows: about how many records there will be.
             mass: per rank, how often it begins a record, roughly: makes partitions of like size.
         """
-        self.columns = columns
+        self.columns, self._scratch = columns, scratch
         self.n = max(1, min(MAX_PARTITIONS, n_rows // PARTITION_ROWS))
         reached = np.cumsum(mass, dtype=np.float64)
         self._of = np.zeros(len(mass), np.uint16)
@@ -88,15 +88,18 @@ class Partitions:
     def add(self, shard: int, records: np.ndarray) -> None:
         """Add records, uint32 (n, columns)."""
         if len(records):
-            self._spills[shard].add(self._of[records[:, 0]], records.view(np.uint8))
+            with files.reporting(self._scratch):       # the kernel knows no name of its file
+                self._spills[shard].add(self._of[records[:, 0]], records.view(np.uint8))
 
     def finish(self, shard: int) -> None:
         """Say that a shard has no more records."""
-        self._spills[shard].finish()
+        with files.reporting(self._scratch):
+            self._spills[shard].finish()
 
     def read(self, partition: int) -> np.ndarray:
         """Return the records of a partition, uint32 (n, columns), not sorted yet."""
-        return np.concatenate([spill.read(partition) for spill in self._spills]).view(np.uint32)
+        with files.reporting(self._scratch):
+            return np.concatenate([spill.read(partition) for spill in self._spills]).view(np.uint32)
 
 
 def gathered(pool: ThreadPoolExecutor, function: Callable, items: Iterable) -> list:

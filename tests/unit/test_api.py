@@ -1,4 +1,5 @@
 """kvps from Python: what kvps.create, kvps.open and kvps.load give."""
+import contextlib
 import gzip
 import inspect
 import math
@@ -16,6 +17,9 @@ import reference
 
 import kvps
 from kvps.jobs import train as jobs
+from kvps.lm import arpa
+from kvps.store import files
+from kvps.store.directory import open_store
 
 TEXT = ["the cat sat on the mat", "the dog sat", "", "the cat saw the dog on the mat"]
 ROOT = Path(kvps.__file__).resolve().parents[1]
@@ -478,6 +482,25 @@ def test_dump(store):
         assert lines == sorted(lines, key=str.encode)
     with pytest.raises(kvps.ArgumentError):
         list(store.dump(4))
+
+
+def test_scratch_files_on_a_full_disk(store, monkeypatch):
+    """Where scratch files do not fit, a sorted dump, an export and a model say that the disk is full, and how to go on.
+
+    Dumps and exports let the OSError of the kernel through, which has no path.
+    """
+    @contextlib.contextmanager
+    def full(folder):
+        with Path("/dev/full").open("r+b", buffering=0) as file:
+            yield file.fileno()
+
+    monkeypatch.setattr(files, "scratch", full)
+    with open_store(store.path) as directory:
+        for use in (lambda: list(store.dump(2, in_order=True)), lambda: arpa.export(directory, store.path / "a.arpa"),
+                    store.model):
+            with pytest.raises(kvps.StoreFull, match="disk full"):
+                use()
+    assert not (store.path / "a.arpa").exists()
 
 
 def test_dump_that_is_not_read_to_its_end(store):
