@@ -439,6 +439,7 @@ READ_AS_NOBODY = """
 import os, sys
 from kvps.errors import KvpsError
 from kvps.store.directory import open_store
+open_store(sys.argv[1]).close()      # lmdb imports on opening, and nobody may be unable to read where it is installed
 os.setgroups([]); os.setgid(65534); os.setuid(65534)
 try:
     with open_store(sys.argv[1]) as store, store.snapshot() as snap:
