@@ -26,7 +26,6 @@ cdef enum:
     ENTRY_BYTES = 1 + 10 + 5 * 8   # longest entry: head, count, eight words
     BLOCK = RESTART_INTERVAL   # keys a merge decodes from one run at a time: 24 KiB of keys and counts
     MAX_SOURCES = 4096
-    NEED_CHUNK = -1            # a merge needs the next chunk of source `starving`
     ERR_ENTRY = -2             # bytes that are no entry
     ERR_ORDER = -3             # keys not strictly increasing
     ERR_OVERFLOW = -4          # a sum of counts beyond 62 bits

@@ -166,12 +166,7 @@ class Shard:
             if not gone and not doomed:
                 return 0
             with self._env.write() as txn:
-                for row in gone:
-                    _delete_chunks(txn, row)
-                for key in doomed:
-                    txn.delete(key)
-                manifest["runs"] = [row for row in manifest["runs"] if row not in gone]
-                _put_manifest(txn, manifest)
+                _remove(txn, manifest, gone, doomed)
             return len(doomed) + sum(row["chunks"] for row in gone)
 
     def drop(self, job: str, version: int) -> None:
@@ -181,12 +176,7 @@ class Shard:
             gone = [row for row in manifest["runs"] if row["job"] == job and row["version"] > version]
             prefix = fmt.named_key(fmt.LEDGER, job)
             doomed = [key for key, _ in txn.scan(prefix) if key[:-8] == prefix]
-            for row in gone:
-                _delete_chunks(txn, row)
-            for key in doomed:
-                txn.delete(key)
-            manifest["runs"] = [row for row in manifest["runs"] if row not in gone]
-            _put_manifest(txn, manifest)
+            _remove(txn, manifest, gone, doomed)
 
     def splits(self, job: str) -> dict[int, dict]:
         """Return the ledger of a job: split -> the row that was applied with it."""
@@ -308,6 +298,15 @@ def _run_row(run: Run) -> dict:
 def _delete_chunks(txn: Txn, row: dict) -> None:
     for index in range(row["chunks"]):
         txn.delete(fmt.chunk_key(row["id"], index))
+
+
+def _remove(txn: Txn, manifest: dict, gone: list[dict], doomed: Iterable[bytes]) -> None:
+    """Delete the runs `gone` and the records `doomed`, and write the manifest without them."""
+    for row in gone:
+        _delete_chunks(txn, row)
+    for key in doomed:
+        txn.delete(key)
+    _put_manifest(txn, {**manifest, "runs": [row for row in manifest["runs"] if row not in gone]})
 
 
 def _orphans(txn: Txn, known: set[int]) -> Iterator[bytes]:
