@@ -1,7 +1,7 @@
 """Fill the hash table of a compiled model. Layout of buckets: _buckets.pxd."""
 from libc.string cimport memcpy
 
-from kvps._buckets cimport BUCKET, HIGHS, ONES, fingerprint, home, partner
+from kvps._buckets cimport BUCKET, HIGHS, MARKS, ONES, after, fingerprint, has_marks, home, mark_of, partner
 from kvps._keys cimport bit_length, load32, load64, u64
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
 
@@ -26,12 +26,14 @@ cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot
     cdef uint64_t f = fingerprint(hash), other = partner(f) >> 8, b = home(hash, partition_bits, n_buckets), tried
     cdef uint64_t listed = <uint64_t>1 << (8 * (slot_bytes - 4) - 1), low = <uint64_t>HIGHS >> 8 * (8 - n_low)
     cdef uint64_t tag = (f & 255) * ONES, high = f >> 8, tags, same
+    cdef bint marked = has_marks(slot_bytes, n_slots)
+    cdef byte_t mark = mark_of(f)
     cdef uint32_t old
     cdef byte_t* bucket
     cdef byte_t* p
     if is_context:
         high, other = other, high
-    for tried in range(n_buckets):
+    for tried in range(n_buckets + 1):
         bucket = region + b * BUCKET
         tags = load64(bucket)
         # Bytes that are 0 leave their highest bit, the lowest such byte for certain (see find_entry).
@@ -63,7 +65,9 @@ cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot
             memcpy(p, &high, 4)
             memcpy(p + 4, &code, slot_bytes - 4)
             return 0
-        b = b + 1 if b + 1 < n_buckets else 0
+        if marked:
+            bucket[MARKS] |= mark
+        b = after(b, tried, f, n_buckets)
     return FULL
 
 

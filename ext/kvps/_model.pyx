@@ -10,7 +10,8 @@ cimport cython
 from libc.math cimport log10
 from libc.stdlib cimport free, malloc
 
-from kvps._buckets cimport BUCKET, HIGHS, ONES, bucket_at, fingerprint, home, partner, read_slot, table
+from kvps._buckets cimport (
+    BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table)
 from kvps._keys cimport bit_length, fetch, load64, mix, shard_of, u64
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
@@ -89,6 +90,7 @@ cdef class Tables:
         t.data, t.n_buckets = &entries[0], entries.shape[0] // (BUCKET * n_partitions)
         t.partition_bits, t.slot_bytes = (n_partitions - 1).bit_length(), 4 + code_bytes
         t.n_slots = BUCKET // (5 + code_bytes)
+        t.marked = has_marks(t.slot_bytes, t.n_slots)
         t.code_mask = (<uint64_t>1 << 8 * code_bytes) - 1
         t.listed = <uint64_t>1 << (8 * code_bytes - 1)
         self.quarter = t.listed >> 1
@@ -212,8 +214,10 @@ cdef class Tables:
         cdef uint64_t f = fingerprint(hash), tag = (f & 255) * ONES, high = f >> 8, other = partner(f) >> 8
         cdef uint64_t differ, same, found_high, tried
         cdef uint32_t code, ngram = <uint32_t>NONE, totals_number = <uint32_t>NONE
+        cdef uint64_t b = 0
+        cdef byte_t mark = mark_of(f)
         cdef int s
-        for tried in range(t.n_buckets):
+        for tried in range(t.n_buckets + 1):
             # The lowest eight tags at once: a byte of `differ` that is 0 leaves its highest bit in `same`. Bytes above such
             # a one may do so too; the comparison of the other 32 bits sorts them out.
             differ = load64(bucket) ^ tag
@@ -235,11 +239,11 @@ cdef class Tables:
                         totals_number = code
             if ngram != <uint32_t>NONE and (not ngram & t.listed or totals_number != <uint32_t>NONE):
                 break
-            if bucket[t.n_slots - 1] == 0:     # slots fill from the first to the last
+            # Slots fill from the first to the last, so that the last one tells where there are no marks.
+            if (bucket[MARKS] & mark if t.marked else bucket[t.n_slots - 1]) == 0:
                 break
-            bucket = bucket + BUCKET
-            if bucket == self.partition_end(hash):
-                bucket = bucket_at(t, hash, 0)
+            b = after(b, tried, f, t.n_buckets)
+            bucket = bucket_at(t, hash, b)
         if ngram == <uint32_t>NONE:
             return False
         code = ngram & <uint32_t>~t.listed
@@ -250,9 +254,6 @@ cdef class Tables:
             if number[0] >= <uint64_t>self.n_totals:
                 number[0] = 0                  # damage must not lead outside the table
         return True
-
-    cdef inline const byte_t* partition_end(self, uint64_t hash) noexcept nogil:
-        return bucket_at(&self.entries, hash, self.entries.n_buckets)
 
     cdef uint32_t find_escaped(self, uint64_t hash) noexcept nogil:
         """The number of totals that has no code of its own."""

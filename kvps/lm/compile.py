@@ -33,13 +33,13 @@ from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, UNK, Vocabulary
 
 KINDS = ("kn", "raw")
-MODEL_FORMAT = 2
+MODEL_FORMAT = 3
 BUCKET_BYTES = 64
 RECORD_BYTES = 12              # hash, value
 # 64 Ki records fill some 512 KiB of buckets: a partition stays in the second-level cache while it is filled.
 PARTITION_RECORDS = 1 << 16
 MAX_PARTITIONS = 4096
-# Fuller tables are smaller and slower: at 0.92 an absent n-gram costs about two cache lines.
+# Fuller tables are smaller and slower: at 0.92 an absent n-gram costs 1.2 cache lines.
 LOAD = 0.92
 
 
