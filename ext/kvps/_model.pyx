@@ -3,8 +3,6 @@
 Hash table: _buckets.pxd. Layout of the file: kvps/lm/container.py. Smoothings: kvps/lm/smoothing.py.
 Twin: tests/reference.py.
 """
-import numpy as np
-
 cimport cython
 
 from libc.math cimport log10
@@ -66,15 +64,15 @@ cdef class Tables:
     cdef double* weights                   # per totals: 1 / den, then for each depth d >= 1 the mass gamma of its back-off
 
     def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint32_t[::1] unigram_contexts,
-                  const uint64_t[:, ::1] totals, const uint64_t[::1] large, uint64_t seed):
-        if (not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[1] != 4
+                  const uint64_t[::1] totals, const uint64_t[::1] large, uint64_t seed):
+        if (not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[0] % 4 or totals.shape[0] == 0
                 or unigram_contexts.shape[0] != unigrams.shape[0]):
-            raise ValueError(f"order {order}, {unigrams.shape[0]} unigrams, totals of {totals.shape[1]} columns")
+            raise ValueError(f"order {order}, {unigrams.shape[0]} unigrams, {totals.shape[0]} numbers for totals")
         self.owner = [unigrams, unigram_contexts, totals, large]
         self.unigram_contexts = &unigram_contexts[0]
         self.order, self.seed = order, seed
         self.unigrams, self.n_words = &unigrams[0], unigrams.shape[0]
-        self.totals, self.n_totals = &totals[0, 0], totals.shape[0]
+        self.totals, self.n_totals = &totals[0], totals.shape[0] // 4
         self.n_large = large.shape[0]
         self.large = &large[0] if large.shape[0] else NULL
         self.exact = False
@@ -101,20 +99,20 @@ cdef class Tables:
     def use_rows(self, int n_shards, dict rows):
         """Answer look-ups from sorted rows instead, without fingerprints.
 
-        rows: ("ngrams", k) -> (words uint32 (n, k), starts uint64 (n_shards + 1,), values uint64 (n,)) for orders 2 and up;
-        ("contexts", d) -> (words uint32 (n, d), starts, numbers uint32 (n,)) for depths 1 and up.
+        rows: ("ngrams", k) -> (words uint32 (n * k,), starts uint64 (n_shards + 1,), values uint64 (n,)) for orders 2 and up;
+        ("contexts", d) -> (words uint32 (n * d,), starts, numbers uint32 (n,)) for depths 1 and up.
         """
-        cdef const uint32_t[:, ::1] words
+        cdef const uint32_t[::1] words
         cdef const uint64_t[::1] starts, values
         cdef const uint32_t[::1] numbers
         cdef exact_rows* r
         for (what, k), (w, s, v) in rows.items():
             words, starts = w, s
             r = &self.ngram_rows[<int>k] if what == "ngrams" else &self.context_rows[<int>k]
-            r.words = &words[0, 0] if words.shape[0] else NULL
+            r.words = &words[0] if words.shape[0] else NULL
             r.starts = &starts[0]
-            if starts.shape[0] != n_shards + 1 or starts[n_shards] != <uint64_t>words.shape[0] or words.shape[1] != k:
-                raise ValueError(f"{what} of length {k}: {words.shape[0]} rows, starts for {starts.shape[0] - 1} shards")
+            if starts.shape[0] != n_shards + 1 or starts[n_shards] * <uint64_t>k != <uint64_t>words.shape[0]:
+                raise ValueError(f"{what} of length {k}: {words.shape[0]} words, starts for {starts.shape[0] - 1} shards")
             if what == "ngrams":
                 values = v
                 r.values = &values[0] if values.shape[0] else NULL
@@ -124,23 +122,23 @@ cdef class Tables:
             self.owner.append((w, s, v))
         self.n_shards, self.exact = n_shards, True
 
-    def smooth(self, int smoothing, double value, const double[:, ::1] discounts, double vocabulary):
+    def smooth(self, int smoothing, double value, discounts, double vocabulary):
         """Choose the smoothing.
 
         Args:
             value: gamma of Lidstone, d of absolute discounting and Kneser-Ney, alpha of stupid back-off.
-            discounts: float64 (order + 1, 4); [k, min(a, 3)] is taken off an adjusted count a of order k.
+            discounts: order + 1 rows of 4; [k][min(a, 3)] is taken off an adjusted count a of order k.
             vocabulary: V of the uniform distribution, |V| of Lidstone.
         """
         cdef int k, j
         cdef index_t i
         cdef index_t n_of[4]                       # words whose value is 0, 1, 2, 3 or more
         cdef double kept = 0
-        if discounts.shape[0] != self.order + 1 or discounts.shape[1] != 4:
-            raise ValueError(f"discounts of shape {discounts.shape[0]}, {discounts.shape[1]} for order {self.order}")
+        if len(discounts) != self.order + 1 or any(len(row) != 4 for row in discounts):
+            raise ValueError(f"discounts of {len(discounts)} rows for order {self.order}, of {[len(row) for row in discounts]}")
         for k in range(1, self.order + 1):
             for j in range(4):
-                self.discount[k][j] = discounts[k, j]
+                self.discount[k][j] = discounts[k][j]
         self.smoothing, self.value, self.vocabulary = smoothing, value, vocabulary
         self.unigram_total = 0
         for j in range(4):
@@ -482,6 +480,8 @@ cdef class Tables:
         cdef uint32_t own_before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
+        import numpy as np  # here: scoring text does without it
+
         v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
         cdef uint64_t[:, ::1] v = v_array
         cdef uint64_t[:, :, ::1] t = t_array

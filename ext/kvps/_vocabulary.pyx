@@ -6,9 +6,8 @@ Separators are those of lmplz: NUL, TAB, CR and space; newline ends a sentence.
 """
 import threading
 
-import numpy as np
-
 cimport cython
+from cython cimport view
 
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
@@ -54,6 +53,14 @@ cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t 
                     and memcmp(v.blob + v.ends[word], p, n) == 0:
                 return <word_t>word
         at = (at + 1) & v.mask
+
+
+cdef uint64_t sum_of(const uint32_t[::1] lengths) noexcept nogil:
+    cdef uint64_t total = 0
+    cdef index_t i
+    for i in range(lengths.shape[0]):
+        total += lengths[i]
+    return total
 
 
 @cython.final
@@ -189,7 +196,7 @@ cdef class WordTable:
         """Append words known to be new: their lengths and their bytes, one after another."""
         cdef index_t i
         cdef const byte_t* p = &blob[0] if blob.shape[0] else <const byte_t*>b""
-        if np.asarray(lengths).sum(dtype=np.uint64) != blob.shape[0]:
+        if sum_of(lengths) != <uint64_t>blob.shape[0]:
             raise ValueError(f"the lengths of {lengths.shape[0]} words do not add up to {blob.shape[0]} bytes")
         if lengths.shape[0] == 0:
             return
@@ -201,6 +208,8 @@ cdef class WordTable:
 
     def slice(self, index_t first):
         """Return (lengths uint32, bytes) of the words from `first` on, as `load` takes them."""
+        import numpy as np  # here: scoring text does without it
+
         ends = np.asarray(<uint64_t[:self.n_words + 1]>self.ends)[first:].copy()
         return np.diff(ends).astype(np.uint32), self.blob[<index_t>ends[0]:<index_t>ends[ends.shape[0] - 1]]
 
@@ -211,6 +220,8 @@ cdef class WordTable:
         """
         cdef index_t i, n = alive.shape[0], n_bytes = 0, n_alive = 0, n_slots = 8, size
         cdef uint64_t at, h
+        import numpy as np  # here: scoring text does without it
+
         if n > self.n_words:
             raise ValueError(f"{n} marks for {self.n_words} words")
         for i in range(n):
@@ -453,7 +464,7 @@ def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint s
         if status == ERR_MEMORY:
             raise MemoryError(f"no memory for {e.n_new} new words")
         if e.n_new and e.reserved_at < 0:
-            mapping = np.empty(e.n_new, np.uint32)
+            mapping = view.array((e.n_new,), 4, "I")
             with table.lock:
                 e.v = table.view()
                 for i in range(e.n_new):

@@ -13,7 +13,7 @@ What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this
 from kvps.api.model import Model, WordScore, load
 from kvps.api.store import Change, Store, create, open
 from kvps.api.words import Vocabulary
-from kvps.lm.model import Score
+from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
 
 __all__ = ["Change", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "create", "load", "open"]

@@ -12,12 +12,13 @@ import numpy as np
 
 from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
-from kvps.jobs.train import store_tokenizer
 from kvps.lm import cache
-from kvps.lm.model import CompiledModel, Score, batches
+from kvps.lm.model import CompiledModel, batches
+from kvps.lm.scorer import Score
 from kvps.lm.smoothing import parse
 from kvps.lm.statistics import Statistics
 from kvps.store.directory import StoreDirectory, open_store
+from kvps.text.tokenize import store_tokenizer
 
 DEFAULT_SMOOTHING = "modified-kneser-ney"
 
@@ -66,7 +67,7 @@ class Model:
         if stale not in ("wait", "ok"):
             raise ArgumentError(f'a stale model is "ok" or to "wait" for, not "{stale}"')
         if tokenizer is not None:
-            store_tokenizer(directory, tokenizer, None)
+            store_tokenizer(directory.path, directory.identity["tokenizer"], tokenizer)
         self.path: Path = directory.path
         self._directory, self._named = directory, tokenizer
         self._smoothing, self._highest = parse(smoothing), order
@@ -182,7 +183,7 @@ class Model:
         for kind, text in batches(sentences):
             n_lines = text.count(b"\n")
             if kind == "text":
-                words = store_tokenizer(self._directory, self._named, None)
+                words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
                 text = words.prepare(text, name="(iterable)", first_line=line)
             yield text
             line += n_lines

@@ -20,7 +20,7 @@ from kvps.lm.statistics import Statistics
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, create_store, open_store
 from kvps.text.corpus import Input, resolve, spool
-from kvps.text.tokenize import Tokenizer
+from kvps.text.tokenize import Tokenizer, store_tokenizer
 from kvps.units import cpu_count
 
 Path_ = str | PathLike[str]
@@ -99,7 +99,7 @@ class Store:
         self.order: int = directory.identity["order"]
         if tokenizer is not None:
             try:
-                jobs.store_tokenizer(directory, tokenizer, None)
+                store_tokenizer(directory.path, directory.identity["tokenizer"], tokenizer)
             except BaseException:
                 self.close()
                 raise
@@ -177,7 +177,7 @@ class Store:
     @property
     def statistics(self) -> Statistics:
         """Sizes and counts of counts of the last version, which is compiled first if it has not been."""
-        meta, _, _ = cache.load(self._reader(), container.read)
+        meta, _ = cache.load(self._reader(), container.read)
         return Statistics.from_json(meta["statistics"])
 
     @property
@@ -280,7 +280,7 @@ class Store:
 
     def _run(self, command: str, inputs: Callable[[Path], list[Input]], options: Options) -> Change:
         with self._writer(command, options.wait) as directory:
-            words = jobs.store_tokenizer(directory, self._named, None)
+            words = store_tokenizer(directory.path, directory.identity["tokenizer"], self._named)
             folder = jobs.spool_folder(directory, options)
             try:
                 return jobs.run_inputs(directory, command, inputs(folder), words, options)

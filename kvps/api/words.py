@@ -39,14 +39,14 @@ class Vocabulary(Mapping[str, int]):
 
     def __getitem__(self, word: str) -> int:
         found = self._model.words.get(word.encode("utf-8", "surrogatepass")) if isinstance(word, str) else None
-        count = int(self._model.unigrams[found]) if found is not None and found >= FIRST_WORD else 0
+        count = self._model.unigrams[found] if found is not None and found >= FIRST_WORD else 0
         if count == 0:
             raise KeyError(word)
         return count
 
     def __iter__(self) -> Iterator[str]:
         if self._sorted is None:
-            ids = np.flatnonzero(self._model.unigrams[FIRST_WORD:]) + FIRST_WORD
+            ids = np.flatnonzero(np.asarray(self._model.unigrams)[FIRST_WORD:]) + FIRST_WORD
             self._sorted = [word.decode() for word in sorted(self._model.words.word(i) for i in ids.tolist())]
         return iter(self._sorted)
 

@@ -2,33 +2,34 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from kvps.cli.output import name_warnings
 from kvps.cli.progress import Progress
-from kvps.jobs.train import store_tokenizer
 from kvps.lm import cache, container
-from kvps.lm.model import CompiledModel
+from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import parse
 from kvps.lm.statistics import Statistics
 from kvps.store.directory import open_store
 from kvps.text.corpus import Input, read_once, resolve
-from kvps.text.tokenize import Tokenizer
+from kvps.text.tokenize import Tokenizer, store_tokenizer
+
+S = TypeVar("S", bound=Scorer)
 
 
-def compiled(path: str, progress: Progress, *, tokenizer: str | None, order: int | None, smoothing: str,
-             threads: int | None, exact: bool, stale: str, temp: str | None) -> tuple[CompiledModel, Tokenizer]:
-    """Return the compiled model of a store, made if need be, and the store's tokenizer.
+def compiled(path: str, progress: Progress, kind: type[S] = Scorer, *, tokenizer: str | None, order: int | None, smoothing: str,
+             threads: int | None, exact: bool, stale: str, temp: str | None) -> tuple[S, Tokenizer]:
+    """Return the compiled model of a store as a `kind`, made if need be, and the store's tokenizer.
 
     tokenizer: only to name the store's MODULE:FUNC again.
     """
     name_warnings()
     chosen = parse(smoothing)
     with open_store(path) as store:
-        words = store_tokenizer(store, tokenizer, None)
-        model = cache.load(store, lambda made: CompiledModel(made, chosen, order), kind=chosen.kind, top=order, exact=exact,
+        words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
+        model = cache.load(store, lambda made: kind(made, chosen, order), kind=chosen.kind, top=order, exact=exact,
                            stale=stale, threads=threads, scratch=temp and Path(temp),
                            progress=progress.stage("compiling"))
         return model, words
@@ -40,6 +41,8 @@ def readable(arguments: tuple[str, ...], temp: str | None, **choices: str) -> It
     if not any(read_once(argument) for argument in arguments):
         yield resolve(arguments, **choices)
         return
+    import tempfile  # slow to import
+
     with tempfile.TemporaryDirectory(prefix="kvps-", dir=temp) as folder:
         yield resolve(arguments, spool_dir=folder, **choices)
 
@@ -53,7 +56,7 @@ def total_bytes(inputs: list[Input]) -> int | None:
 def statistics(path: str, *, threads: int | None, stale: str) -> dict:
     """Return what `kvps stats --json` prints."""
     with open_store(path) as store, Progress(["compiling"], unit=" n-grams") as progress:
-        meta, _, _ = cache.load(store, container.read, threads=threads, stale=stale,
+        meta, _ = cache.load(store, container.read, threads=threads, stale=stale,
                                 progress=progress.stage("compiling"))
         known = Statistics.from_json(meta["statistics"])
         n_bytes, identity = store.bytes(), store.identity
@@ -64,5 +67,5 @@ def statistics(path: str, *, threads: int | None, stale: str) -> dict:
         "bytes": n_bytes["file"], "live_bytes": n_bytes["live"], **identity["tokenizer"],
         "ngrams": {str(k): n for k, n in known.ngrams.items()},
         "t": {str(k): t for k, t in known.t.items()},
-        "discounts": {str(k): table[k, 1:].tolist() for k in known.ngrams},
+        "discounts": {str(k): table[k][1:] for k in known.ngrams},
         "fallback": {str(k): reason for k, reason in fallen.items()}}

@@ -33,10 +33,14 @@ def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: 
     from kvps.cli.output import emit
     from kvps.cli.progress import Progress
     from kvps.lm import evaluate
+    from kvps.lm.scorer import Scorer
     from kvps.units import cpu_count
 
     with Progress(["compiling", "scoring"], unit=" n-grams") as progress:
-        ready, words = compiled(model, progress, tokenizer=tokenizer, **choices)
+        kind = Scorer
+        if per_sentence:
+            from kvps.lm.model import CompiledModel as kind
+        ready, words = compiled(model, progress, kind, tokenizer=tokenizer, **choices)
         facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
         with readable(inputs, choices["temp"], field=field, newline=newline) as found:
             if per_sentence:

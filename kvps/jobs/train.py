@@ -28,7 +28,7 @@ from kvps.jobs.verify import refuse_negative
 from kvps.store import files
 from kvps.store.directory import ROOT, StoreDirectory, create_store, open_store
 from kvps.text.corpus import Input, read_once, resolve
-from kvps.text.tokenize import Tokenizer
+from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count, parse_bytes
 
@@ -136,7 +136,7 @@ def resume_job(store: StoreDirectory, tokenizer: str | None, options: Options) -
     job = store.root.job()
     if job is None:
         return None
-    words = store_tokenizer(store, tokenizer, None)
+    words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
     return _work(store, job, [Input.from_json(row["input"]) for row in job["inputs"]], words, options)
 
 
@@ -174,31 +174,15 @@ def check_shape(order: int, shards: int) -> None:
 def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
                   options: Options, stdin: BinaryIO | None) -> dict:
     with open_store(path, writable=True, wait=options.wait, command=command) as store:
-        return _run(store, command, arguments, store_tokenizer(store, tokenizer, lowercase), options, stdin)
-
-
-def store_tokenizer(store: StoreDirectory, spec: str | None, lowercase: bool | None) -> Tokenizer:
-    """Return the store's tokenizer; a recorded MODULE:FUNC is imported only where the user has named it on this call."""
-    recorded = store.identity["tokenizer"]
-    if spec is None and not lowercase:
-        return Tokenizer.from_json(recorded)
-    named = Tokenizer.from_spec(spec or recorded["tokenizer"], bool(lowercase) if lowercase is not None else recorded["lowercase"],
-                                trusted=spec is not None)
-    if named.to_json() != recorded:
-        raise ArgumentError(f"{store.path}: was made with tokenizer {_shown(recorded)}, not {_shown(named.to_json())}; "
-                            "leave the option away")
-    return named
-
-
-def _shown(tokenizer: dict) -> str:
-    return tokenizer["tokenizer"] + (" --lowercase" if tokenizer["lowercase"] else "")
+        words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer, lowercase)
+        return _run(store, command, arguments, words, options, stdin)
 
 
 def _refuse_other_shape(store: StoreDirectory, order: int, shards: int, words: Tokenizer) -> None:
     """Refuse `train` on a store that was made with other options."""
     made = {"order": store.identity["order"], "shards": store.identity["shards"],
-            "tokenizer": _shown(store.identity["tokenizer"])}
-    asked = {"order": order, "shards": shards, "tokenizer": _shown(words.to_json())}
+            "tokenizer": shown(store.identity["tokenizer"])}
+    asked = {"order": order, "shards": shards, "tokenizer": shown(words.to_json())}
     other = [name for name in made if made[name] != asked[name]]
     if other:
         differences = ", ".join(f"{name} {made[name]} (asked for {asked[name]})" for name in other)

@@ -22,7 +22,8 @@ from kvps._arpa import arpa_lines, join_backoffs
 from kvps._ngrams import argsort_rows
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
-from kvps.lm.ordered import Partitions, Words, gathered, windowed
+from kvps.lm.ordered import Partitions, Words
+from kvps.lm.pools import gathered, windowed
 from kvps.lm.runs import bits_for
 from kvps.lm.statistics import Statistics
 from kvps.lm.walks import survey, walk_shard
@@ -87,7 +88,7 @@ class _Estimates:
         stored, n_words, n_shards = store.identity["order"], len(vocabulary), len(snapshot.shards)
         self.top, self.pool, self.words = top, pool, Words(vocabulary)
         self.statistics, self.unigrams = survey(snapshot, stored, n_words, top, pool)
-        self.discounts = self.statistics.discounts_or_warn()
+        self.discounts = np.array(self.statistics.discounts_or_warn())
         self.unigram_p = unigram_probabilities(self.statistics, self.unigrams, self.discounts)
         mass = self.unigrams.copy()
         mass[BOS] = self.statistics.sentences

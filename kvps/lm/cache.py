@@ -16,10 +16,8 @@ from typing import TypeVar
 
 from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreLocked
 from kvps.lm import container
-from kvps.lm.compile import MODEL_FORMAT, compile_model
 from kvps.store import files, lock
 from kvps.store.directory import StoreDirectory
-from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count
 
 T = TypeVar("T")
@@ -68,6 +66,10 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
                 nonlocal done
                 done += n
                 progress(done, total)
+
+            # Here: scoring with a model that is there needs none of it.
+            from kvps.lm.compile import compile_model
+            from kvps.text.vocabulary import Vocabulary
 
             compile_model(snapshot, Vocabulary(store.root.words()), path, kind=kind, top=top, exact=exact,
                           threads=threads or cpu_count(), scratch=scratch or folder, uuid=store.identity["uuid"],
@@ -120,10 +122,10 @@ def _usable(folder: Path, stem: str, version: int, store: StoreDirectory) -> Pat
 
 def _ours(path: Path, store: StoreDirectory) -> bool:
     try:
-        meta, _, _ = container.read(path)
+        meta, _ = container.read(path)
     except (CorruptionError, StoreError):
         return False
-    return meta.get("format") == MODEL_FORMAT and meta.get("uuid") == store.identity["uuid"]
+    return meta.get("format") == container.MODEL_FORMAT and meta.get("uuid") == store.identity["uuid"]
 
 
 def _versions(folder: Path, stem: str) -> list[tuple[int, Path]]:

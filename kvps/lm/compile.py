@@ -25,7 +25,7 @@ from kvps._spill import Spill
 from kvps._statistics import Walk, chain_start
 from kvps._totals import TotalsTable
 from kvps.lm import container
-from kvps.lm.ordered import gathered, windowed
+from kvps.lm.pools import gathered, windowed
 from kvps.lm.runs import bits_for
 from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
 from kvps.store import files
@@ -33,7 +33,6 @@ from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, UNK, Vocabulary
 
 KINDS = ("kn", "raw")
-MODEL_FORMAT = 3
 BUCKET_BYTES = 64
 RECORD_BYTES = 12              # hash, value
 # 64 Ki records fill some 512 KiB of buckets: a partition stays in the second-level cache while it is filled.
@@ -41,6 +40,9 @@ PARTITION_RECORDS = 1 << 16
 MAX_PARTITIONS = 4096
 # Fuller tables are smaller and slower: at 0.92 an absent n-gram costs 1.2 cache lines.
 LOAD = 0.92
+
+
+_KINDS = {size: kind for kind, size in container.ITEM_BYTES.items()}
 
 
 class SeedCollision(Exception):
@@ -116,8 +118,8 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
             local = w.walk.unigram_context_numbers()
             unigram_contexts[local > 0] = n[local[local > 0] - 1] + 1
 
-        meta = {"format": MODEL_FORMAT, "kind": kind, "order": top, "exact": exact, "seed": chain_start(seed), "uuid": uuid,
-                "shards": n_shards, "statistics": statistics.to_json()}
+        meta = {"format": container.MODEL_FORMAT, "kind": kind, "order": top, "exact": exact, "seed": chain_start(seed),
+                "uuid": uuid, "shards": n_shards, "statistics": statistics.to_json()}
         sections = [_section(name, array) for name, array in (
             ("unigrams", unigrams), ("unigram_contexts", unigram_contexts), ("slots", slots), ("ends", ends), ("blob", blob),
             ("totals", table.rows()[ranked]))]
@@ -158,7 +160,7 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
         def written() -> Iterator:
             yield from sections
             yield _section("large", large)
-            yield ("entries", np.uint8, (n_buckets * BUCKET_BYTES * n_partitions,),
+            yield ("entries", "B", n_buckets * BUCKET_BYTES * n_partitions,
                    windowed(pool, region, range(n_partitions), 2 * threads))
             hashes = np.concatenate([np.empty(0, np.uint64), *(h for h, _ in escaped)])
             own = np.concatenate([np.empty(0, np.uint32), *(n for _, n in escaped)])
@@ -187,8 +189,8 @@ class _Walked:
                 self.large.update(big.tolist())
 
 
-def _section(name: str, array: np.ndarray) -> tuple[str, np.dtype, tuple[int, ...], Iterable]:
-    return name, array.dtype, array.shape, [np.ascontiguousarray(array).reshape(-1).view(np.uint8)]
+def _section(name: str, array: np.ndarray) -> tuple[str, str, int, Iterable]:
+    return name, _KINDS[array.dtype.itemsize], array.size, [np.ascontiguousarray(array).reshape(-1).view(np.uint8)]
 
 
 def _exact_sections(walked: list[_Walked], numbers: list[np.ndarray], top: int) -> list:

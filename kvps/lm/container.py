@@ -1,8 +1,8 @@
 """The file of a compiled model: named arrays, each at a multiple of 4096 bytes, then a description, then a trailer.
 
     file        := section* description trailer
-    description := JSON {"meta": {...}, "sections": {name: [offset, dtype, shape]}}
-    trailer     := offset u64, length u32, crc32 u32 of the description, magic "KVPSMDL1"        (little-endian)
+    description := JSON {"meta": {...}, "sections": {name: [offset, type, items]}}        type: B u8, I u32, Q u64
+    trailer     := offset u64, length u32, crc32 u32 of the description, magic "KVPSMDL2"        (little-endian)
 
 Sections of a model in hashes (code bytes, partitions and seed stand in meta; buckets: ext/kvps/_model.pyx):
     unigrams u64 (n_words,)         value per word id
@@ -22,36 +22,35 @@ made again.
 from __future__ import annotations
 
 import json
-import mmap
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import numpy as np
-
 from kvps.errors import CorruptionError
 from kvps.store import files
 
-MAGIC = b"KVPSMDL1"
+MAGIC = b"KVPSMDL2"
+MODEL_FORMAT = 3               # of what the sections mean; a model of another one is made again
 ALIGN = 4096
+ITEM_BYTES = {"B": 1, "I": 4, "Q": 8}
 _TRAILER = struct.Struct("<QII8s")
 
 
-def write(path: Path, meta: dict, sections: Iterable[tuple[str, np.dtype, tuple[int, ...], Iterable]]) -> None:
-    """Write a model file atomically; a section is (name, dtype, shape, pieces of its bytes in order)."""
+def write(path: Path, meta: dict, sections: Iterable[tuple[str, str, int, Iterable]]) -> None:
+    """Write a model file atomically; a section is (name, type, number of items, pieces of its bytes in order)."""
     def pieces() -> Iterator[bytes]:
         offset, listed = 0, {}
-        for name, dtype, shape, parts in sections:
+        for name, kind, n_items, parts in sections:
             yield bytes(-offset % ALIGN)
             offset += -offset % ALIGN
-            listed[name] = [offset, np.dtype(dtype).str, list(shape)]
+            listed[name] = [offset, kind, n_items]
             start = offset
             for part in parts:
                 view = memoryview(part).cast("B") if len(part) else b""
                 yield view
                 offset += len(view)
-            assert offset - start == int(np.prod(shape)) * np.dtype(dtype).itemsize, name
+            assert offset - start == n_items * ITEM_BYTES[kind], name
         description = json.dumps({"meta": meta, "sections": listed}, sort_keys=True).encode()
         yield description
         yield _TRAILER.pack(offset, len(description), zlib.crc32(description), MAGIC)
@@ -59,8 +58,8 @@ def write(path: Path, meta: dict, sections: Iterable[tuple[str, np.dtype, tuple[
     files.atomic_write(path, pieces())
 
 
-def read(path: Path) -> tuple[dict, dict[str, np.ndarray], mmap.mmap]:
-    """Map a model file; return (meta, its arrays by name, the mapping that they live in)."""
+def read(path: Path) -> tuple[dict, dict[str, memoryview]]:
+    """Map a model file; return (meta, its arrays by name, rows one after another, which keep it mapped)."""
     mapping = files.map_file(path)
     if len(mapping) < _TRAILER.size:
         raise CorruptionError(f"{path}: {len(mapping)} bytes are no compiled model; delete it", path=str(path))
@@ -71,7 +70,6 @@ def read(path: Path) -> tuple[dict, dict[str, np.ndarray], mmap.mmap]:
                               found=magic, expected=MAGIC)
     record = json.loads(description)
     arrays = {}
-    for name, (start, dtype, shape) in record["sections"].items():
-        count = int(np.prod(shape))
-        arrays[name] = np.frombuffer(mapping, dtype, count, start).reshape(shape) if count else np.empty(shape, dtype)
-    return record["meta"], arrays, mapping
+    for name, (start, kind, n_items) in record["sections"].items():
+        arrays[name] = memoryview(mapping)[start:start + n_items * ITEM_BYTES[kind]].cast(kind)
+    return record["meta"], arrays

@@ -3,18 +3,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-from kvps.lm.model import CompiledModel, Score
-from kvps.lm.ordered import windowed
+from kvps.lm.pools import windowed
+from kvps.lm.scorer import Score, Scorer
 from kvps.text.corpus import Input, Split
 from kvps.text.tokenize import Tokenizer
+
+if TYPE_CHECKING:
+    from kvps.lm.model import CompiledModel
 
 # Text scored in one call of the kernel. Small, so that its arrays (some 20 bytes per byte) are reused from the cache.
 SPLIT_BYTES = 1 << 19
 PLAIN = Tokenizer.from_spec("whitespace")
 
 
-def perplexity(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, threads: int = 1,
+def perplexity(model: Scorer, inputs: list[Input], tokenizer: Tokenizer, *, threads: int = 1,
                encoding_errors: str = "strict", progress: Callable[[int], None] = lambda n: None) -> Score:
     """Return the sums over all sentences of the inputs; the same to the last bit for any number of threads.
 

@@ -11,7 +11,8 @@ import numpy as np
 from kvps._arpa import count_lines
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
-from kvps.lm.ordered import Partitions, Words, gathered, text_order, windowed
+from kvps.lm.ordered import Partitions, Words, text_order
+from kvps.lm.pools import gathered, windowed
 from kvps.lm.runs import bits_for, merged
 from kvps.lm.walks import summed_unigrams, walk_shard
 from kvps.store.directory import StoreDirectory, StoreSnapshot

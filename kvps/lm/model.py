@@ -1,19 +1,13 @@
-"""A model that answers: a compiled file and a smoothing, scoring sentences, n-grams and text."""
+"""A model that answers: a compiled file and a smoothing, scoring sentences, words and n-grams."""
 from __future__ import annotations
 
-import dataclasses
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
-from kvps._model import Tables, histories
-from kvps._vocabulary import FrozenWords, encode_frozen
-from kvps.errors import ArgumentError
-from kvps.lm import container
-from kvps.lm.smoothing import Smoothing, parse
-from kvps.lm.statistics import Statistics
+from kvps._model import histories
+from kvps._vocabulary import encode_frozen
+from kvps.lm.scorer import Score, Scorer
 from kvps.text.spool import TheirError, sentence_lines
 from kvps.text.vocabulary import EOS, UNK
 
@@ -21,83 +15,8 @@ from kvps.text.vocabulary import EOS, UNK
 BATCH_BYTES = 1 << 20
 
 
-@dataclasses.dataclass
-class Score:
-    """Sums over sentences. Tokens are words plus one </s> a sentence."""
-
-    sentences: int = 0
-    tokens: int = 0
-    oov: int = 0
-    log10_probability: float = 0.0             # of the tokens whose probability is not 0
-    log10_oov: float = 0.0                     # the part of it that belongs to OOVs
-    zero_probability_tokens: int = 0
-    zero_oov: int = 0
-
-    def __iadd__(self, other: Score) -> Score:
-        for field in dataclasses.fields(self):
-            setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-        return self
-
-    @property
-    def perplexity(self) -> float:
-        """10 ** (-log10 probability / tokens); infinite where a token has probability 0."""
-        if self.tokens == 0:
-            return math.nan
-        return math.inf if self.zero_probability_tokens else 10 ** (-self.log10_probability / self.tokens)
-
-    @property
-    def perplexity_excluding_oov(self) -> float:
-        """The same over the tokens that are in the vocabulary (what SRILM calls ppl)."""
-        known = self.tokens - self.oov
-        if known == 0:
-            return math.nan
-        if self.zero_probability_tokens > self.zero_oov:
-            return math.inf
-        return 10 ** (-(self.log10_probability - self.log10_oov) / known)
-
-    def as_dict(self) -> dict:
-        """Return what `kvps perplexity --json` prints; infinite and undefined perplexities are None."""
-        def finite(x: float) -> float | None:
-            return x if math.isfinite(x) else None
-
-        return {"sentences": self.sentences, "tokens": self.tokens, "oov": self.oov, "perplexity": finite(self.perplexity),
-                "perplexity_excluding_oov": finite(self.perplexity_excluding_oov),
-                "log10_probability": None if self.zero_probability_tokens else self.log10_probability,
-                "zero_probability_tokens": self.zero_probability_tokens}
-
-
-class CompiledModel:
-    """One compiled file with one smoothing. Immutable: many threads may score at once."""
-
-    def __init__(self, path: Path, smoothing: str | Smoothing = "modified-kneser-ney", order: int | None = None) -> None:
-        """Map a compiled file.
-
-        Args:
-            path: of the file; of the kind that the smoothing needs.
-            order: score with n-grams up to this one (raw counts only; a Kneser-Ney file has the order it was made for).
-        """
-        meta, arrays, self._mapping = container.read(path)
-        self.path = path
-        self.smoothing = parse(smoothing)
-        self.statistics = Statistics.from_json(meta["statistics"])
-        self.order = min(order or meta["order"], meta["order"])
-        self.version = self.statistics.version
-        if meta["kind"] != self.smoothing.kind or (meta["kind"] == "kn" and self.order != meta["order"]):
-            raise ArgumentError(f"{path}: a model of kind {meta['kind']} and order {meta['order']} cannot answer "
-                                f"{self.smoothing} of order {self.order}")
-        self.words = FrozenWords(arrays["slots"], arrays["ends"], arrays["blob"])
-        self.unigrams = arrays["unigrams"]
-        self.tables = Tables(self.order, arrays["unigrams"], arrays["unigram_contexts"], arrays["totals"],
-                             arrays.get("large", np.empty(0, np.uint64)), meta["seed"])
-        if meta["exact"]:
-            self.tables.use_rows(meta["shards"], _rows(arrays, self.order))
-        else:
-            self.tables.use_hashes(arrays["entries"], meta["code_bytes"], meta["partitions"], arrays["escaped"],
-                                   arrays["escaped_numbers"])
-        vocabulary = self.statistics.vocabulary + (2 if self.smoothing.name == "modified-kneser-ney" else 3)
-        self.discounts = (self.statistics.discounts_or_warn() if self.smoothing.name == "modified-kneser-ney"
-                          else np.zeros((self.order + 1, 4)))
-        self.tables.smooth(self.smoothing.number, self.smoothing.kernel_value, self.discounts, float(vocabulary))
+class CompiledModel(Scorer):
+    """A compiled file with a smoothing that answers for each sentence, word and n-gram."""
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray, int]:
         """Return (ids, histories, number of sentences) of tokenised text, each sentence <s> words </s>."""
@@ -107,13 +26,6 @@ class CompiledModel:
         history = np.empty(n, np.uint8)
         histories(ids, self.order, history)
         return ids, history, n_sentences
-
-    def score_text(self, text: bytes) -> Score:
-        """Return the sums over tokenised text."""
-        if not text:
-            return Score()
-        ids, history, n_sentences = self.encode(text)
-        return Score(n_sentences, *self.tables.sums(ids, history))
 
     def score_ids(self, ids: np.ndarray, history: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return (log10 probability float64 (n,), order of the longest n-gram seen uint8 (n,)) of each token."""
@@ -185,11 +97,3 @@ def _summed(ids: np.ndarray, log10_p: np.ndarray, n_sentences: int) -> Score:
     finite = np.where(zero, 0.0, log10_p)
     return Score(n_sentences, len(ids), int(oov.sum()), float(finite.sum()), float(finite[oov].sum()), int(zero.sum()),
                  int((zero & oov).sum()))
-
-
-def _rows(arrays: dict, order: int) -> dict:
-    """Return the exact rows as Tables.use_rows takes them."""
-    rows = {("ngrams", k): (arrays[f"ngrams.{k}"], arrays[f"ngrams.{k}.starts"], arrays[f"ngrams.{k}.values"])
-            for k in range(2, order + 1)}
-    return rows | {("contexts", d): (arrays[f"contexts.{d}"], arrays[f"contexts.{d}.starts"], arrays[f"contexts.{d}.numbers"])
-                   for d in range(1, order)}

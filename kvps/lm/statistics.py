@@ -11,8 +11,6 @@ from __future__ import annotations
 import dataclasses
 import logging
 
-import numpy as np
-
 from kvps.errors import DiscountError
 
 log = logging.getLogger("kvps")
@@ -48,18 +46,18 @@ class Statistics:
         by_order = {name: {int(k): v for k, v in record[name].items()} for name in ("ngrams", "t")}
         return cls(**{**record, **by_order})
 
-    def discounts(self) -> tuple[np.ndarray, dict[int, str]]:
-        """Return (float64 (order + 1, 4): D by order and min(a, 3); {order: why its discounts are the fallback ones})."""
-        table, fallen = np.zeros((self.order + 1, 4)), {}
+    def discounts(self) -> tuple[list[list[float]], dict[int, str]]:
+        """Return (rows [0, D1, D2, D3+] by order from 0 on; {order: why its discounts are the fallback ones})."""
+        table, fallen = [[0.0] * 4], {}
         for order in range(1, self.order + 1):
             try:
-                table[order, 1:] = discounts([0, *self.t[order]])
+                table.append([0.0, *discounts([0, *self.t[order]])])
             except DiscountError as exc:
-                table[order, 1:] = FALLBACK
+                table.append([0.0, *FALLBACK])
                 fallen[order] = str(exc)
         return table, fallen
 
-    def discounts_or_warn(self) -> np.ndarray:
+    def discounts_or_warn(self) -> list[list[float]]:
         """Return the discounts, telling the log which orders take fallback ones."""
         table, fallen = self.discounts()
         for order, reason in fallen.items():
@@ -67,14 +65,14 @@ class Statistics:
         return table
 
 
-def discounts(t: list[int]) -> np.ndarray:
+def discounts(t: list[int]) -> list[float]:
     """Return the modified Kneser-Ney discounts D1, D2, D3+ of one order.
 
     Args:
         t: t[k] n-grams of this order have adjusted count k, k = 1..4. t[0] is unused.
 
     Returns:
-        float64 (3,) with 0 <= D_k <= k.
+        Three, with 0 <= D_k <= k.
 
     Raises:
         DiscountError: t[k] is 0 for a k in 1..3, or a D_k leaves its range.
@@ -85,13 +83,8 @@ def discounts(t: list[int]) -> np.ndarray:
         if t[k] == 0:
             raise DiscountError(f"no n-gram has adjusted count {k}", k=k)
     y = t[1] / (t[1] + 2 * t[2])
-    result = np.array([k - (k + 1) * y * t[k + 1] / t[k] for k in (1, 2, 3)])
+    result = [k - (k + 1) * y * t[k + 1] / t[k] for k in (1, 2, 3)]
     for k in (1, 2, 3):
         if not 0 <= result[k - 1] <= k:
             raise DiscountError(f"D{k} would be {result[k - 1]:.4g}, outside 0..{k}", k=k)
     return result
-
-
-def unigram_counts_of_counts(values: np.ndarray) -> list[int]:
-    """Return [t1, t2, t3, t4] of a vector of adjusted unigram counts."""
-    return [int(np.count_nonzero(values == k)) for k in (1, 2, 3, 4)]

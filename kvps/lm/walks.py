@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from kvps._statistics import Walk
-from kvps.lm.ordered import gathered
+from kvps.lm.pools import gathered
 from kvps.lm.runs import bits_for, merged
-from kvps.lm.statistics import Statistics, unigram_counts_of_counts
+from kvps.lm.statistics import Statistics
 from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD
 
@@ -57,4 +57,5 @@ def statistics_of(snapshot: StoreSnapshot, top: int, walks: Sequence[Walk], unig
     return Statistics(
         order=top, version=snapshot.version, tokens=state["tokens"], sentences=state["sentences"], vocabulary=n_alive,
         ngrams={1: n_alive + 3} | {k: int(sums[k, 0]) for k in range(2, top + 1)},
-        t={1: unigram_counts_of_counts(unigrams)} | {k: sums[k, 1:].astype(int).tolist() for k in range(2, top + 1)})
+        t={1: [int(np.count_nonzero(unigrams == k)) for k in (1, 2, 3, 4)]}
+        | {k: sums[k, 1:].astype(int).tolist() for k in range(2, top + 1)})

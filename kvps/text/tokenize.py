@@ -10,6 +10,7 @@ import importlib
 import operator
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 from kvps._text import first_invalid_utf8
 from kvps.errors import ArgumentError, DataError
@@ -169,6 +170,27 @@ class Tokenizer:
                                          "separator (NUL, TAB, CR, space, newline) in it")
             lines[line_index] = joined
         return "\n".join(lines)
+
+
+def store_tokenizer(path: str | Path, recorded: dict, spec: str | None = None, lowercase: bool | None = None) -> Tokenizer:
+    """Return the tokenizer that the store at `path` has recorded.
+
+    spec, lowercase: only to name it again, since a recorded MODULE:FUNC is imported only where the user has named it on
+    this call; ArgumentError if they name another one.
+    """
+    if spec is None and not lowercase:
+        return Tokenizer.from_json(recorded)
+    named = Tokenizer.from_spec(spec or recorded["tokenizer"], bool(lowercase) if lowercase is not None else recorded["lowercase"],
+                                trusted=spec is not None)
+    if named.to_json() != recorded:
+        raise ArgumentError(f"{path}: was made with tokenizer {shown(recorded)}, not {shown(named.to_json())}; "
+                            "leave the option away")
+    return named
+
+
+def shown(recorded: dict) -> str:
+    """Return a recorded tokenizer as people read it."""
+    return recorded["tokenizer"] + (" --lowercase" if recorded["lowercase"] else "")
 
 
 @functools.cache

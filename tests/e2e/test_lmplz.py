@@ -88,7 +88,7 @@ def test_counts_and_discounts(shared, small, order, stored):
     assert fallen == {}
     assert statistics.ngrams == {n: size for n, (size, _) in expected.items()}
     for n, (_, discounts) in expected.items():
-        assert table[n, 1:] == pytest.approx(discounts, rel=1e-5)
+        assert table[n][1:] == pytest.approx(discounts, rel=1e-5)
 
 
 @ROWS
@@ -205,7 +205,7 @@ def test_novels(shared, tmp_path, stored):
             assert fallen == {}
             assert model.statistics.ngrams == {n: NOVELS["ngrams"][n] for n in range(1, order + 1)}
             for n, discounts in NOVELS["discounts"][order].items():
-                assert table[n, 1:] == pytest.approx(discounts, rel=1e-5)
+                assert table[n][1:] == pytest.approx(discounts, rel=1e-5)
             found = perplexity(model, tmp_path / "heldout.txt")
             assert (found.tokens, found.oov) == (NOVELS["tokens"], NOVELS["oov"])
             assert found.perplexity == pytest.approx(NOVELS["perplexity"][order][0], rel=1e-5)

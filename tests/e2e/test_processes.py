@@ -12,7 +12,7 @@ from processes import contents, counted, environment, go_on, refused, run, run_j
 import kvps
 
 ORDER = 3
-COMPILING = "SIGSTOP before kvps.lm.cache:compile_model 1"
+COMPILING = "SIGSTOP before kvps.lm.compile:compile_model 1"
 
 # Sums a store's counts, over and over, until STORE.stop is there: every top-order key ends in one word or </s>, so
 # their sum is tokens + sentences, unless shards of different versions are mixed. Prints the versions it saw.

@@ -602,7 +602,7 @@ def test_spill_file_cut_short():
 
 @pytest.mark.parametrize("code_bytes", [2, 3, 4])
 def test_buckets_hold_what_was_put_in(code_bytes, rng):
-    """Every n-gram and every context is found again with its code, in tables that are nearly full."""
+    """Every n-gram and every context is found again with its code, and no other, in tables that are quite full."""
     words = list(range(3, 60))
     n_words = 60
     slots = slots_per_bucket(code_bytes)
@@ -624,7 +624,7 @@ def test_buckets_hold_what_was_put_in(code_bytes, rng):
 
     unigrams = np.full(n_words, 1, np.uint64)
     contexts = walk.unigram_context_numbers()
-    tables = Tables(2, unigrams, contexts, walk.table.rows(), np.array(large, np.uint64), chain_start(0))
+    tables = Tables(2, unigrams, contexts, walk.table.rows().reshape(-1), np.array(large, np.uint64), chain_start(0))
     tables.use_hashes(region, code_bytes, 1, np.empty(0, np.uint64), np.empty(0, np.uint32))
     tables.smooth(4, 1.0, np.zeros((3, 4)), float(n_words))
     asked = [(a, b) for a in words for b in words]
@@ -670,10 +670,10 @@ def test_histories():
 
 def test_tables_arguments():
     """A model whose arrays do not go together is refused."""
-    unigrams, contexts, totals, none = (np.ones(4, np.uint64), np.zeros(4, np.uint32), np.ones((1, 4), np.uint64),
+    unigrams, contexts, totals, none = (np.ones(4, np.uint64), np.zeros(4, np.uint32), np.ones(4, np.uint64),
                                         np.empty(0, np.uint64))
     for arguments in ((0, unigrams, contexts, totals), (9, unigrams, contexts, totals), (2, unigrams[:2], contexts[:2], totals),
-                      (2, unigrams, contexts[:3], totals), (2, unigrams, contexts, np.ones((1, 3), np.uint64))):
+                      (2, unigrams, contexts[:3], totals), (2, unigrams, contexts, np.ones(3, np.uint64))):
         with pytest.raises(ValueError, match="order"):
             Tables(*arguments, none, 0)
     tables = Tables(2, unigrams, contexts, totals, none, 0)
