@@ -167,10 +167,11 @@ def test_help_imports_nothing_heavy():
     assert done.stderr == "[]\n"
 
 
-def test_scoring_imports_no_nltk(store):
-    """Scoring a file imports neither nltk nor what only a terminal or a tokenizer needs."""
+def test_scoring_imports_nothing_heavy(store):
+    """Scoring a file of a model that is there imports neither NumPy nor nltk nor what only a terminal or a tokenizer needs."""
+    kvps("compile", store)
     code = ("import sys\nfrom kvps.cli import main\ntry:\n    main(['perplexity', 's', 'b.txt'])\nexcept SystemExit:\n"
-            "    pass\nprint(sorted({'nltk', 'tqdm', 'regex'} & set(sys.modules)))")
+            "    pass\nprint(sorted({'numpy', 'nltk', 'tqdm', 'regex', 'kvps.jobs', 'kvps.lm.compile'} & set(sys.modules)))")
 
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
 
