@@ -7,6 +7,11 @@ from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
 
 cdef enum:
     NUMBER_BYTES = 24          # longest number written: a sign, 20 digits, a point
+    SHORT = 16                 # words up to this long are copied as 16 bytes, without a call; what is too much is written over
+
+cdef byte_t PAIRS[200]         # "00", "01", ... "99"
+for _i in range(100):
+    PAIRS[2 * _i], PAIRS[2 * _i + 1] = 48 + _i // 10, 48 + _i % 10
 
 
 cdef inline byte_t* put_integer(byte_t* p, uint64_t x) noexcept nogil:
@@ -30,9 +35,8 @@ cdef inline byte_t* put_log10(byte_t* p, double x) noexcept nogil:
 
     The logarithm of 0 is written as -99, as ARPA files have it (a context whose discounts are 0 has such a back-off).
     """
-    cdef uint64_t scaled, fraction
-    cdef byte_t digits[7]
-    cdef int i, n = 7
+    cdef uint64_t scaled
+    cdef uint32_t whole, fraction
     if not x > -99:
         x = -99
     if x < 0:
@@ -43,21 +47,28 @@ cdef inline byte_t* put_log10(byte_t* p, double x) noexcept nogil:
             p += 1
     else:
         scaled = <uint64_t>(x * 1e7 + 0.5)
-    p = put_integer(p, scaled // 10000000)
-    fraction = scaled % 10000000
+    whole = <uint32_t>(scaled // 10000000)         # up to 99
+    fraction = <uint32_t>(scaled - <uint64_t>whole * 10000000)
+    if whole >= 10:
+        p[0] = PAIRS[2 * whole]
+        p += 1
+    p[0] = PAIRS[2 * whole + 1]
+    p += 1
     if fraction == 0:
         return p
-    for i in range(6, -1, -1):
-        digits[i] = <byte_t>(48 + fraction % 10)
-        fraction //= 10
-    while digits[n - 1] == 48:
-        n -= 1
     p[0] = 46
-    memcpy(p + 1, digits, n)
-    return p + 1 + n
+    memcpy(p + 1, PAIRS + 2 * (fraction // 100000), 2)
+    memcpy(p + 3, PAIRS + 2 * (fraction // 1000 % 100), 2)
+    memcpy(p + 5, PAIRS + 2 * (fraction // 10 % 100), 2)
+    p[7] = <byte_t>(48 + fraction % 10)
+    p += 7
+    while p[0] == 48:
+        p -= 1
+    return p + 1
 
 
-cdef inline byte_t* put_words(byte_t* p, const uint32_t* row, int k, const uint64_t* ends, const byte_t* blob) noexcept nogil:
+cdef inline byte_t* put_words(byte_t* p, const uint32_t* row, int k, const uint64_t* ends, const byte_t* blob,
+                              uint64_t n_blob) noexcept nogil:
     cdef int j
     cdef uint64_t start, size
     for j in range(k):
@@ -66,14 +77,17 @@ cdef inline byte_t* put_words(byte_t* p, const uint32_t* row, int k, const uint6
             p += 1
         start = ends[row[j]]
         size = ends[row[j] + 1] - start
-        memcpy(p, blob + start, size)
+        if size <= SHORT and start + SHORT <= n_blob:
+            memcpy(p, blob + start, SHORT)
+        else:
+            memcpy(p, blob + start, size)
         p += size
     return p
 
 
 cdef index_t room_for(const uint32_t[:, ::1] rows, int k, const uint64_t[::1] ends, index_t per_line) except -1:
-    """How many bytes the lines of rows of k words may take; ValueError for a number without a word."""
-    cdef index_t i, total = 0
+    """How many bytes writing the lines of rows of k words may touch; ValueError for a number without a word."""
+    cdef index_t i, total = SHORT
     cdef int j
     cdef uint32_t most = 0
     with nogil:
@@ -108,7 +122,7 @@ def arpa_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const flo
         raise ValueError(f"{rows.shape[0]} rows, an order of {n}")
     out_array = np.empty(room_for(rows, k, ends, 2 * NUMBER_BYTES + 3), np.uint8)
     if n == 0:
-        return out_array
+        return out_array[:0]
     cdef byte_t[::1] out = out_array
     cdef byte_t* p = &out[0]
     with nogil:
@@ -116,7 +130,7 @@ def arpa_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const flo
             row = order[i]
             p = put_log10(p, (<const float*>&rows[row, k])[0])
             p[0] = 9
-            p = put_words(p + 1, &rows[row, 0], k, &ends[0], &blob[0])
+            p = put_words(p + 1, &rows[row, 0], k, &ends[0], &blob[0], blob.shape[0])
             if has_backoff:
                 p[0] = 9
                 p = put_log10(p + 1, log10_backoff[i])
@@ -168,13 +182,13 @@ def count_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const ui
         raise ValueError(f"{rows.shape[0]} rows, an order of {n}, {counts.shape[0]} counts")
     out_array = np.empty(room_for(rows, k, ends, NUMBER_BYTES + 2), np.uint8)
     if n == 0:
-        return out_array
+        return out_array[:0]
     cdef byte_t[::1] out = out_array
     cdef byte_t* p = &out[0]
     with nogil:
         for i in range(n):
             row = order[i]
-            p = put_words(p, &rows[row, 0], k, &ends[0], &blob[0])
+            p = put_words(p, &rows[row, 0], k, &ends[0], &blob[0], blob.shape[0])
             p[0] = 9
             p = put_integer(p + 1, counts[row])
             p[0] = 10

@@ -160,13 +160,17 @@ cdef class Spill:
         """Return how many records each partition has, uint64 (n_partitions,)."""
         return np.asarray(<uint64_t[:self.n_partitions]>self.counts).copy()
 
-    def read(self, index_t partition):
-        """Return the records of a partition, uint8 (n, record_bytes), in the order in which they were added."""
+    def read(self, index_t partition, out=None):
+        """Return the records of a partition, uint8 (n, record_bytes), in the order in which they were added; in `out`."""
         cdef index_t i, got, done = 0, b
         cdef int failed = 0
-        out_array = np.empty((self.counts[partition], self.record_bytes), np.uint8)
-        cdef byte_t[:, ::1] out = out_array
-        cdef byte_t* data = &out[0, 0] if out.shape[0] else NULL
+        if out is None:
+            out = np.empty((self.counts[partition], self.record_bytes), np.uint8)
+        cdef byte_t[:, ::1] view = out
+        if view.shape[0] != <index_t>self.counts[partition] or view.shape[1] != self.record_bytes:
+            raise ValueError(f"room for {view.shape[0]} records of {view.shape[1]} bytes, need {self.counts[partition]} "
+                             f"of {self.record_bytes}")
+        cdef byte_t* data = &view[0, 0] if view.shape[0] else NULL
         for i in self.order[self.starts[partition]:self.starts[partition + 1]].tolist():
             with nogil:
                 b = 0
@@ -179,4 +183,4 @@ cdef class Spill:
                 done += b
             if failed:
                 raise OSError(errno, f"a spilled block of {self.blocks[i].n_bytes} bytes could not be read back")
-        return out_array
+        return out

@@ -96,4 +96,8 @@ class Partitions:
     def read(self, partition: int) -> np.ndarray:
         """Return the records of a partition, uint32 (n, columns), not sorted yet."""
         with files.reporting(self._scratch):
-            return np.concatenate([spill.read(partition) for spill in self._spills]).view(np.uint32)
+            ends = np.cumsum([spill.sizes()[partition] for spill in self._spills]).astype(int).tolist()
+            out = np.empty((ends[-1], 4 * self.columns), np.uint8)
+            for spill, start, end in zip(self._spills, [0, *ends], ends, strict=False):
+                spill.read(partition, out[start:end])
+            return out.view(np.uint32)
