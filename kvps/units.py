@@ -11,10 +11,24 @@ from pathlib import Path
 
 from kvps.errors import ArgumentError
 
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _SUFFIXES = {"b": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([bKMGT%])", re.ASCII | re.IGNORECASE)
 _PROC_CGROUP = Path("/proc/self/cgroup")
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return `name` if it can name a label or a checkpoint: one that no path can be made of.
+
+    Raises:
+        ArgumentError: it is empty, longer than 64 characters, begins with a dot or a hyphen, or has other characters in
+            it than letters and digits of ASCII, underscore, dot and hyphen.
+    """
+    if not _NAME.fullmatch(name):
+        raise ArgumentError(f"{name[:80]!r} cannot name a {kind}: use 1 to 64 of A-Z, a-z, 0-9, _, . and -, beginning with none "
+                            "of the last two")
+    return name
 
 
 def parse_bytes(size: str | int) -> int:

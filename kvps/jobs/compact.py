@@ -23,7 +23,8 @@ def tidy(shard: Shard, order: int, n_words: int, *, version: int, job: str | Non
         runs = [run for run in shard.runs() if (run.job == job and run.version == version if job else run.version <= version)]
         tiers = defaultdict(list)
         for run in runs:
-            tiers[run.n_keys.bit_length() // (FAN_IN.bit_length() - 1)].append(run)
+            if run.until is None:              # else it goes as a whole
+                tiers[run.label or "", run.n_keys.bit_length() // (FAN_IN.bit_length() - 1)].append(run)
         crowded = next((tier for _, tier in sorted(tiers.items()) if len(tier) >= FAN_IN), None)
         if crowded is None:
             return
@@ -49,10 +50,16 @@ def _counted(blocks: Iterator[Block], progress: Callable[[int], None]) -> Iterat
 
 
 def compact(store: StoreDirectory, *, threads: int, vacuum: bool, progress: Callable[[int, int], None]) -> dict:
-    """Merge the committed runs of every shard into one; with vacuum, also give free pages back to the file system."""
+    """Merge the committed runs of every shard into one a label; with vacuum, also give free pages back to the file system."""
+    store.root.claim()
     state = store.root.state()
-    work = [(shard, runs) for shard in store.shards
-            if len(runs := [run for run in shard.runs() if run.version <= state["version"]]) > 1]
+    work = []
+    for shard in store.shards:
+        by_label = defaultdict(list)
+        for run in shard.runs():
+            if run.version <= state["version"] and run.until is None:
+                by_label[run.label].append(run)
+        work += [(shard, runs) for runs in by_label.values() if len(runs) > 1]
     total = sum(run.n_keys for _, runs in work for run in runs)
     before, done = store.bytes(), 0
 

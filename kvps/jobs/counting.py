@@ -139,10 +139,11 @@ def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Token
             if reserved >= 0:
                 raise _reserved_word(text, reserved, split, name)
             vocabulary.store_new(store.root.add_words)
+            # words: a root that knows fewer has lost some that this split's n-grams are made of
             row = {"input": task.input, "start": split.start, "end": split.end, "tokens": tokens, "sentences": sentences,
-                   "seen": task.seen, "time": time.time()}
+                   "words": len(vocabulary), "seen": task.seen, "time": time.time()}
             for shard, shard_chunks in zip(store.shards, chunks, strict=True):
-                shard.apply(job["id"], task.number, version, shard_chunks, row)
+                shard.apply(job["id"], task.number, version, shard_chunks, row, label=job["label"])
                 if tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
                     try:
                         tidy(shard, order, len(vocabulary), version=version, job=job["id"])

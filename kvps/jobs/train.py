@@ -25,12 +25,12 @@ from kvps.errors import ArgumentError, DataError, InputGone, StoreError
 from kvps.jobs.compact import tidy
 from kvps.jobs.counting import count_splits, split_bytes
 from kvps.jobs.verify import refuse_negative
-from kvps.store import files
-from kvps.store.directory import ROOT, StoreDirectory, create_store, open_store
+from kvps.store import files, seal
+from kvps.store.directory import StoreDirectory, create_store, open_store
 from kvps.text.corpus import Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
-from kvps.units import cpu_count, parse_bytes
+from kvps.units import check_name, cpu_count, parse_bytes
 
 SPOOL = "spool"                # STORE/spool, or a folder in Options.temp: copies of stdin and of iterables, until their job is over
 MAX_ORDER = 8
@@ -57,6 +57,8 @@ class Options:
     threads: int | None = None                 # default: the CPUs that affinity and cgroup allow
     memory: str | int = DEFAULT_MEMORY         # for the batches being counted
     wait: float = 0.0                          # for another writer [s]
+    label: str | None = None                   # keeps this text's counts apart, so that they can be taken away as a whole
+    keep_labels: int | None = None             # take the oldest labels away until so many are left
     temp: str | Path | None = None             # where stdin and iterables are copied to; in the store by default
     progress: Progress = no_progress
 
@@ -65,6 +67,10 @@ class Options:
             raise ArgumentError(f'reserved words are an "error" or "skip"ped, not "{self.reserved}"')
         if self.encoding_errors not in ("strict", "replace"):
             raise ArgumentError(f'encoding errors are "strict" or "replace", not "{self.encoding_errors}"')
+        if self.label is not None:
+            check_name("label", self.label)
+        if self.keep_labels is not None and self.keep_labels < 1:
+            raise ArgumentError(f"{self.keep_labels} labels cannot be kept, expected 1 or more")
         if self.threads is not None and self.threads < 1:
             raise ArgumentError(f"{self.threads} threads are not possible")
         self.memory = parse_bytes(self.memory)
@@ -82,7 +88,7 @@ def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEF
     made = False
     # Everything that can be wrong with the inputs is found before the store is made.
     early = resolve([a for a in arguments if not read_once(a)], field=options.field, newline=options.newline)
-    if not (path / ROOT / "data.mdb").exists():
+    if not seal.exists(path):
         if not any(read_once(a) for a in arguments):
             _refuse_empty(early, path)
         create_store(path, order, shards, words.to_json())
@@ -124,6 +130,50 @@ def forget(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: str 
     return _open_and_run(path, "forget", arguments, tokenizer, lowercase, options or Options(), stdin)
 
 
+def forget_labels(path: str | Path, labels: Sequence[str] = (), *, options: Options | None = None) -> dict:
+    """Take away all text of some labels, and the oldest ones beyond options.keep_labels; needs no text and no count.
+
+    Returns what update() does, and "labels": those that are gone.
+
+    Raises:
+        StoreError: a label has no text.
+    """
+    options = options or Options()
+    with open_store(path, writable=True, wait=options.wait, command="forget") as store:
+        return run_forget_labels(store, labels, options)
+
+
+def run_forget_labels(store: StoreDirectory, labels: Sequence[str], options: Options) -> dict:
+    """Do what forget_labels() says in a store that is open for writing."""
+    there = store.root.labels()
+    gone = list(dict.fromkeys(labels))
+    job = store.root.job()
+    if job is not None and (job["command"] != "forget" or job["inputs"] or not set(gone) <= set(job["gone_labels"])):
+        raise _pending(store, job)
+    if job is None:
+        for label in gone:
+            if label not in there:
+                raise StoreError(f"{store.path}: no text has the label {label}; the labels are {', '.join(there) or '(none)'}",
+                                 path=str(store.path))
+        if options.keep_labels is not None:
+            gone += _beyond([label for label in there if label not in gone], options.keep_labels)
+        if not gone:
+            return {"command": "forget", "version": store.root.state()["version"], "tokens": 0, "sentences": 0, "inputs": 0,
+                    "already": {}, "labels": []}
+        job = _begin(store, "forget", [], [], {}, None, options, gone)
+    return _work(store, job, [], None, options)
+
+
+def _beyond(labels: list[str], keep: int) -> list[str]:
+    """Return the oldest of some labels, which come oldest first, that are too many."""
+    return labels[:max(0, len(labels) - keep)]
+
+
+def _pending(store: StoreDirectory, job: dict) -> StoreError:
+    return StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with "
+                      "kvps abort", path=str(store.path))
+
+
 def resume(path: str | Path, *, tokenizer: str | None = None, options: Options | None = None) -> dict | None:
     """Go on with the job that was interrupted; None when there is none."""
     options = options or Options()
@@ -136,7 +186,7 @@ def resume_job(store: StoreDirectory, tokenizer: str | None, options: Options) -
     job = store.root.job()
     if job is None:
         return None
-    words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
+    words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer) if job["inputs"] else None
     return _work(store, job, [Input.from_json(row["input"]) for row in job["inputs"]], words, options)
 
 
@@ -157,6 +207,7 @@ def abort_job(store: StoreDirectory) -> dict | None:
 def roll_back(store: StoreDirectory, job: dict) -> None:
     """Undo a job that has not committed."""
     version = store.root.state()["version"]
+    store.root.claim()
     for shard in store.shards:
         shard.drop(job["id"], version)
     store.root.clear_job()
@@ -234,11 +285,10 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
     job = store.root.job()
     if job is not None:
         begun = [row["digest"] for row in job["inputs"]]
-        if job["command"] == command and begun in named:
+        if job["command"] == command and begun in named and job["label"] == options.label:
             places = dict(zip(digests, inputs, strict=True))
             return _work(store, job, [places[digest] for digest in begun], words, options)
-        raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with "
-                         "kvps abort", path=str(store.path))
+        raise _pending(store, job)
     if already and not counted:
         _drop_spool(store, spool_folder(store, options))
         return {"command": command, "version": state["version"], "tokens": 0, "sentences": 0, "inputs": 0, "already": already}
@@ -246,21 +296,35 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
     if command == "train" and state["version"] > 0:
         raise StoreError(f"{store.path}: is trained already; use kvps update to add text to it", path=str(store.path))
     _refuse_empty(inputs, store.path)
-    job = {
-        "id": os.urandom(8).hex(), "command": command, "version": state["version"] + 1, "started": time.time(),
-        "split_bytes": split_bytes(options.memory, options.threads, words.spec, sum(item.size for item in inputs)),
-        "reserved": options.reserved,
-        "encoding_errors": options.encoding_errors, "already": already, "tokenizer": words.to_json(),
-        "spool": str(spool_folder(store, options)),
-        "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": prints[id(item)]}
-                   for item, digest in zip(inputs, digests, strict=True)]}
-    store.root.begin_job(job)
+    gone = []
+    if options.keep_labels is not None:
+        labels = list(store.root.labels())
+        if options.label is not None and options.label not in labels:
+            labels.append(options.label)
+        gone = [label for label in _beyond(labels, options.keep_labels) if label != options.label]
+    job = _begin(store, command, inputs, digests, prints, words, options, gone, already)
     return _work(store, job, inputs, words, options)
 
 
-def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenizer, options: Options) -> dict:
+def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: list[str], prints: dict[int, dict],
+           words: Tokenizer | None, options: Options, gone_labels: list[str], already: dict[str, int] | None = None) -> dict:
+    """Record a job as pending; from here on it is resumed or rolled back. Return its record."""
+    job = {
+        "id": os.urandom(8).hex(), "command": command, "version": store.root.state()["version"] + 1, "started": time.time(),
+        "split_bytes": words and split_bytes(options.memory, options.threads, words.spec, sum(item.size for item in inputs)),
+        "reserved": options.reserved,
+        "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
+        "label": options.label, "gone_labels": gone_labels, "spool": str(spool_folder(store, options)),
+        "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": prints[id(item)]}
+                   for item, digest in zip(inputs, digests, strict=True)]}
+    store.root.begin_job(job)
+    return job
+
+
+def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenizer | None, options: Options) -> dict:
     """Steps 3 to 6: from a recorded job to its commit; used by a first run and by every resumption."""
     state = store.root.state()
+    store.root.claim()
     for shard in store.shards:
         shard.sweep(state["version"], job["id"])
     _drop_changed(store, job, _fingerprints(inputs, job))
@@ -273,40 +337,57 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
         done += n
         options.progress("counting", done, total)
 
+    tokens = sentences = 0
+    sign = -1 if job["command"] == "forget" else 1
     try:
-        count_splits(store, vocabulary, words, job, inputs, threads=options.threads, progress=advance)
-        if (changed := _drop_changed(store, job, _fingerprints(inputs, job))) is not None:
-            name = inputs[changed].name
-            raise InputGone(f"{name}: was changed while it was being counted, and is as before now; run kvps resume to count "
-                            "it anew", path=name)
-        rows = store.shards[0].splits(job["id"]).values()
-        tokens, sentences = (sum(row[name] for row in rows) for name in ("tokens", "sentences"))
-        if sentences == 0:
-            raise DataError(f"{', '.join(item.name for item in inputs[:3])}: no text to count; the store is as before",
-                            path=inputs[0].name)
-        sign = 1
-        if job["command"] == "forget":
-            sign = -1
-            refuse_negative(store, vocabulary, job, threads=options.threads, progress=options.progress)
+        if inputs:
+            count_splits(store, vocabulary, words, job, inputs, threads=options.threads, progress=advance)
+            if (changed := _drop_changed(store, job, _fingerprints(inputs, job))) is not None:
+                name = inputs[changed].name
+                raise InputGone(f"{name}: was changed while it was being counted, and is as before now; run kvps resume to "
+                                "count it anew", path=name)
+            rows = store.shards[0].splits(job["id"]).values()
+            tokens, sentences = (sign * sum(row[name] for row in rows) for name in ("tokens", "sentences"))
+            if sentences == 0:
+                raise DataError(f"{', '.join(item.name for item in inputs[:3])}: no text to count; the store is as before",
+                                path=inputs[0].name)
+            if sign < 0:
+                refuse_negative(store, vocabulary, job, threads=options.threads, progress=options.progress)
     except InputGone:
         raise                      # put the input back and resume
     except DataError:
         # Resuming would meet the same text again.
         roll_back(store, job)
         raise
-    digests = [row["digest"] for row in job["inputs"]]
-    history = {"command": job["command"], "job": job["id"], "tokens": sign * tokens, "sentences": sign * sentences,
-               "started": job["started"], "time": time.time(),
-               "inputs": [{"name": row["input"]["name"], "digest": row["digest"]} for row in job["inputs"]]}
+    return _commit(store, job, tokens, sentences, len(vocabulary))
+
+
+def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_words: int) -> dict:
+    """Steps 5 and 6."""
+    gone = job["gone_labels"]
+    for shard in store.shards:
+        shard.mark(gone, job["version"])
+    history = {key: job[key] for key in ("command", "label", "gone_labels", "reserved", "encoding_errors", "started")}
+    history |= {"job": job["id"], "time": time.time(),
+                "inputs": [{"name": row["input"]["name"], "digest": row["digest"], "input": row["input"]}
+                           for row in job["inputs"]]}
+    labels = store.root.labels()
+    d_tokens, d_sentences = (added - sum(labels[label][name] for label in gone)
+                             for added, name in ((tokens, "tokens"), (sentences, "sentences")))
+    history |= {"tokens": d_tokens, "sentences": d_sentences}
     delta: dict[str, int] = {}
-    for digest in digests:
-        delta[digest] = delta.get(digest, 0) + sign
-    store.root.commit_job(job["version"], sign * tokens, sign * sentences, history, delta, generations=store.generations())
+    for row in job["inputs"]:
+        delta[row["digest"]] = delta.get(row["digest"], 0) + (-1 if job["command"] == "forget" else 1)
+    store.root.commit_job(job["version"], tokens, sentences, history, delta, generations=store.generations(),
+                          label=job["label"], gone_labels=gone)
+    store.reseal()
     _drop_spool(store, Path(job["spool"]))
     for shard in store.shards:
-        tidy(shard, store.identity["order"], len(vocabulary), version=job["version"], job=None)
-    return {"command": job["command"], "version": job["version"], "tokens": sign * tokens, "sentences": sign * sentences,
-            "inputs": len(inputs), "already": job["already"]}
+        if gone:
+            shard.sweep(job["version"], None)
+        tidy(shard, store.identity["order"], n_words, version=job["version"], job=None)
+    return {"command": job["command"], "version": job["version"], "tokens": d_tokens, "sentences": d_sentences,
+            "inputs": len(job["inputs"]), "already": job["already"], **({"labels": gone} if gone else {})}
 
 
 def _fingerprints(inputs: list[Input], job: dict) -> list[list[dict]]:
@@ -325,9 +406,13 @@ def _fingerprints(inputs: list[Input], job: dict) -> list[list[dict]]:
 
 
 def _drop_changed(store: StoreDirectory, job: dict, fingerprints: list[list[dict]]) -> int | None:
-    """Take away all that a job has counted if a split was read while its input was another text; return that input."""
+    """Take away all that a job has counted if a split was read while its input was another text; return that input.
+
+    So it is where a split was made of words that the root has lost, which ids might be given to others.
+    """
+    n_words = store.root.next_word()
     changed = [row["input"] for shard in store.shards for row in shard.splits(job["id"]).values()
-               if row["seen"] not in fingerprints[row["input"]]]
+               if row["seen"] not in fingerprints[row["input"]] or row["words"] > n_words]
     if not changed:
         return None
     for shard in store.shards:

@@ -17,9 +17,13 @@ from kvps.text.vocabulary import BOS, Vocabulary
 
 def refuse_negative(store: StoreDirectory, vocabulary: Vocabulary, job: dict, *, threads: int,
                     progress: Callable[[str, int, int | None], None]) -> None:
-    """Raise DataError when the store with the job's counts has a count below zero, naming the least such n-gram."""
+    """Raise DataError when the store with the job's counts has a count below zero, naming the least such n-gram.
+
+    Text that a label holds apart is looked at apart, so that any choice of labels has counts of 0 and above.
+    """
     order, bits = store.identity["order"], bits_for(len(vocabulary))
-    runs = {shard: [run for run in shard.runs() if run.version <= job["version"]] for shard in store.shards}
+    runs = {shard: [run for run in shard.runs() if run.seen(job["version"]) and run.label == job["label"]]
+            for shard in store.shards}
     total = sum(run.n_keys for shard_runs in runs.values() for run in shard_runs)
     done = 0
     counting = threading.Lock()
@@ -51,8 +55,9 @@ def refuse_negative(store: StoreDirectory, vocabulary: Vocabulary, job: dict, *,
         found = [worst for worst in pool.map(least, store.shards) if worst is not None]
     if found:
         text, count = min(found)
+        where = f"in label {job['label']}" if job["label"] else "without a label" if store.root.labels() else "before"
         raise DataError(f'"{text.decode("utf-8", "replace")}" would have count {count}: this text, or a part of it, was not '
-                        "added before or is forgotten already; the store is as before", ngram=text, count=count)
+                        f"added {where} or is forgotten already; the store is as before", ngram=text, count=count)
 
 
 def _ngram(row: list[int], vocabulary: Vocabulary) -> bytes:

@@ -1,7 +1,7 @@
-"""A whole store on disk: STORE/root, STORE/shards/NNNN.G, STORE/owner.lock; made, opened and read as one.
+"""A whole store on disk: STORE/seal, STORE/root.G, STORE/shards/NNNN.G, STORE/owner.lock; made, opened and read as one.
 
-Which directory holds which shard is written in the root's state, so a shard can be replaced by another copy of itself
-in one commit, while readers keep the old one.
+Which directory holds which shard is written in the root's state, and which holds the root in the seal, so each can be
+replaced by another copy of itself in one step, while readers keep the old one.
 """
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-from kvps.errors import CorruptionError, StoreError
-from kvps.store import environment, files, lock
+from kvps.errors import CorruptionError, KvpsError, StoreError, VersionMismatch
+from kvps.store import environment, files, lock, seal
+from kvps.store.format import FORMAT_VERSION
 from kvps.store.root import Root
 from kvps.store.shard import Shard, Snapshot
 
-ROOT = "root"
+ROOT = "root."                # and a number
 SHARDS = "shards"
+T = TypeVar("T")
+
 MAX_SHARDS = 1024
+VERIFY_TRIES = 3              # a file that is found unsound while somebody begins to write it is looked at again
 ADDRESS_BYTES = 62 << 40      # a process has 128 TiB of addresses on x86-64; all shards of a store share half of it
 SNAPSHOT_TRIES = 1000         # a retry means that a version was committed within the few microseconds of opening
 
@@ -60,8 +65,9 @@ def create_store(path: str | Path, order: int, shards: int, tokenizer: dict, *, 
             Shard.create(temporary / name, identity, map_bytes=map_bytes(shards)).close()
             files.fsync_dir(temporary / name)
         identity = {"uuid": uuid, "order": order, "shards": shards, "tokenizer": tokenizer, "created": time.time()}
-        Root.create(temporary / ROOT, identity, names).close()
-        for folder in (temporary / ROOT, temporary / SHARDS, temporary):
+        with contextlib.closing(Root.create(temporary / f"{ROOT}0", identity, names)) as root:
+            seal_store(temporary, f"{ROOT}0", root)
+        for folder in (temporary / f"{ROOT}0", temporary / SHARDS, temporary):
             files.fsync_dir(folder)
         _refuse_occupied(path)
         files.rename(temporary, path)
@@ -77,7 +83,7 @@ def create_store(path: str | Path, order: int, shards: int, tokenizer: dict, *, 
 def _refuse_occupied(path: Path) -> None:
     if not os.path.lexists(path):
         return
-    if files.exists(path / ROOT / "data.mdb"):
+    if seal.exists(path):
         raise StoreError(f"{path}: is a store already", path=str(path))
     with files.reporting(path):
         occupied = not path.is_dir() or path.is_symlink() or bool(os.listdir(path))
@@ -115,15 +121,87 @@ class StoreSnapshot:
     shards: list[Snapshot]
 
 
+def seal_store(path: Path, root_name: str, root: Root) -> dict:
+    """Write the seal of a store as its root is now; return it."""
+    state = root.state()
+    folders = [root_name, *(place["dir"] for place in state["shards"])]
+    record = {"uuid": root.identity["uuid"], "root": root_name, "version": state["version"],
+              "generation": state["generation"], "files": {name: seal.stamp(path / name / "data.mdb") for name in folders}}
+    seal.write(path, record)
+    return record
+
+
 class StoreDirectory:
     """A store that is open. Made by open_store()."""
 
-    def __init__(self, path: Path, root: Root, writable: bool, owner: lock.OwnerLock | None) -> None:
-        self.path, self.root, self.writable, self.lock = path, root, writable, owner
-        self.identity = root.identity
+    def __init__(self, path: Path, writable: bool, owner: lock.OwnerLock | None) -> None:
+        """Open the root of the store at `path`; the lock is closed with the store, also if this fails."""
+        self.path, self.writable, self.lock = path, writable, owner
         self.shards: list[Shard] = []
         self._names: list[str] = []
         self._turn = threading.Lock()
+        self._root: Root | None = None
+        self._root_name = ""
+        self._seal: dict = {}
+        self._seal_stamp: list[int] = []
+        try:
+            self._follow_root()
+        except BaseException:
+            if self._root is not None:
+                self._root.close()
+            raise
+        self.identity = self._root.identity
+
+    @property
+    def root(self) -> Root:
+        """The root; a reader opens it anew when the writer has put another in its place."""
+        if not self.writable and seal.stamp(self.path / seal.NAME) != self._seal_stamp:
+            with self._turn:
+                self._follow_root()
+        return self._root
+
+    def _follow_root(self) -> None:
+        """Read the seal, and open the root that it names."""
+        stamp = seal.stamp(self.path / seal.NAME)
+        found = seal.read(self.path)
+        if found["root"] != self._root_name:
+            files.refuse_symlink(self.path / found["root"])
+            root = self._sound(found, found["root"], lambda verify: Root.open(self.path / found["root"], self.writable,
+                                                                              verify=verify))
+            if self._root is not None:
+                self._root.close()
+            self._root, self._root_name = root, found["root"]
+        self._seal, self._seal_stamp = found, stamp
+        state = self._root.state()
+        if self._root.identity["uuid"] != found["uuid"]:
+            raise CorruptionError(f"{self.path}: root and seal are of different stores; put back a sound copy of the whole "
+                                  "store", path=str(self.path), key="seal", found=found["uuid"],
+                                  expected=self._root.identity["uuid"])
+        if state["generation"] < found["generation"]:
+            raise CorruptionError(f"{self.path}: went back in time: its root's generation is {state['generation']} (version "
+                                  f"{state['version']}), expected at least {found['generation']} (version {found['version']}); "
+                                  "keep a copy of the store, then run kvps recover", path=str(self.path), key="state",
+                                  found=state["generation"], expected=found["generation"])
+
+    def _sound(self, sealed: dict, name: str, open_it: Callable[[bool], T]) -> T:
+        """Open an environment; one that has changed since it was sealed, and is not being written, is verified first."""
+        data = self.path / name / "data.mdb"
+        for _ in range(VERIFY_TRIES):
+            stamp = seal.stamp(data)
+            known = sealed["files"].get(name)
+            if known and stamp[0] < known[0]:
+                raise CorruptionError(f"{data}: {stamp[0]} bytes, expected at least {known[0]}; the file was cut short: keep a "
+                                      "copy of the store, then run kvps recover", path=str(data), found=stamp[0],
+                                      expected=known[0])
+            if stamp == known or not (self.writable or lock.owner(self.path) is None):
+                break
+            try:
+                return open_it(True)
+            except CorruptionError:
+                # A writer may have begun in the meantime, and changed the file under our eyes.
+                if self.writable or seal.stamp(data) == stamp:
+                    raise
+        return open_it(False)
 
     def _follow(self, state: dict) -> None:
         """Open the shard directories that `state` names, and close those that were replaced; holding self._turn."""
@@ -144,22 +222,31 @@ class StoreDirectory:
             raise CorruptionError(f"{self.path}: shard {number} is said to be in {name}, expected {expected}N",
                                   path=str(self.path), key=f"shard {number}", found=name, expected=expected)
         files.refuse_symlink(folder)
-        shard = Shard.open(folder, self.identity["uuid"], self.writable, shard=number,
-                           map_bytes=map_bytes(self.identity["shards"]))
+        shard = self._sound(self._seal, name, lambda verify: Shard.open(
+            folder, self.identity["uuid"], self.writable, shard=number, map_bytes=map_bytes(self.identity["shards"]),
+            verify=verify))
+        shard.epoch = self._root.next_epoch if self.writable else 0
         if shard.generation < generation:
             found = shard.generation
             shard.close()
             raise CorruptionError(f"{folder}: shard {number} went back in time: its generation is {found}, expected at "
-                                  f"least {generation}; put back a sound copy of the whole store",
+                                  f"least {generation}; keep a copy of the store, then run kvps recover",
                                   path=str(folder), key="manifest", found=found, expected=generation)
         return shard
+
+    def reseal(self) -> None:
+        """Write down how far the store has come, if that is not written down yet; of a writer."""
+        names = [self._root_name, *self._names]
+        if any(seal.stamp(self.path / name / "data.mdb") != self._seal["files"].get(name) for name in names):
+            self._seal = seal_store(self.path, self._root_name, self._root)
 
     @contextlib.contextmanager
     def snapshot(self) -> Iterator[StoreSnapshot]:
         """Give the last committed version, whole, whatever a writer does meanwhile; one thread at a time."""
         with contextlib.ExitStack() as stack:
             for _ in range(SNAPSHOT_TRIES):
-                state = self.root.state()
+                root = self.root
+                state = root.state()
                 with contextlib.ExitStack() as attempt:
                     try:
                         with self._turn:
@@ -169,7 +256,7 @@ class StoreDirectory:
                         if self.root.state() == state:
                             raise
                         continue       # a shard moved between our two looks
-                    if _committed(self.root.state()) == _committed(state):
+                    if self.root is root and _committed(root.state()) == _committed(state):
                         stack.push(attempt.pop_all())
                         break
             else:
@@ -181,26 +268,45 @@ class StoreDirectory:
         """Return each shard's generation, for Root.commit_job()."""
         return [shard.generation for shard in self.shards]
 
-    def vacuum(self) -> None:
-        """Copy each shard into a new directory without its free pages, and remove the old one."""
+    def vacuum(self, *, root: bool = False) -> None:
+        """Copy each shard into a new directory without its free pages, and remove the old one; with `root`, that too."""
         for number in range(len(self.shards)):
             old = self._names[number]
-            name = f"{SHARDS}/{number:04d}.{int(old.rpartition('.')[2]) + 1}"
-            files.remove_tree(self.path / name)       # what a killed vacuum left
-            self.shards[number].copy_to(self.path / name)
-            files.fsync_dir(self.path / name)
-            files.fsync_dir(self.path / SHARDS)
+            name = _next(old)
+            self._copied(name, self.shards[number].copy_to)
             self.root.move_shard(number, name, self.shards[number].generation)
             with self._turn:
                 self._follow(self.root.state())
             files.remove_tree(self.path / old)
+        if root:
+            self._move_root(lambda target: self._root.copy_to(target))
+        self.reseal()
+
+    def _move_root(self, copy_to: Callable[[Path], None]) -> None:
+        old, name = self._root_name, _next(self._root_name)
+        self._copied(name, copy_to)
+        moved = Root.open(self.path / name, writable=True)
+        moved.epoch = self._root.epoch
+        self._seal = seal_store(self.path, name, moved)        # from here on this is the root
+        self._root.close()
+        self._root, self._root_name = moved, name
+        files.remove_tree(self.path / old)
+
+    def _copied(self, name: str, copy_to: Callable[[Path], None]) -> None:
+        """Make the directory `name` by copy_to(), durably."""
+        folder = self.path / name
+        files.remove_tree(folder)                     # what was killed half-way
+        copy_to(folder)
+        files.fsync_dir(folder)
+        files.fsync_dir(folder.parent)
 
     def sweep_directories(self) -> None:
-        """Remove shard directories that the root does not name: copies that were not finished, or were replaced."""
+        """Remove directories of shards and roots that are not in force: copies not finished, or replaced."""
         with files.reporting(self.path / SHARDS):
-            folders = sorted((self.path / SHARDS).iterdir())
+            folders = sorted([*(self.path / SHARDS).iterdir(), *self.path.glob(f"{ROOT}*")])
+        kept = {self._root_name, *self._names}
         for folder in folders:
-            if f"{SHARDS}/{folder.name}" not in self._names and not folder.is_symlink():
+            if folder.relative_to(self.path).as_posix() not in kept and folder.is_dir() and not folder.is_symlink():
                 files.remove_tree(folder)
 
     def bytes(self) -> dict[str, int]:
@@ -210,17 +316,28 @@ class StoreDirectory:
 
     def close(self) -> None:
         """Close everything and let the next writer in; snapshots that are open stay readable."""
-        for shard in self.shards:
-            shard.close()
-        self.root.close()
-        if self.lock is not None:
-            self.lock.close()
+        try:
+            if self.writable and self._root is not None and self._root.epoch:
+                with contextlib.suppress(KvpsError):          # without a seal the next one to open looks more closely
+                    self.reseal()
+        finally:
+            for shard in self.shards:
+                shard.close()
+            if self._root is not None:
+                self._root.close()
+            if self.lock is not None:
+                self.lock.close()
 
     def __enter__(self) -> StoreDirectory:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _next(name: str) -> str:
+    stem, _, number = name.rpartition(".")
+    return f"{stem}.{int(number) + 1}"
 
 
 def _committed(state: dict) -> tuple[int, list[str]]:
@@ -245,10 +362,13 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
         CorruptionError: damaged.
     """
     path = Path(os.path.abspath(path))
-    if not files.exists(path / ROOT / "data.mdb"):
-        what = "is not a kvps store: no root/data.mdb" if files.exists(path) else "no such store"
+    if not seal.exists(path):
+        if files.exists(path / "root" / "data.mdb"):
+            raise VersionMismatch(f"{path}: is a store of format 1, this kvps reads {FORMAT_VERSION}; run kvps upgrade on it",
+                                  path=str(path), found=1, expected=FORMAT_VERSION)
+        what = "is not a kvps store: no seal" if files.exists(path) else "no such store"
         raise StoreError(f"{path}: {what}", path=str(path))
-    for inner in (path / ROOT, path / SHARDS, path / lock.NAME):
+    for inner in (path / seal.NAME, path / SHARDS, path / lock.NAME):
         files.refuse_symlink(inner)
     if stat.S_IMODE(os.stat(path).st_mode) & stat.S_IWOTH:
         raise StoreError(f"{path}: everybody may write in it; chmod o-w it first", path=str(path))
@@ -256,12 +376,12 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
     owner = None
     if writable:
         owner = lock.OwnerLock(path, wait_s=wait, command=command)
-    elif not environment.can_register(path / ROOT):
+    elif not environment.can_register(path / seal.read(path)["root"]):
         # A reader that no writer can see is safe only while there is no writer.
         owner = lock.OwnerLock(path, shared=True)
     store = None
     try:
-        store = StoreDirectory(path, Root.open(path / ROOT, writable), writable, owner)
+        store = StoreDirectory(path, writable, owner)
         with store.snapshot():
             pass
         if writable:

@@ -88,7 +88,7 @@ def mapped(exc: lmdb.Error, path: str | Path, needs: int | None = None) -> Excep
 class _Handle:
     """The one LMDB environment that this process has on a data file, shared by all openings of it."""
 
-    def __init__(self, path: Path, map_bytes: int, *, create: bool = False) -> None:
+    def __init__(self, path: Path, map_bytes: int, *, create: bool = False, verify: bool = False) -> None:
         self.path, self.data = path, path / "data.mdb"
         self.pid = os.getpid()
         self.map_bytes = map_bytes
@@ -98,14 +98,16 @@ class _Handle:
         self.failed: str | None = None   # a write or sync failed for no want of space: no more writes from this process
         self.checked_s = -math.inf
         self.env: lmdb.Environment | None = None
-        self.open(create=create)
+        self.open(create=create, verify=verify)
 
-    def open(self, *, create: bool = False) -> None:
+    def open(self, *, create: bool = False, verify: bool = False) -> None:
         """Open the environment; its files are checked first."""
         for name in (self.data, self.path / "lock.mdb"):
             files.refuse_symlink(name)
         if not create:
             extents.check(self.data)
+        if verify:
+            _verify(self.data)
         self.read_only = not (create or os.access(self.data, os.W_OK))
         self.registered = can_register(self.path)
         if self.registered:
@@ -183,6 +185,24 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
+def _verify(data: Path) -> None:
+    """Raise CorruptionError if a page of the file would lead LMDB astray: it trusts what it reads.
+
+    REQUIRES: nobody writes, or what is found is looked at again.
+    """
+    from lmdb import verify
+
+    try:
+        found = verify.verify(str(data), subdir=False)
+    except verify.VerifyError as exc:
+        found = [str(exc)]
+    except Exception as exc:                   # a walker over bytes that may be anything
+        found = [f"{type(exc).__name__}: {exc}"]
+    if found:
+        raise CorruptionError(f"{data}: {found[0]}, expected a sound tree of pages ({len(found)} found); keep a copy of the "
+                              "store, then run kvps recover", path=str(data), found=found[0], expected="a sound tree of pages")
+
+
 def can_register(path: Path) -> bool:
     """Return whether this process can take a reader's slot in the lock file of the environment in `path`."""
     lock = path / "lock.mdb"
@@ -214,8 +234,12 @@ class Environment:
             return cls._opened(handle, writable=True)
 
     @classmethod
-    def open(cls, path: str | Path, *, writable: bool = False, map_bytes: int = MAP_BYTES) -> Environment:
+    def open(cls, path: str | Path, *, writable: bool = False, map_bytes: int = MAP_BYTES,
+             verify: bool = False) -> Environment:
         """Open an environment that exists.
+
+        verify: look at every page of its trees before LMDB maps the file (some 0.3 s per GB), unless this process has it
+            open already.
 
         Raises:
             StoreError: there is none, or it may not be read (or written, if `writable`).
@@ -236,7 +260,7 @@ class Environment:
                 handle.close()
                 handle = None
             if handle is None:
-                handle = _Handle(Path(path), map_bytes)
+                handle = _Handle(Path(path), map_bytes, verify=verify)
             if writable and handle.read_only:
                 if not handle.openings:
                     handle.close()

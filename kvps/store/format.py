@@ -6,13 +6,15 @@ refused like a damaged one.
 """
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 import zlib
 
 from kvps.errors import CorruptionError, VersionMismatch
 
-FORMAT_VERSION = 1        # do not change without a new section in FORMAT.md and a store in tests/data/
+FORMAT_VERSION = 2        # do not change without a new section in FORMAT.md and a store in tests/data/
+CHUNK_VERSION = 1         # of chunks alone
 LIB_VERSION = "0.9"       # LMDB's data format; recorded, because LMDB 1.0 cannot read it
 CHUNK_MAGIC = b"kvCh"
 CHUNK_HEADER = struct.Struct("<4sHBBIIII")  # magic, version, order, zero, n_keys, payload bytes, zero, crc
@@ -31,6 +33,7 @@ JOB = b"j"
 HISTORY = b"h"
 INPUT = b"d"
 WORDS = b"v"
+LABEL = b"b"
 
 MAX_NAME_BYTES = 255      # a key is at most 511 bytes in LMDB
 _CRC_OFFSET = CHUNK_HEADER_BYTES - CRC.size
@@ -127,7 +130,7 @@ def unpack_row(key: bytes, value: bytes | memoryview, path: str | None = None) -
 
 def pack_chunk(key: bytes, order: int, n_keys: int, payload: bytes) -> bytes:
     """Return the value of a chunk: header and payload; the payload's grammar is the kernel's."""
-    header = CHUNK_HEADER.pack(CHUNK_MAGIC, FORMAT_VERSION, order, 0, n_keys, len(payload), 0, 0)[:_CRC_OFFSET]
+    header = CHUNK_HEADER.pack(CHUNK_MAGIC, CHUNK_VERSION, order, 0, n_keys, len(payload), 0, 0)[:_CRC_OFFSET]
     crc = zlib.crc32(payload, zlib.crc32(header, zlib.crc32(key)))
     return b"".join((header, CRC.pack(crc), payload))
 
@@ -150,10 +153,20 @@ def unpack_chunk(key: bytes, value: bytes | memoryview, path: str | None = None)
     if magic != CHUNK_MAGIC or n_bytes != len(payload):
         raise damaged(path, key, "header", f"{bytes(magic)!r} and {len(payload)} bytes",
                       f"{CHUNK_MAGIC!r} and {n_bytes} bytes")
-    if version != FORMAT_VERSION or zero_a or zero_b:
-        raise VersionMismatch(f"{path or 'chunk'}: {key_name(key)} has format {version}, expected {FORMAT_VERSION}; "
-                              "use a newer kvps", path=path, found=version, expected=FORMAT_VERSION)
+    if version != CHUNK_VERSION or zero_a or zero_b:
+        raise VersionMismatch(f"{path or 'chunk'}: {key_name(key)} has format {version}, expected {CHUNK_VERSION}; "
+                              "use a newer kvps", path=path, found=version, expected=CHUNK_VERSION)
     return payload, n_keys, order
+
+
+def chunk_digest(key: bytes, value: bytes | memoryview) -> int:
+    """Return the 64 bits that a chunk adds to its run's digest; they stand on its header, whose checksum covers the rest."""
+    return int.from_bytes(hashlib.blake2b(key + bytes(value[:CHUNK_HEADER_BYTES]), digest_size=8).digest(), "little")
+
+
+def add_digest(total: str, more: int) -> str:
+    """Return a run's digest with one more chunk: the sum modulo 2**64, in hexadecimal."""
+    return f"{(int(total, 16) + more) % 2**64:016x}"
 
 
 # Identity: FORMAT.md, "Identity"
@@ -163,8 +176,10 @@ def check_identity(identity: dict, path: str, **expected: object) -> None:
     for field, ours in (("format", FORMAT_VERSION), ("lib_version", LIB_VERSION)):
         found = identity.get(field)
         if found != ours:
-            raise VersionMismatch(f"{path}: has {field} {found}, this kvps reads {ours}; use the kvps that wrote it, "
-                                  "or a newer one", path=path, found=found, expected=ours)
+            older = isinstance(found, int) and isinstance(ours, int) and found < ours
+            way = "run kvps upgrade on its store" if older else "use the kvps that wrote it, or a newer one"
+            raise VersionMismatch(f"{path}: has {field} {found}, this kvps reads {ours}; {way}",
+                                  path=path, found=found, expected=ours)
     for field, wanted in expected.items():
         if identity.get(field) != wanted:
             raise damaged(path, IDENTITY, field, identity.get(field), wanted)

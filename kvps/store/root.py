@@ -1,4 +1,4 @@
-"""The root of a store: its identity, the committed version, the pending job, history, counted inputs, and vocabulary.
+"""The root of a store: its identity, the committed version, the pending job, history, inputs, labels, and vocabulary.
 
 A version is committed by one transaction here, after every shard has committed its part; that is the instant at which
 readers see it.
@@ -12,7 +12,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from kvps.errors import StoreError
+from kvps.errors import StoreError, StoreLocked
 from kvps.store import format as fmt
 from kvps.store.environment import Environment
 from kvps.store.transaction import Txn
@@ -28,6 +28,8 @@ class Root:
         self.identity = identity
         self.path: Path = env.path
         self._turn = threading.Lock()
+        self.epoch = 0                 # of the writer that we are, from our first write on
+        self._last_epoch = 0           # of the writer before us
 
     @classmethod
     def create(cls, path: str | Path, identity: dict, shard_dirs: Sequence[str]) -> Root:
@@ -37,7 +39,7 @@ class Root:
         """
         env = Environment.create(path)
         full = {**identity, "format": fmt.FORMAT_VERSION, "lib_version": fmt.LIB_VERSION}
-        state = {"version": 0, "tokens": 0, "sentences": 0, "words": FIRST_WORD,
+        state = {"version": 0, "tokens": 0, "sentences": 0, "words": FIRST_WORD, "epoch": 0, "generation": 0,
                  "shards": [{"dir": name, "generation": 0} for name in shard_dirs]}
         with env.write() as txn:
             txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, full))
@@ -45,9 +47,9 @@ class Root:
         return cls(env, full)
 
     @classmethod
-    def open(cls, path: str | Path, writable: bool = False) -> Root:
-        """Open the root of a store; errors as Shard.open's."""
-        env = Environment.open(path, writable=writable)
+    def open(cls, path: str | Path, writable: bool = False, *, verify: bool = False) -> Root:
+        """Open the root of a store; `verify` and errors as Shard.open's."""
+        env = Environment.open(path, writable=writable, verify=verify)
         try:
             with env.read() as txn:
                 identity = cls._get(txn, env, fmt.IDENTITY)
@@ -55,7 +57,7 @@ class Root:
                     raise fmt.damaged(str(env.data), fmt.IDENTITY, "value", "none", "a record")
                 fmt.check_identity(identity, str(env.data))
             root = cls(env, identity)
-            root.state()
+            root._last_epoch = root.state()["epoch"]
             return root
         except BaseException:
             env.close()
@@ -72,18 +74,42 @@ class Root:
             raise fmt.damaged(str(self._env.data), fmt.STATE, "transaction id", state and state.get("txn"), txn_id)
         return state
 
+    @property
+    def next_epoch(self) -> int:
+        """The number of our epoch as a writer, begun or not."""
+        return self.epoch or self._last_epoch + 1
+
+    def claim(self) -> None:
+        """Begin our epoch as a writer, if no write has done so: whoever began an earlier one can write no more.
+
+        The owner lock keeps a second writer away. Should it ever fail to (its file was removed, a file system that does
+        not lock), the first write that comes after another process's is refused.
+        """
+        if not self.epoch:
+            with self._write():
+                pass
+
     @contextlib.contextmanager
     def _write(self) -> Iterator[tuple[Txn, dict]]:
         """Give a write transaction and the state, which is written at its end with the transaction's id."""
         with self._turn, self._env.write() as txn:
             state = self._state(txn, txn.id - 1)
+            if state["epoch"] != (self.epoch or self._last_epoch):
+                raise StoreLocked(f"{self.path.parent}: another process has taken the store over; open it again",
+                                  path=str(self.path.parent))
+            epoch = self.next_epoch
             yield txn, state
-            txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, {**state, "txn": txn.id}))
+            state = {**state, "epoch": epoch, "txn": txn.id, "generation": state["generation"] + 1}
+            txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, state))
+        self.epoch = epoch
 
     # state and history
 
     def state(self) -> dict:
-        """Return version, tokens, sentences, words (the first id that this version does not use), shards, txn."""
+        """Return version, tokens, sentences, words (the first id that this version does not use), shards, and more.
+
+        FORMAT.md, "State", has them all.
+        """
         with self._env.read() as txn:
             return self._state(txn, txn.id)
 
@@ -101,7 +127,7 @@ class Root:
         return row["version"] if row else None
 
     def inputs(self) -> dict[str, dict]:
-        """Return every input that is counted now: digest -> {"times": 1 or more, "version": when last counted}."""
+        """Return every input that is counted now: digest -> {"times": by label ("": none), "version": when last counted}."""
         with self._env.read() as txn:
             return {key[1:].decode(): fmt.unpack_row(key, value, str(self._env.data))
                     for key, value in txn.scan(fmt.INPUT)}
@@ -135,40 +161,83 @@ class Root:
                 txn.delete(fmt.JOB)
 
     def commit_job(self, version: int, d_tokens: int, d_sentences: int, history: dict,
-                   inputs_delta: Mapping[str, int], *, generations: Sequence[int] | None = None) -> None:
+                   inputs_delta: Mapping[str, int], *, generations: Sequence[int] | None = None,
+                   label: str | None = None, gone_labels: Sequence[str] = ()) -> None:
         """Make `version` the committed one and end the pending job, in one transaction.
 
         Args:
             version: one more than the committed version.
-            d_tokens: what the job added; negative when it took away.
+            d_tokens: what the job's text added; negative when it took away.
             d_sentences: likewise.
             history: the row for history().
             inputs_delta: digest -> how often it was counted (negative: forgotten).
             generations: each shard's generation now; a shard found below it later has lost commits.
+            label: of the job's text.
+            gone_labels: labels whose text this version does not have any more.
         """
         with self._write() as (txn, state):
             if txn.get(fmt.JOB) is None or version != state["version"] + 1:
                 raise StoreError(f"{self.path.parent}: version {version} cannot follow version {state['version']}"
                                  " without a pending job", path=str(self.path.parent))
+            for digest, delta in inputs_delta.items():
+                self._count_input(txn, digest, label or "", delta, version)
+            if label is not None:
+                self._add_to_label(txn, label, d_tokens, d_sentences, version)
+            for name in gone_labels:
+                row = self._drop_label(txn, name)
+                d_tokens, d_sentences = d_tokens - row["tokens"], d_sentences - row["sentences"]
             state.update(version=version, tokens=state["tokens"] + d_tokens,
                          sentences=state["sentences"] + d_sentences, words=self._next_word(txn))
             for place, generation in zip(state["shards"], generations or (), strict=generations is not None):
                 place["generation"] = generation
             key = fmt.numbered_key(fmt.HISTORY, version)
             txn.put(key, fmt.pack_row(key, history))
-            for digest, delta in inputs_delta.items():
-                self._count_input(txn, digest, delta, version)
             txn.delete(fmt.JOB)
 
-    def _count_input(self, txn: Txn, digest: str, delta: int, version: int) -> None:
+    def _count_input(self, txn: Txn, digest: str, label: str, delta: int, version: int) -> None:
         key = fmt.named_key(fmt.INPUT, digest)
-        row = self._get(txn, self._env, key) or {"times": 0, "version": version}
-        times = max(0, row["times"] + delta)
-        if times:
-            last = version if delta > 0 else row["version"]
-            txn.put(key, fmt.pack_row(key, {"times": times, "version": last}))
+        row = self._get(txn, self._env, key) or {"times": {}, "version": version}
+        times = dict(row["times"])
+        times[label] = max(0, times.get(label, 0) + delta)
+        self._put_input(txn, key, times, version if delta > 0 else row["version"])
+
+    @staticmethod
+    def _put_input(txn: Txn, key: bytes, times: dict[str, int], version: int) -> None:
+        if times := {label: n for label, n in times.items() if n > 0}:
+            txn.put(key, fmt.pack_row(key, {"times": times, "version": version}))
         else:
             txn.delete(key)
+
+    # labels
+
+    def labels(self) -> dict[str, dict]:
+        """Return every label that has text: name -> {"tokens", "sentences", "first", "last" (versions)}, oldest first."""
+        with self._env.read() as txn:
+            found = {key[1:].decode(): fmt.unpack_row(key, value, str(self._env.data))
+                     for key, value in txn.scan(fmt.LABEL)}
+        return dict(sorted(found.items(), key=lambda item: (item[1]["first"], item[0])))
+
+    def _add_to_label(self, txn: Txn, label: str, d_tokens: int, d_sentences: int, version: int) -> None:
+        key = fmt.named_key(fmt.LABEL, label)
+        row = self._get(txn, self._env, key) or {"tokens": 0, "sentences": 0, "first": version}
+        row = {**row, "tokens": row["tokens"] + d_tokens, "sentences": row["sentences"] + d_sentences, "last": version}
+        if row["sentences"]:
+            txn.put(key, fmt.pack_row(key, row))
+        else:
+            txn.delete(key)
+
+    def _drop_label(self, txn: Txn, label: str) -> dict:
+        """Forget a label and its inputs; return what it had."""
+        key = fmt.named_key(fmt.LABEL, label)
+        row = self._get(txn, self._env, key)
+        if row is None:
+            raise StoreError(f"{self.path.parent}: no label {label}", path=str(self.path.parent))
+        txn.delete(key)
+        counted = [(key, fmt.unpack_row(key, value, str(self._env.data))) for key, value in txn.scan(fmt.INPUT)]
+        for input_key, found in counted:
+            if label in found["times"]:
+                self._put_input(txn, input_key, {**found["times"], label: 0}, found["version"])
+        return row
 
     def move_shard(self, shard: int, name: str, generation: int) -> None:
         """Let the directory `name` hold shard number `shard` from now on."""
@@ -208,6 +277,19 @@ class Root:
     def bytes(self) -> dict[str, int]:
         """Return {"file": length of the data file, "live": bytes of the pages in use}."""
         return self._env.bytes()
+
+    def copy_to(self, path: str | Path) -> None:
+        """Write a compact copy of this root into the new directory `path`, durable and ready to be opened."""
+        with self._turn:
+            self._env.copy_to(path)
+            env = Environment.open(path, writable=True)
+            try:
+                with env.write() as txn:          # LMDB numbers the transactions of a copy from 1 again
+                    state = self._get(txn, env, fmt.STATE)
+                    state = {**state, "txn": txn.id, "generation": state["generation"] + 1}
+                    txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, state))
+            finally:
+                env.close()
 
     def close(self) -> None:
         """Close the root."""

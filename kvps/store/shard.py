@@ -7,12 +7,13 @@ What a payload means is the business of others; the bytes are described in FORMA
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from kvps.errors import StoreError
+from kvps.errors import StoreError, StoreLocked
 from kvps.store import format as fmt
 from kvps.store.environment import MAP_BYTES, Environment
 from kvps.store.transaction import Txn
@@ -31,6 +32,13 @@ class Run:
     n_chunks: int
     n_keys: int
     bytes: int          # of its chunks, headers included
+    label: str | None = None     # its text can be taken away as a whole; runs of different labels never merge
+    until: int | None = None     # the version that takes it away, or None
+    digest: str = "0" * 16       # over the headers of its chunks
+
+    def seen(self, version: int) -> bool:
+        """Return whether readers of `version` see this run."""
+        return self.version <= version and (self.until is None or self.until > version)
 
 
 class Shard:
@@ -38,6 +46,7 @@ class Shard:
 
     def __init__(self, env: Environment, identity: dict) -> None:
         self._env = env
+        self.epoch = 0                 # of the writer that we are; a shard that a later one has written to takes nothing
         self.identity = identity
         self.path: Path = env.path
         self.shard: int = identity["shard"]
@@ -54,19 +63,21 @@ class Shard:
         full = {**identity, "format": fmt.FORMAT_VERSION, "lib_version": fmt.LIB_VERSION}
         with env.write() as txn:
             txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, full))
-            _put_manifest(txn, {"generation": 0, "next_run": 1, "runs": []})
+            _put_manifest(txn, {"epoch": 0, "generation": 0, "next_run": 1, "runs": []})
         return cls(env, full)
 
     @classmethod
     def open(cls, path: str | Path, expected_uuid: str | None = None, writable: bool = False, *,
-             shard: int | None = None, map_bytes: int = MAP_BYTES) -> Shard:
+             shard: int | None = None, map_bytes: int = MAP_BYTES, verify: bool = False) -> Shard:
         """Open a shard and check that it is the one expected, in a format we know, with a manifest of its last commit.
+
+        verify: look at every page of the file before LMDB maps it.
 
         Raises:
             VersionMismatch: another format.
             CorruptionError: no or another identity, or a damaged or outdated manifest.
         """
-        env = Environment.open(path, writable=writable, map_bytes=map_bytes)
+        env = Environment.open(path, writable=writable, map_bytes=map_bytes, verify=verify)
         try:
             with env.read() as txn:
                 identity = _row(txn, fmt.IDENTITY, env)
@@ -78,7 +89,20 @@ class Shard:
             env.close()
             raise
 
-    def apply(self, job: str, split: int, version: int, chunks: Iterable[tuple[bytes, int]], row: dict) -> bool:
+    @contextlib.contextmanager
+    def _write(self) -> Iterator[tuple[Txn, dict]]:
+        """Give a write transaction and the manifest, which is written at its end with the transaction's id."""
+        with self._env.write() as txn:
+            manifest = _manifest(txn, self._env, txn.id - 1)
+            if manifest["epoch"] > self.epoch:
+                raise StoreLocked(f"{self.path}: another process has taken the store over; open it again",
+                                  path=str(self.path), shard=self.shard)
+            manifest["epoch"] = self.epoch
+            yield txn, manifest
+            _put_manifest(txn, manifest)
+
+    def apply(self, job: str, split: int, version: int, chunks: Iterable[tuple[bytes, int]], row: dict, *,
+              label: str | None = None) -> bool:
         """Add one split's chunks as a run of `version`, and `row` to the ledger, all or nothing, durably.
 
         Args:
@@ -87,6 +111,7 @@ class Shard:
             version: the one that the job will commit.
             chunks: (payload, number of keys) in key order; none is fine, then only the ledger row is written.
             row: what the job wants to know about the split; JSON.
+            label: of the run.
 
         Returns:
             False, and nothing is changed, if the ledger has this split of this job already.
@@ -96,7 +121,7 @@ class Shard:
             with self._env.read() as txn:
                 if txn.get(key) is not None:
                     return False
-            self._write_run(chunks, version, job, ledger=(key, fmt.pack_row(key, row)))
+            self._write_run(chunks, version, job, label, ledger=(key, fmt.pack_row(key, row)))
         return True
 
     def replace(self, old_run_ids: Iterable[int], version: int, chunks: Iterable[tuple[bytes, int]]) -> None:
@@ -113,10 +138,12 @@ class Shard:
             if not old <= runs.keys():
                 raise StoreError(f"{self.path}: there is no run {min(old - runs.keys())} to replace",
                                  path=str(self.path), shard=self.shard)
-            jobs = {runs[number].job for number in old}
-            self._write_run(chunks, version, jobs.pop() if len(jobs) == 1 else None, removed=old)
+            jobs, labels = ({getattr(runs[number], name) for number in old} for name in ("job", "label"))
+            if len(labels) > 1:
+                raise StoreError(f"{self.path}: runs of different labels do not merge", path=str(self.path), shard=self.shard)
+            self._write_run(chunks, version, jobs.pop() if len(jobs) == 1 else None, labels.pop(), removed=old)
 
-    def _write_run(self, chunks: Iterable[tuple[bytes, int]], version: int, job: str | None, *,
+    def _write_run(self, chunks: Iterable[tuple[bytes, int]], version: int, job: str | None, label: str | None, *,
                    ledger: tuple[bytes, bytes] | None = None, removed: set[int] = frozenset()) -> None:
         """Write a run in transactions of about DIRTY_BYTES; the last one lists it in the manifest."""
         order = self.identity["order"]
@@ -124,10 +151,9 @@ class Shard:
         run: Run | None = None
         done = False
         while not done:
-            with self._env.write() as txn:
-                manifest = _manifest(txn, self._env, txn.id - 1)
+            with self._write() as (txn, manifest):
                 if run is None:
-                    run = Run(manifest["next_run"], version, job, 0, 0, 0)
+                    run = Run(manifest["next_run"], version, job, 0, 0, 0, label)
                     manifest["next_run"] += 1      # also if we die after this transaction: numbers are never reused
                 while not done and txn.dirty_bytes < DIRTY_BYTES:
                     if (chunk := next(source, None)) is None:
@@ -138,7 +164,8 @@ class Shard:
                     value = fmt.pack_chunk(key, order, n_keys, payload)
                     txn.put(key, value)
                     run = dataclasses.replace(run, n_chunks=run.n_chunks + 1, n_keys=run.n_keys + n_keys,
-                                              bytes=run.bytes + len(value))
+                                              bytes=run.bytes + len(value),
+                                              digest=fmt.add_digest(run.digest, fmt.chunk_digest(key, value)))
                 if done:
                     if ledger:
                         txn.put(*ledger)
@@ -147,36 +174,48 @@ class Shard:
                     manifest["runs"] = [row for row in manifest["runs"] if row["id"] not in removed]
                     if run.n_chunks:
                         manifest["runs"].append(_run_row(run))
-                _put_manifest(txn, manifest)
+
+    def mark(self, labels: Iterable[str], version: int) -> None:
+        """Let readers of `version` and later ones no longer see the runs of these labels; once is as good as twice."""
+        chosen = set(labels)
+        with self._turn:
+            if any(run.label in chosen and run.version < version and run.until is None for run in self.runs()):
+                with self._write() as (_, manifest):
+                    for row in manifest["runs"]:
+                        if row["label"] in chosen and row["version"] < version and row["until"] is None:
+                            row["until"] = version
 
     def sweep(self, version: int, job: str | None) -> int:
         """Remove what no reader of `version` and no work of `job` needs; return how many records went.
 
-        That is: runs newer than `version` that are not `job`'s, ledger rows of other jobs, and chunks of runs that
-        were never finished. REQUIRES: `version` is the committed one. Changes nothing where there is nothing to do.
+        That is: runs newer than `version` that are not `job`'s, runs that `version` does not see any more, ledger rows
+        of other jobs, and chunks of runs that were never finished. Without a job, runs that a later version was to take
+        away stay. REQUIRES: `version` is the committed one. Changes nothing where there is nothing to do.
         """
         with self._turn:
             with self._env.read() as txn:
                 manifest = _manifest(txn, self._env)
-                gone = [row for row in manifest["runs"]
-                        if row["version"] > version and (job is None or row["job"] != job)]
+                gone = {row["id"] for row in manifest["runs"]
+                        if (row["version"] > version and (job is None or row["job"] != job))
+                        or (row["until"] is not None and row["until"] <= version)}
                 doomed = list(_orphans(txn, {row["id"] for row in manifest["runs"]}))
                 ours = None if job is None else fmt.named_key(fmt.LEDGER, job)
                 doomed += [key for key, _ in txn.scan(fmt.LEDGER) if key[:-8] != ours]
-            if not gone and not doomed:
+                marked = job is None and any(row["until"] is not None and row["until"] > version for row in manifest["runs"])
+            if not gone and not doomed and not marked:
                 return 0
-            with self._env.write() as txn:
-                _remove(txn, manifest, gone, doomed)
-            return len(doomed) + sum(row["chunks"] for row in gone)
+            with self._write() as (txn, manifest):
+                if marked:
+                    _unmark(manifest, version)
+                return len(doomed) + _remove(txn, manifest, gone, doomed)
 
     def drop(self, job: str, version: int) -> None:
-        """Roll a job back: delete its runs newer than the committed `version`, and its ledger rows."""
-        with self._turn, self._env.write() as txn:
-            manifest = _manifest(txn, self._env, txn.id - 1)
-            gone = [row for row in manifest["runs"] if row["job"] == job and row["version"] > version]
+        """Roll a job back: delete its runs newer than the committed `version`, its ledger rows, and its marks."""
+        with self._turn, self._write() as (txn, manifest):
+            gone = {row["id"] for row in manifest["runs"] if row["job"] == job and row["version"] > version}
             prefix = fmt.named_key(fmt.LEDGER, job)
-            doomed = [key for key, _ in txn.scan(prefix) if key[:-8] == prefix]
-            _remove(txn, manifest, gone, doomed)
+            _unmark(manifest, version)
+            _remove(txn, manifest, gone, [key for key, _ in txn.scan(prefix) if key[:-8] == prefix])
 
     def splits(self, job: str) -> dict[int, dict]:
         """Return the ledger of a job: split -> the row that was applied with it."""
@@ -186,9 +225,9 @@ class Shard:
                     for key, value in txn.scan(prefix) if key[:-8] == prefix}
 
     def runs(self) -> list[Run]:
-        """Return every run in the manifest, committed or not."""
+        """Return every run in the manifest: committed or not, taken away or not."""
         with self.snapshot() as snap:
-            return snap.runs(2**63)
+            return snap.all_runs()
 
     @property
     def generation(self) -> int:
@@ -234,10 +273,14 @@ class Snapshot:
         self.txn_id = self._txn.id
         self.generation: int = self._manifest["generation"]
 
+    def all_runs(self) -> list[Run]:
+        """Return every run in the manifest, oldest first."""
+        return [Run(row["id"], row["version"], row["job"], row["chunks"], row["keys"], row["bytes"], row["label"],
+                    row["until"], row["digest"]) for row in self._manifest["runs"]]
+
     def runs(self, version: int) -> list[Run]:
         """Return the runs that make up `version` of the store, oldest first."""
-        return [Run(row["id"], row["version"], row["job"], row["chunks"], row["keys"], row["bytes"])
-                for row in self._manifest["runs"] if row["version"] <= version]
+        return [run for run in self.all_runs() if run.seen(version)]
 
     def chunk(self, run: Run, index: int) -> tuple[memoryview, int]:
         """Return (payload, number of keys) of one chunk, its checksum verified now, at every call.
@@ -292,7 +335,7 @@ def _put_manifest(txn: Txn, manifest: dict) -> None:
 
 def _run_row(run: Run) -> dict:
     return {"id": run.id, "version": run.version, "job": run.job, "chunks": run.n_chunks, "keys": run.n_keys,
-            "bytes": run.bytes}
+            "bytes": run.bytes, "label": run.label, "until": run.until, "digest": run.digest}
 
 
 def _delete_chunks(txn: Txn, row: dict) -> None:
@@ -300,13 +343,24 @@ def _delete_chunks(txn: Txn, row: dict) -> None:
         txn.delete(fmt.chunk_key(row["id"], index))
 
 
-def _remove(txn: Txn, manifest: dict, gone: list[dict], doomed: Iterable[bytes]) -> None:
-    """Delete the runs `gone` and the records `doomed`, and write the manifest without them."""
-    for row in gone:
-        _delete_chunks(txn, row)
+def _remove(txn: Txn, manifest: dict, gone: set[int], doomed: Iterable[bytes]) -> int:
+    """Delete the runs `gone` and the records `doomed`; return how many chunks the runs had."""
+    n_chunks = 0
+    for row in manifest["runs"]:
+        if row["id"] in gone:
+            _delete_chunks(txn, row)
+            n_chunks += row["chunks"]
     for key in doomed:
         txn.delete(key)
-    _put_manifest(txn, {**manifest, "runs": [row for row in manifest["runs"] if row not in gone]})
+    manifest["runs"] = [row for row in manifest["runs"] if row["id"] not in gone]
+    return n_chunks
+
+
+def _unmark(manifest: dict, version: int) -> None:
+    """Let runs stay that a version above `version` was to take away."""
+    for row in manifest["runs"]:
+        if row["until"] is not None and row["until"] > version:
+            row["until"] = None
 
 
 def _orphans(txn: Txn, known: set[int]) -> Iterator[bytes]:

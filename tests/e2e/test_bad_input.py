@@ -208,15 +208,15 @@ def occupied_by_a_folder(path):
 
 
 def occupied_by_an_empty_file_of_that_name(path):
-    """Put an empty root/data.mdb in the place of a store."""
-    (path / "root").mkdir(parents=True, mode=0o700)
-    (path / "root" / "data.mdb").write_bytes(b"")
+    """Put an empty seal in the place of a store."""
+    path.mkdir(mode=0o700)
+    (path / "seal").write_bytes(b"")
 
 
 def occupied_by_text_of_that_name(path):
-    """Put some text in the place of the root's data file."""
+    """Put some text in the place of the seal."""
     occupied_by_an_empty_file_of_that_name(path)
-    (path / "root" / "data.mdb").write_bytes(TEXT)
+    (path / "seal").write_bytes(TEXT)
 
 
 COMMANDS = [("train", "TEXT", "--order", ORDER), ("update", "TEXT"), ("forget", "TEXT"), ("resume",), ("abort",),
@@ -263,7 +263,7 @@ def test_folder_of_the_store_is_not_there(tmp_path):
 
 
 @pytest.mark.parametrize("cut", [0, 1, 4096, -4096, -1])
-@pytest.mark.parametrize("part", ["root", "shards/0002.0"])
+@pytest.mark.parametrize("part", ["root.0", "shards/0002.0"])
 def test_truncated_store(store, tmp_path, part, cut):
     """A store file that was cut short is damage (exit 3) for readers and writers, which name it and change nothing."""
     data = store / part / "data.mdb"

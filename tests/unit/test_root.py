@@ -120,7 +120,7 @@ def test_inputs_are_counted_net(root):
     """An input counted twice and forgotten once is still counted; forgotten again it is not."""
     commit(root, 1, {"a": 1, "b": 1})
     commit(root, 2, {"a": 1})
-    assert root.inputs() == {"a": {"times": 2, "version": 2}, "b": {"times": 1, "version": 1}}
+    assert root.inputs() == {"a": {"times": {"": 2}, "version": 2}, "b": {"times": {"": 1}, "version": 1}}
     commit(root, 3, {"a": -1})
     assert root.counted("a") == 2              # when it was last counted, not when it was last touched
     commit(root, 4, {"a": -1, "b": -5, "never": -1})
@@ -201,8 +201,8 @@ def test_state_of_another_transaction(root):
 def test_newer_format(root):
     """A store of a newer format is refused with what it has and what we read."""
     with root._write() as (txn, _):
-        txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, {**root.identity, "format": 2}))
+        txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, {**root.identity, "format": 3}))
 
-    with pytest.raises(VersionMismatch, match="has format 2, this kvps reads 1") as caught:
+    with pytest.raises(VersionMismatch, match="has format 3, this kvps reads 2") as caught:
         Root.open(root.path)
-    assert (caught.value.found, caught.value.expected) == (2, 1)
+    assert (caught.value.found, caught.value.expected) == (3, 2)

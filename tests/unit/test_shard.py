@@ -256,7 +256,7 @@ def rewrite_identity(made, **changes):
         shard._put_manifest(txn, shard._manifest(txn, made._env, None))
 
 
-@pytest.mark.parametrize("changes", [{"format": 2}, {"format": None}, {"lib_version": "1.0"}])
+@pytest.mark.parametrize("changes", [{"format": 3}, {"format": None}, {"lib_version": "1.0"}])
 def test_unknown_format(made, changes):
     """A shard of a format that this kvps does not read is refused as such, not as damaged."""
     rewrite_identity(made, **changes)
