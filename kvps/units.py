@@ -1,4 +1,4 @@
-"""Sizes and limits: "2G" and "80%" to bytes and back, and how much memory and how many CPUs this process may use.
+"""Sizes, limits and names: "2G" and "80%" to bytes and back, how much memory and how many CPUs this process may use.
 
 Limits are the machine's, narrowed by CPU affinity and by the control groups (versions 1 and 2) that containers set.
 """
@@ -13,8 +13,23 @@ from kvps.errors import ArgumentError
 
 _SUFFIXES = {"b": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([bKMGT%])", re.ASCII | re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _PROC_CGROUP = Path("/proc/self/cgroup")
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
+
+
+def check_name(kind: str, name: str) -> str:
+    """Return a name that a user chose for a thing in a store, such as a label; it can be a file's name as it is.
+
+    Raises:
+        ArgumentError: it could lead out of its folder, hide a file, or look like another name.
+    """
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        text = str(name)
+        shown = text if len(text) <= 80 else f"{text[:80]}... ({len(text)} characters)"
+        raise ArgumentError(f'"{shown}" cannot be the name of a {kind}: use 1 to 64 of the letters A to Z and a to z, digits, _, '
+                            ". and -, the first one a letter, a digit or _")
+    return name
 
 
 def parse_bytes(size: str | int) -> int:
