@@ -20,6 +20,8 @@ SCRATCH = (0.0, 0.59, 2.29, 4.6, 6.93, 9.12, 11.2, 13.1)
 COMPRESSED = 4                 # bytes of text per byte of a compressed file; gz and xz make novels 2.6 and 3.8 times shorter
 # An empty store has so much for each shard: its first pages and its lock file.
 SHARD_BYTES = 64 << 10
+# The words that any text has, which weigh most in a short one.
+WORDS_BYTES = 512 << 10
 # A job on less text takes seconds, and the disk itself says whether it has room.
 WORTH_A_WARNING_BYTES = 64 << 20
 
@@ -45,7 +47,7 @@ def estimate(inputs: list[Input], order: int, shards: int, place: Path, before: 
     counts = round(text * counts_per_byte) + (0 if before else shards * SHARD_BYTES)
     merge = before + counts    # in the end of a long job nearly all runs are merged into one, beside the old ones
     whole = text + before / counts_per_byte
-    model, scratch = round(whole * model_per_byte), round(whole * scratch_per_byte)
+    model, scratch = round(whole * model_per_byte) + WORDS_BYTES, round(whole * scratch_per_byte)
     needs, free = counts + max(merge, model + scratch), files.free_bytes(place)
     assumptions = [
         f"a byte of text takes {counts_per_byte:g} bytes of counts of order {order} and {model_per_byte:g} of compiled model, "
