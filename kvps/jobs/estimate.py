@@ -17,7 +17,7 @@ log = logging.getLogger("kvps")
 COUNTS = (0.11, 0.23, 0.51, 0.83, 1.13, 1.43, 1.69, 2.0)
 MODEL = (0.18, 0.59, 1.74, 3.24, 4.75, 6.19, 7.52, 8.77)
 SCRATCH = (0.0, 0.59, 2.29, 4.6, 6.93, 9.12, 11.2, 13.1)
-COMPRESSED = 4                 # bytes of text per byte of a compressed file; gz and xz make novels 2.6 and 3.8 times shorter
+COMPRESSED = 4                 # bytes of text per byte of a compressed file; gz and xz make novels 2.8 and 3.8 times shorter
 # An empty store has so much for each shard: its first pages and its lock file.
 SHARD_BYTES = 64 << 10
 # The words that any text has, which weigh most in a short one.

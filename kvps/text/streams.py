@@ -11,7 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, Protocol
+from typing import BinaryIO
 
 from kvps.errors import DataError, InputGone
 
@@ -64,22 +64,15 @@ class IteratorStream(io.RawIOBase):
         super().close()
 
 
-class Stream(Protocol):
-    """What open_stream() returns: a buffered binary stream that knows how far its file has been read."""
+class Stream(io.BufferedReader):
+    """The text of a file, which is its bytes."""
 
     def raw_at(self, offset: int) -> int:
-        """Return how many bytes of the file were read to get the text before `offset`, which must not fall."""
-
-
-class PlainStream(io.BufferedReader):
-    """A file that is not compressed."""
-
-    def raw_at(self, offset: int) -> int:
-        """Return `offset`."""
+        """Return how many bytes of the file had to be read for the text before `offset`, which must not fall."""
         return offset
 
 
-class UnpackedStream(io.BufferedReader):
+class UnpackedStream(Stream):
     """The text of a compressed file."""
 
     def __init__(self, file: BinaryIO, name: str, compression: str, max_ratio: int):
@@ -90,7 +83,7 @@ class UnpackedStream(io.BufferedReader):
         super().__init__(IteratorStream(pieces, file.close), BLOCK_BYTES)
 
     def raw_at(self, offset: int) -> int:
-        """Return how many bytes of the file were read to get the text before `offset`, which must not fall."""
+        """Return how many bytes of the file had to be read for the text before `offset`, which must not fall."""
         while len(self._steps) > 1 and self._steps[0][0] < offset:
             self._steps.popleft()
         return self._steps[0][1] if self._steps and offset else 0
@@ -132,7 +125,7 @@ def open_stream(path: str, compression: str | None, *, name: str | None = None,
     file = open(path, "rb", buffering=0)  # noqa: SIM115 - the stream closes it
     try:
         if compression is None or os.fstat(file.fileno()).st_size == 0:
-            return PlainStream(file, BLOCK_BYTES)
+            return Stream(file, BLOCK_BYTES)
         return UnpackedStream(file, name or path, compression, max_ratio)
     except BaseException:
         file.close()

@@ -138,18 +138,18 @@ def test_pieces_stay_small(tmp_path, kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_place_in_the_file(tmp_path, rng, kind):
     """The place in the file rises with the text up to the file's end, and is the same wherever reading began."""
-    text = b"\n".join(rng.randbytes(100).hex().encode() for _ in range(20_000)) + b"\n"
+    text = b"\n".join(rng.randbytes(100).hex().encode() for _ in range(5000)) + b"\n"
     packed = COMPRESS[kind](text)
     (source,) = resolve([write(tmp_path / f"a.{kind}", packed)])
 
-    splits = list(source.splits(100_000))
-    later = list(source.splits(100_000, splits[20].start))
+    splits = list(source.splits(20_000))
+    later = list(source.splits(20_000, splits[20].start))
 
     assert sum(split.raw for split in splits) == pytest.approx(len(packed), abs=200)
     assert sum(split.raw for split in later) == sum(split.raw for split in splits[20:])
-    # bz2 packs its text in blocks of 900 kB.
-    half = sum(split.raw for split in splits[:len(splits) // 2])
-    assert half == pytest.approx(len(packed) / 2, rel=0.5 if kind == "bz2" else 0.2)
+    if kind != "bz2":              # which packs its text in blocks of 900 kB
+        half = sum(split.raw for split in splits[:len(splits) // 2])
+        assert half == pytest.approx(len(packed) / 2, rel=0.25)
 
 
 def test_place_in_a_plain_file(tmp_path):
