@@ -1,4 +1,4 @@
-"""Sizes and limits: "2G" and "80%" to bytes and back, and how much memory and how many CPUs this process may use.
+"""Sizes, limits and names: "2G" and "80%" to bytes and back, how much memory and how many CPUs this process may use.
 
 Limits are the machine's, narrowed by CPU affinity and by the control groups (versions 1 and 2) that containers set.
 """
@@ -11,23 +11,24 @@ from pathlib import Path
 
 from kvps.errors import ArgumentError
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _SUFFIXES = {"b": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([bKMGT%])", re.ASCII | re.IGNORECASE)
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", re.ASCII)
 _PROC_CGROUP = Path("/proc/self/cgroup")
 _CGROUP_MOUNT = Path("/sys/fs/cgroup")
 
 
 def check_name(kind: str, name: str) -> str:
-    """Return `name` if it can name a label or a checkpoint: one that no path can be made of.
+    """Return a name that a user chose for a thing in a store, such as a label; it can be a file's name as it is.
 
     Raises:
-        ArgumentError: it is empty, longer than 64 characters, begins with a dot or a hyphen, or has other characters in
-            it than letters and digits of ASCII, underscore, dot and hyphen.
+        ArgumentError: it could lead out of its folder, hide a file, or look like another name.
     """
-    if not _NAME.fullmatch(name):
-        raise ArgumentError(f"{name[:80]!r} cannot name a {kind}: use 1 to 64 of A-Z, a-z, 0-9, _, . and -, beginning with none "
-                            "of the last two")
+    if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+        text = str(name)
+        shown = text if len(text) <= 80 else f"{text[:80]}... ({len(text)} characters)"
+        raise ArgumentError(f'"{shown}" cannot be the name of a {kind}: use 1 to 64 of the letters A to Z and a to z, digits, _, '
+                            ". and -, the first one a letter, a digit or _")
     return name
 
 

@@ -33,6 +33,7 @@ class JobOptions(TypedDict, total=False):
     encoding_errors: NotRequired[str]
     field: NotRequired[str]
     newline: NotRequired[str]
+    max_ratio: NotRequired[int]
     threads: NotRequired[int | None]
     memory: NotRequired[str | int]
     wait: NotRequired[float]
@@ -274,7 +275,7 @@ class Store:
             raise ArgumentError(f"expected an iterable of paths, not one {type(paths).__name__}; put it in a list")
 
         def inputs(spool_dir: Path) -> list[Input]:
-            return resolve(paths, field=made.field, newline=made.newline, spool_dir=spool_dir)
+            return resolve(paths, **made.reading(), spool_dir=spool_dir)
 
         return self._run(command, inputs, made)
 

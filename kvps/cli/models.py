@@ -36,7 +36,7 @@ def compiled(path: str, progress: Progress, kind: type[S] = Scorer, *, tokenizer
 
 
 @contextlib.contextmanager
-def readable(arguments: tuple[str, ...], temp: str | None, **choices: str) -> Iterator[list[Input]]:
+def readable(arguments: tuple[str, ...], temp: str | None, **choices: str | int) -> Iterator[list[Input]]:
     """Give the inputs that the arguments name; stdin and pipes are kept in a scratch folder meanwhile."""
     if not any(read_once(argument) for argument in arguments):
         yield resolve(arguments, **choices)

@@ -42,6 +42,7 @@ memory = click.option("-S", "--memory", metavar="SIZE", default="1G", show_defau
                       help="For the text being counted: 512M, 2G, 80%.")
 tokenizer = click.option("--tokenizer", metavar="SPEC", help="whitespace, char, wordpunct or MODULE:FUNC.")
 lowercase = click.option("--lowercase", is_flag=True, help="Lower-case the words.")
+dry_run = click.option("--dry-run", is_flag=True, help="Only say how much disk this would need, and what is free.")
 again = click.option("--again", is_flag=True, help="Count inputs that are counted already once more.")
 exact = click.option("--exact", is_flag=True,
                      help="A compiled model without fingerprints: larger, slower, no chance of a false match.")
@@ -54,7 +55,9 @@ reading = _all(
     click.option("--field", default="text", show_default=True, metavar="NAME",
                  help="The text's field in .jsonl records."),
     click.option("--newline", type=click.Choice(["split", "space"]), default="split", show_default=True,
-                 help="A newline inside a field: ends a sentence, or is a space."))
+                 help="A newline inside a field: ends a sentence, or is a space."),
+    click.option("--max-ratio", type=int, default=200, show_default=True, metavar="N",
+                 help="Refuse compressed files whose text is more than N times as long; 0 for no limit."))
 reserved = click.option("--reserved", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                         help="<s>, </s>, <unk> in the text: refuse, or skip them.")
 

@@ -14,7 +14,7 @@ from kvps.cli import options
 @options.tokenizer
 @options.reading
 def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: str | None, encoding_errors: str,
-            field: str, newline: str, as_json: bool, **choices: object) -> None:
+            field: str, newline: str, max_ratio: int, as_json: bool, **choices: object) -> None:
     """Score text with a model.
 
     Use it to compare models on held-out text, or text with one model: the lower the perplexity, the better the model
@@ -42,7 +42,7 @@ def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: 
             from kvps.lm.model import CompiledModel as kind
         ready, words = compiled(model, progress, kind, tokenizer=tokenizer, **choices)
         facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
-        with readable(inputs, choices["temp"], field=field, newline=newline) as found:
+        with readable(inputs, choices["temp"], field=field, newline=newline, max_ratio=max_ratio) as found:
             if per_sentence:
                 for line, score in evaluate.per_sentence(ready, found, words, encoding_errors=encoding_errors):
                     _show_sentence(line, score.as_dict(), as_json)

@@ -18,13 +18,15 @@ from kvps.cli import options
 @options.tokenizer
 @options.lowercase
 @options.again
+@options.dry_run
 @options.counting
 def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None, lowercase: bool,
-            as_json: bool, **settings: object) -> None:
+            dry_run: bool, as_json: bool, **settings: object) -> None:
     """Count text into a new store.
 
     Use it once per store; later text is added with `kvps update`.
     Given again after an interruption it goes on, given again after it was done it says so and changes nothing.
+    With --dry-run it says how much disk it would need, and does nothing.
 
     An INPUT is a file with a sentence a line (plain, .gz, .bz2, .xz, .zst), a folder, a glob, - for stdin,
     a .jsonl file (see --field), or nltk:NAME.
@@ -34,9 +36,12 @@ def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokeni
       kvps train novels.kvps novels.txt more/*.txt.gz -o 5 --lowercase
       zcat old.gz | kvps train old.kvps - -S 512M --json
     """
-    from kvps.cli.jobs import running, show
-    from kvps.jobs.train import train
+    from kvps.cli.jobs import running, show, show_plan
+    from kvps.jobs.train import Options, plan, train
 
+    if dry_run:
+        show_plan(plan(store, inputs, order=order, shards=shards, options=Options(**settings)), as_json)
+        return
     began = time.monotonic()
     with running("train", **settings) as chosen:
         result = train(store, inputs, order=order, shards=shards, tokenizer=tokenizer or "whitespace",

@@ -70,6 +70,11 @@ def tasks(inputs: list[Input], length: int, done: dict[int, dict]) -> Iterator[T
             number += 1
 
 
+def raw_bytes(row: dict) -> int:
+    """Return how many bytes of its input, as it lies on disk, the split of a ledger row took."""
+    return row.get("raw", row["end"] - row["start"])
+
+
 class Worker:
     """The buffers of one thread, reused from split to split: fresh memory is dear."""
 
@@ -113,13 +118,13 @@ def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Token
                  threads: int, progress: Callable[[int], None]) -> None:
     """Apply every split of a job that some shard does not have yet.
 
-    `progress` is called with the bytes of text counted since the last call. An exception in one worker, or an interrupt,
-    lets the others finish their splits and is raised then: nothing is half done.
+    `progress` is called with the bytes counted since the last call, as they lie on disk. An exception in one worker, or
+    an interrupt, lets the others finish their splits and is raised then: nothing is half done.
     """
     ledgers = [shard.splits(job["id"]) for shard in store.shards]
     everywhere = set(ledgers[0]).intersection(*ledgers[1:])
     done = {number: ledgers[0][number] for number in everywhere}
-    progress(sum(row["end"] - row["start"] for row in done.values()))
+    progress(sum(raw_bytes(row) for row in done.values()))
     order, version = store.identity["order"], job["version"]
     idle: list[Worker] = []
     stop = threading.Event()
@@ -140,8 +145,8 @@ def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Token
                 raise _reserved_word(text, reserved, split, name)
             vocabulary.store_new(store.root.add_words)
             # words: a root that knows fewer has lost some that this split's n-grams are made of
-            row = {"input": task.input, "start": split.start, "end": split.end, "tokens": tokens, "sentences": sentences,
-                   "words": len(vocabulary), "seen": task.seen, "time": time.time()}
+            row = {"input": task.input, "start": split.start, "end": split.end, "raw": split.raw, "tokens": tokens,
+                   "sentences": sentences, "words": len(vocabulary), "seen": task.seen, "time": time.time()}
             for shard, shard_chunks in zip(store.shards, chunks, strict=True):
                 shard.apply(job["id"], task.number, version, shard_chunks, row, label=job["label"])
                 if tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
@@ -149,7 +154,7 @@ def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Token
                         tidy(shard, order, len(vocabulary), version=version, job=job["id"])
                     finally:
                         tidying[shard.shard].release()
-            return split.end - split.start
+            return raw_bytes(row)
         finally:
             idle.append(worker)
 

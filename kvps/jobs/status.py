@@ -4,6 +4,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from kvps.jobs.counting import raw_bytes
 from kvps.jobs.train import job_bytes
 from kvps.store import lock
 from kvps.store.directory import open_store
@@ -15,9 +16,9 @@ def status(path: str | Path) -> dict:
     Returns:
         "store", "state" (idle, running or interrupted), "version" (the committed one, which readers see), "command"
         and "pid" of the writer or the interrupted job, "started" [s since 1970], "elapsed_s" of the running process,
-        "done_bytes" and "total_bytes" of text counted, "remaining_s" of counting at the pace so far. None where it
-        does not apply or nobody knows: the total of compressed inputs, the time before the first split is done. A
-        forget verifies after it has counted; that time is not in remaining_s.
+        "done_bytes" and "total_bytes" of the inputs as they lie on disk, "remaining_s" of counting at the pace so far.
+        None where it does not apply or nobody knows: the total of NLTK's corpora, the time before the first split is
+        done. A forget verifies after it has counted; that time is not in remaining_s.
     """
     owner = lock.owner(path) if (Path(path) / lock.NAME).exists() else None
     with open_store(path) as store:
@@ -26,7 +27,7 @@ def status(path: str | Path) -> dict:
         where = str(store.path)
     now = time.time()
     started = owner.get("started") if owner else None
-    done = sum(row["end"] - row["start"] for row in rows)
+    done = sum(raw_bytes(row) for row in rows)
     total = job_bytes(job) if job else None
     return {
         "store": where, "state": "running" if owner else "interrupted" if job else "idle", "version": version,
@@ -49,7 +50,7 @@ def _remaining_s(rows: list[dict], bytes_left: int, started: float, now: float) 
     A resumed job's earlier splits are done, but say nothing about today's pace. A worker that hangs makes the pace
     fall, and the answer grow.
     """
-    recent = sum(row["end"] - row["start"] for row in rows if row["time"] >= started)
+    recent = sum(raw_bytes(row) for row in rows if row["time"] >= started)
     if recent == 0:
         return None
     return round(max(0, bytes_left) * (now - started) / recent, 1)

@@ -24,10 +24,11 @@ from typing import BinaryIO
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
 from kvps.jobs.compact import tidy
 from kvps.jobs.counting import count_splits, split_bytes
+from kvps.jobs.estimate import estimate, warn_if_short
 from kvps.jobs.verify import refuse_negative
 from kvps.store import files, seal
 from kvps.store.directory import StoreDirectory, create_store, open_store
-from kvps.text.corpus import Input, read_once, resolve
+from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import check_name, cpu_count, parse_bytes
@@ -53,6 +54,7 @@ class Options:
     encoding_errors: str = "strict"            # bytes that are not UTF-8: "strict" or "replace"
     field: str = "text"                        # of .jsonl records
     newline: str = "split"                     # within a field: "split" ends a sentence, "space" joins
+    max_ratio: int = DEFAULT_MAX_RATIO         # a compressed file's text may be so many times as long; 0: no limit
     again: bool = False                        # count what is counted already once more
     threads: int | None = None                 # default: the CPUs that affinity and cgroup allow
     memory: str | int = DEFAULT_MEMORY         # for the batches being counted
@@ -76,6 +78,10 @@ class Options:
         self.memory = parse_bytes(self.memory)
         self.threads = self.threads or cpu_count()
 
+    def reading(self) -> dict:
+        """Return what resolve() is to know about the inputs."""
+        return {"field": self.field, "newline": self.newline, "max_ratio": self.max_ratio}
+
 
 def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS,
           tokenizer: str = "whitespace", lowercase: bool = False, options: Options | None = None,
@@ -87,7 +93,7 @@ def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEF
     path = Path(path)
     made = False
     # Everything that can be wrong with the inputs is found before the store is made.
-    early = resolve([a for a in arguments if not read_once(a)], field=options.field, newline=options.newline)
+    early = resolve([a for a in arguments if not read_once(a)], **options.reading())
     if not seal.exists(path):
         if not any(read_once(a) for a in arguments):
             _refuse_empty(early, path)
@@ -214,6 +220,31 @@ def roll_back(store: StoreDirectory, job: dict) -> None:
     _drop_spool(store, Path(job["spool"]))
 
 
+def plan(path: str | Path, arguments: Sequence[str | Path], *, order: int | None = None, shards: int = DEFAULT_SHARDS,
+         options: Options | None = None) -> dict:
+    """Return what train (with an order) or update (without one) would need of the disk, and do nothing.
+
+    Returns:
+        estimate()'s record with "store" and "order".
+
+    Raises:
+        ArgumentError: stdin or a pipe, whose length nobody knows; an impossible order or number of shards.
+        DataError, StoreError: as train() and update() for inputs and stores that cannot be used.
+    """
+    options = options or Options()
+    path, before = Path(path), 0
+    for argument in arguments:
+        if read_once(argument):
+            raise ArgumentError(f"{argument}: can be read only once, so nobody knows its length before; save it to a file")
+    if order is not None:
+        check_shape(order, shards)
+    else:
+        with open_store(path) as store:
+            order, shards, before = store.identity["order"], store.identity["shards"], store.bytes()["live"]
+    inputs = resolve(arguments, **options.reading())
+    return {"store": str(path), "order": order, **estimate(inputs, order, shards, path, before)}
+
+
 def check_shape(order: int, shards: int) -> None:
     """Refuse what no store can be."""
     if not 1 <= order <= MAX_ORDER:
@@ -258,8 +289,7 @@ def _run(store: StoreDirectory, command: str, arguments: Iterable[str | Path], w
          stdin: BinaryIO | None) -> dict:
     """Steps 1 and 2; then _work."""
     state = store.root.state()
-    inputs = resolve(arguments, field=options.field, newline=options.newline, spool_dir=spool_folder(store, options),
-                     stdin=stdin)
+    inputs = resolve(arguments, **options.reading(), spool_dir=spool_folder(store, options), stdin=stdin)
     return run_inputs(store, command, inputs, words, options, state)
 
 
@@ -286,8 +316,10 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
     if job is not None:
         begun = [row["digest"] for row in job["inputs"]]
         if job["command"] == command and begun in named and job["label"] == options.label:
+            # They may lie elsewhere now, but are read as the job began to read them.
             places = dict(zip(digests, inputs, strict=True))
-            return _work(store, job, [places[digest] for digest in begun], words, options)
+            inputs = [dataclasses.replace(places[row["digest"]], options=dict(row["input"]["options"])) for row in job["inputs"]]
+            return _work(store, job, inputs, words, options)
         raise _pending(store, job)
     if already and not counted:
         _drop_spool(store, spool_folder(store, options))
@@ -302,6 +334,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
         if options.label is not None and options.label not in labels:
             labels.append(options.label)
         gone = [label for label in _beyond(labels, options.keep_labels) if label != options.label]
+    warn_if_short(store, inputs)
     job = _begin(store, command, inputs, digests, prints, words, options, gone, already)
     return _work(store, job, inputs, words, options)
 
@@ -421,8 +454,8 @@ def _drop_changed(store: StoreDirectory, job: dict, fingerprints: list[list[dict
 
 
 def job_bytes(job: dict) -> int | None:
-    """Return how many bytes of text a job has to count, None where inputs are compressed or made by NLTK."""
-    if any(row["input"]["options"].get("compression") or row["input"]["kind"] == "nltk" for row in job["inputs"]):
+    """Return how many bytes a job has to read, as they lie on disk; None where NLTK makes the text."""
+    if any(row["input"]["kind"] == "nltk" for row in job["inputs"]):
         return None
     return sum(row["fingerprint"]["size"] for row in job["inputs"])
 

@@ -17,9 +17,9 @@ from kvps.errors import ArgumentError, DataError
 from kvps.text.documents import nltk_corpus, nltk_files
 from kvps.text.inputs import KINDS, MAX_LINE_BYTES, Input, Split
 from kvps.text.spool import spool, spool_stream
-from kvps.text.streams import SUFFIXES
+from kvps.text.streams import DEFAULT_MAX_RATIO, SUFFIXES
 
-__all__ = ["KINDS", "MAX_LINE_BYTES", "Input", "Split", "read_once", "resolve", "spool"]
+__all__ = ["DEFAULT_MAX_RATIO", "KINDS", "MAX_LINE_BYTES", "Input", "Split", "read_once", "resolve", "spool"]
 
 # Their members' names and headers would be counted as text.
 _CONTAINERS = (".tar", ".tgz", ".zip", ".7z", ".rar", ".parquet", ".pdf")
@@ -30,6 +30,7 @@ def resolve(
     *,
     field: str = "text",
     newline: str = "split",
+    max_ratio: int = DEFAULT_MAX_RATIO,
     spool_dir: str | Path | None = None,
     stdin: BinaryIO | None = None,
 ) -> list[Input]:
@@ -41,15 +42,19 @@ def resolve(
             is read as a glob.
         field: of .jsonl records, the one that holds the text.
         newline: what a newline within it does: "split" ends a sentence, "space" separates words.
+        max_ratio: how many times as long as a compressed file its text may be; 0 for no limit.
         spool_dir: where stdin and named pipes are copied to first, so that the job can be resumed.
         stdin: binary stream instead of sys.stdin.
 
     Raises:
-        ArgumentError: stdin twice or with nowhere to spool it, or an unknown `newline`.
-        DataError: nothing is there, it cannot be read, or a folder or glob holds no file.
+        ArgumentError: stdin twice or with nowhere to spool it, an unknown `newline`, or a `max_ratio` below 0.
+        DataError: nothing is there, it cannot be read, a folder or glob holds no file, or a file's beginning shows that
+            it cannot be used (Input.probe).
     """
     if newline not in ("split", "space"):
         raise ArgumentError(f'a newline within a field is "split" or "space", not "{newline}"')
+    if max_ratio < 0:
+        raise ArgumentError(f"a text cannot be {max_ratio} times as long as its file; 0 lifts the limit")
     inputs = []
     seen_stdin = False
     for argument in arguments:
@@ -67,7 +72,7 @@ def resolve(
             inputs.append(Input(name, nltk_files(corpus)[0], "nltk", {"corpus": corpus}))
         else:
             for path in _find(name):
-                inputs.append(_file(path, field, newline, spool_dir))
+                inputs.append(_file(path, field, newline, max_ratio, spool_dir))
     return inputs
 
 
@@ -116,7 +121,7 @@ def _walk(name: str) -> Iterator[str]:
     yield from sorted(found, key=os.fsencode)
 
 
-def _file(name: str, field: str, newline: str, spool_dir: str | Path | None) -> Input:
+def _file(name: str, field: str, newline: str, max_ratio: int, spool_dir: str | Path | None) -> Input:
     """Return the Input of one file, after a look whether it can be read."""
     try:
         mode = os.stat(name).st_mode
@@ -137,13 +142,16 @@ def _file(name: str, field: str, newline: str, spool_dir: str | Path | None) -> 
     for suffix, compression in SUFFIXES.items():
         if base.endswith(suffix):
             base = base.removesuffix(suffix)
-            options["compression"] = compression
+            options = {"compression": compression, "max_ratio": max_ratio}
             break
     if base.endswith(_CONTAINERS):
         raise DataError(f"{name}: is an archive, not text; unpack it first", path=name)
     if base.endswith(".jsonl"):
-        return Input(name, os.path.abspath(name), "jsonl", {**options, "field": field, "newline": newline})
-    return Input(name, os.path.abspath(name), "text", options)
+        found = Input(name, os.path.abspath(name), "jsonl", {**options, "field": field, "newline": newline})
+    else:
+        found = Input(name, os.path.abspath(name), "text", options)
+    found.probe()
+    return found
 
 
 def _spooled(stream: BinaryIO, spool_dir: str | Path | None, name: str) -> Input:

@@ -15,9 +15,11 @@ from typing import BinaryIO
 
 from kvps.errors import ArgumentError, DataError, InputGone
 from kvps.text.documents import nltk_documents, nltk_files, record_text
-from kvps.text.streams import BLOCK_BYTES, IteratorStream, failures_named, open_stream
+from kvps.text.streams import BLOCK_BYTES, DEFAULT_MAX_RATIO, RATIO_FREE_BYTES, IteratorStream, failures_named, open_stream
 
 MAX_LINE_BYTES = 32 << 20  # a sentence has to fit into memory several times over; real ones stay below a megabyte
+
+_PROBE_BYTES = 64 << 10
 
 # Do not change: stored in job records.
 KINDS = (
@@ -33,13 +35,15 @@ class Split:
     """A piece of an input's text: `data` is what stands in bytes [start, end) of the stream, in whole lines.
 
     For jsonl the range is that of the records and `data` their text. Only the last line of an input may lack its
-    newline.
+    newline. `raw` is how many bytes of the file itself (compressed, where it is) were read from `start` to `end`: for
+    showing progress.
     """
 
     start: int
     end: int
     data: bytes
     input: Input = field(repr=False, compare=False)
+    raw: int = field(default=0, compare=False)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (line, byte offset) in the decompressed stream of data[index]; the line counts from 1.
@@ -57,13 +61,14 @@ class Input:
         name: as the user gave it, for messages.
         path: absolute; of the NLTK corpus for kind "nltk".
         kind: one of KINDS.
-        options: "compression" (gz, bz2, xz, zst); for jsonl "field" and "newline"; for nltk "corpus".
+        options: "compression" (gz, bz2, xz, zst) and, with it, "max_ratio" (see open_stream); for jsonl "field" and
+            "newline"; for nltk "corpus".
     """
 
     name: str
     path: str
     kind: str = "text"
-    options: dict[str, str] = field(default_factory=dict, hash=False)
+    options: dict[str, str | int] = field(default_factory=dict, hash=False)
 
     def to_json(self) -> dict[str, object]:
         """Return what from_json() takes: plain types only."""
@@ -111,6 +116,29 @@ class Input:
                 hasher.update(block)
         return hasher.hexdigest()
 
+    def probe(self) -> None:
+        """Refuse at once what shows in the beginning that it cannot be used: a bomb, or a first line without an end.
+
+        Reads to the end of the first line and, of a compressed file, as much as has to become RATIO_FREE_BYTES of text:
+        some 80 KiB. What comes later is met by splits().
+
+        Raises:
+            InputGone, DataError: as splits().
+        """
+        if self.kind == "nltk":
+            return
+        enough = RATIO_FREE_BYTES // self._max_ratio if "compression" in self.options and self._max_ratio else 0
+        with failures_named(self.name, self.options.get("compression")), self._open() as stream:
+            n_bytes, ended = 0, False
+            while not ended or stream.raw_at(n_bytes) <= enough:
+                block = stream.read1(_PROBE_BYTES)
+                if not block:
+                    return
+                ended = ended or b"\n" in block[:MAX_LINE_BYTES + 1 - n_bytes]
+                n_bytes += len(block)
+                if not ended and n_bytes > MAX_LINE_BYTES:
+                    self._refuse_long_line(0)
+
     def splits(self, split_bytes: int, start: int = 0) -> Iterator[Split]:
         """Yield the text from `start` on in Splits, each cut after the first newline at or after `split_bytes`.
 
@@ -122,26 +150,51 @@ class Input:
 
         Raises:
             InputGone: the file is not there, or has become shorter than `start`.
-            DataError: it cannot be read, is cut short or damaged, or has a line longer than MAX_LINE_BYTES.
+            DataError: it cannot be read, is cut short or damaged, unpacks to too much (open_stream), or has a line longer
+                than MAX_LINE_BYTES.
         """
         if split_bytes < 1 or start < 0:
             raise ArgumentError(f"a split has 1 byte or more and begins at 0 or later, not {split_bytes} at {start}")
         with failures_named(self.name, self.options.get("compression")), self._open() as stream:
             self._skip(stream, start)
+            place = stream.raw_at if self.kind != "nltk" else int  # NLTK's text has no file of its own
+            raw_start = place(start)
             while data := stream.read(split_bytes):
                 if len(data) == split_bytes:
-                    data += stream.readline(MAX_LINE_BYTES + 1)
+                    data = self._whole_line(stream, start, data)
                 end = start + len(data)
                 long_line = _long_line(data)
                 if long_line is not None:
                     self._refuse_long_line(start + long_line)
-                yield Split(start, end, self._text(data, start), self)
-                start = end
+                raw_end = place(end)
+                yield Split(start, end, self._text(data, start), self, raw_end - raw_start)
+                start, raw_start = end, raw_end
+
+    def _whole_line(self, stream: BinaryIO, start: int, data: bytes) -> bytes:
+        """Return `data`, which begins at byte `start` of the stream, with the rest of the line that follows."""
+        begun = data.rfind(b"\n") + 1
+        room = MAX_LINE_BYTES + 1 - (len(data) - begun)
+        pieces = [data]
+        # In pieces, so that a line that is too long is held only once.
+        while room > 0 and (piece := stream.readline(min(room, BLOCK_BYTES))):
+            pieces.append(piece)
+            room -= len(piece)
+            if piece.endswith(b"\n"):
+                return b"".join(pieces)
+        if room <= 0:
+            earlier = _long_line(data)
+            self._refuse_long_line(start + (begun if earlier is None else earlier))
+        return b"".join(pieces)
+
+    @property
+    def _max_ratio(self) -> int:
+        # A job record that an earlier version wrote has none.
+        return self.options.get("max_ratio", DEFAULT_MAX_RATIO)
 
     def _open(self) -> BinaryIO:
         if self.kind == "nltk":
             return io.BufferedReader(IteratorStream(nltk_documents(self.options["corpus"])), BLOCK_BYTES)
-        return open_stream(self.path, self.options.get("compression"))
+        return open_stream(self.path, self.options.get("compression"), name=self.name, max_ratio=self._max_ratio)
 
     def _skip(self, stream: BinaryIO, start: int) -> None:
         if self.kind != "nltk" and "compression" not in self.options:

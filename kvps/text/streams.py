@@ -1,11 +1,14 @@
-"""The bytes of one input as a buffered stream, plain or decompressed, with every failure named.
+"""The bytes of one input as a buffered stream, plain or decompressed within limits, with every failure named.
 
-Codecs are imported when a file needs them. What the bytes mean, and where they are cut, is corpus.py's business.
+A compressed file is unpacked once, never what comes out of it again, and in small steps, so that a few kilobytes that
+claim to be terabytes are refused before they take memory. Codecs are imported when a file needs them. What the bytes
+mean, and where they are cut, is inputs.py's business.
 """
 from __future__ import annotations
 
 import io
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -15,8 +18,19 @@ from kvps.errors import DataError, InputGone
 BLOCK_BYTES = 1 << 20  # read and hashed at once: large enough that system calls do not show, small enough for a cache
 SUFFIXES = {".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst"}
 
-# A 2 KiB step of zstd can grow to 64 MiB at worst (its ratio is at most 32,768), which keeps memory bounded.
-ZSTD_STEP_BYTES = 2048
+# What may come out of a compressed file, per byte of it. Text shrinks three- to tenfold, repetitive logs up to a
+# hundredfold; gz can reach 1,032, zstd 32,768 and bz2 more than a million.
+DEFAULT_MAX_RATIO = 200
+# The ratio is looked at after so much text: before it, nothing can do harm, and a short file may well repeat one line.
+RATIO_FREE_BYTES = 16 << 20
+# What a decoder may ask for: zstd's largest level (--ultra -22) needs all of it, xz -9 a quarter.
+ZSTD_WINDOW_BYTES = 128 << 20
+XZ_MEMORY_BYTES = 256 << 20
+
+STEP_BYTES = 16 << 10  # raw bytes given to a decoder at once; the ratio is known to that precision
+PIECE_BYTES = 1 << 20  # of text that a decoder may give at once, where it can be told
+# zstandard's decoder cannot be told: a step can become 32,768 times as long at worst, that is 16 MiB.
+ZSTD_STEP_BYTES = 512
 
 
 class IteratorStream(io.RawIOBase):
@@ -50,27 +64,143 @@ class IteratorStream(io.RawIOBase):
         super().close()
 
 
-def open_stream(path: str, compression: str | None) -> BinaryIO:
+class Stream(io.BufferedReader):
+    """The text of a file, which is its bytes."""
+
+    def raw_at(self, offset: int) -> int:
+        """Return how many bytes of the file had to be read for the text before `offset`, which must not fall."""
+        return offset
+
+
+class UnpackedStream(Stream):
+    """The text of a compressed file."""
+
+    def __init__(self, file: BinaryIO, name: str, compression: str, max_ratio: int):
+        self._steps: deque[tuple[int, int]] = deque()  # (end in the text, end in the file) of pieces, oldest first
+        self._raw = 0
+        self._produced = 0
+        pieces = self._within(_pieces(self._blocks(file), compression), name, max_ratio)
+        super().__init__(IteratorStream(pieces, file.close), BLOCK_BYTES)
+
+    def raw_at(self, offset: int) -> int:
+        """Return how many bytes of the file had to be read for the text before `offset`, which must not fall."""
+        while len(self._steps) > 1 and self._steps[0][0] < offset:
+            self._steps.popleft()
+        return self._steps[0][1] if self._steps and offset else 0
+
+    def _blocks(self, file: BinaryIO) -> Iterator[bytes]:
+        while block := file.read(STEP_BYTES):
+            self._raw += len(block)
+            yield block
+
+    def _within(self, pieces: Iterator[bytes], name: str, max_ratio: int) -> Iterator[bytes]:
+        """Pass pieces on, as long as they are not too much for the bytes of the file that were read for them."""
+        for piece in pieces:
+            self._produced += len(piece)
+            if max_ratio and self._produced > max(RATIO_FREE_BYTES, max_ratio * self._raw):
+                raise DataError(
+                    f"{name}: its first {self._raw} bytes unpack to {self._produced} or more, {self._produced // self._raw} times "
+                    f"as many, expected at most {max_ratio} times: it may be a decompression bomb; if the text repeats "
+                    "itself that much, pass --max-ratio N (0 for no limit)", path=name, offset=self._produced,
+                    found=self._produced // self._raw, expected=max_ratio)
+            if self._steps and self._steps[-1][1] == self._raw:
+                self._steps.pop()
+            self._steps.append((self._produced, self._raw))
+            yield piece
+
+
+def open_stream(path: str, compression: str | None, *, name: str | None = None,
+                max_ratio: int = DEFAULT_MAX_RATIO) -> Stream:
     """Return the decompressed bytes of a file as a buffered stream, which the caller closes.
 
     REQUIRES: opened and read inside failures_named(). A file of 0 bytes is an empty text under every name.
+
+    Args:
+        path: of the file.
+        compression: gz, bz2, xz or zst; None for a plain file.
+        name: of the input, for messages.
+        max_ratio: refuse (DataError) text that is so many times as long as what was read of the file, once
+            RATIO_FREE_BYTES of it are there; 0 for no limit.
     """
-    if compression is None or os.stat(path).st_size == 0:
-        return open(path, "rb", buffering=BLOCK_BYTES)
+    file = open(path, "rb", buffering=0)  # noqa: SIM115 - the stream closes it
+    try:
+        if compression is None or os.fstat(file.fileno()).st_size == 0:
+            return Stream(file, BLOCK_BYTES)
+        return UnpackedStream(file, name or path, compression, max_ratio)
+    except BaseException:
+        file.close()
+        raise
+
+
+def _pieces(blocks: Iterator[bytes], compression: str) -> Iterator[bytes]:
+    """Yield the text of compressed blocks; EOFError where they end too early.
+
+    A file may have several streams one after the other, and zeros behind each; anything else there is damage.
+    """
+    if compression == "zst":
+        yield from _zstd_pieces(blocks)
+        return
+    decoder = None
+    for block in blocks:
+        rest = block
+        while rest:
+            if decoder is None:
+                rest = rest.lstrip(b"\0")  # padding; no stream begins with a zero
+                if not rest:
+                    break
+                decoder = _decoder(compression)
+            yield decoder.decompress(rest, PIECE_BYTES)
+            rest = b""
+            while not (decoder.eof or decoder.needs_input):
+                yield decoder.decompress(b"", PIECE_BYTES)
+            if decoder.eof:
+                rest = decoder.unused_data
+                decoder = None
+    if decoder is not None:
+        raise EOFError("the last stream is cut short")
+
+
+def _decoder(compression: str):
+    """Return a decoder of one stream, with the interface of bz2.BZ2Decompressor."""
     if compression == "gz":
-        import gzip
-        return gzip.open(path, "rb")
+        return _GzipDecoder()
     if compression == "bz2":
         import bz2
-        return bz2.open(path, "rb")
-    if compression == "xz":
-        import lzma
-        return lzma.open(path, "rb")
-    file = open(path, "rb", buffering=0)  # noqa: SIM115 - the stream closes it
-    return io.BufferedReader(IteratorStream(_zstd_pieces(file), file.close), BLOCK_BYTES)
+
+        return bz2.BZ2Decompressor()
+    import lzma
+
+    return lzma.LZMADecompressor(memlimit=XZ_MEMORY_BYTES)
 
 
-def _zstd_pieces(file: BinaryIO) -> Iterator[bytes]:
+class _GzipDecoder:
+    """One member of a .gz file; zlib verifies its checksum and length."""
+
+    def __init__(self):
+        import zlib
+
+        self._zlib = zlib.decompressobj(16 + zlib.MAX_WBITS)  # 16: with gzip's header and trailer
+        self._full = False  # the last piece may have been cut at its limit: more may come without input
+
+    @property
+    def eof(self) -> bool:
+        return self._zlib.eof
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._full
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._zlib.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        piece = self._zlib.decompress(self._zlib.unconsumed_tail + data, max_length)
+        self._full = len(piece) == max_length or bool(self._zlib.unconsumed_tail)
+        return piece
+
+
+def _zstd_pieces(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the decompressed frames of a .zst file, one after the other; EOFError where the last one is cut short.
 
     zstandard's own stream_reader ends silently where a file is cut, so frames are followed by hand.
@@ -78,11 +208,11 @@ def _zstd_pieces(file: BinaryIO) -> Iterator[bytes]:
     import zstandard
 
     frame = None
-    while block := file.read(BLOCK_BYTES):
+    for block in blocks:
         rest = memoryview(block)
         while rest:
             if frame is None:
-                frame = zstandard.ZstdDecompressor().decompressobj()
+                frame = zstandard.ZstdDecompressor(max_window_size=ZSTD_WINDOW_BYTES).decompressobj()
             step = rest[:ZSTD_STEP_BYTES]
             rest = rest[len(step):]
             yield frame.decompress(step)
@@ -101,7 +231,8 @@ def failures_named(name: str, compression: str | None = None) -> Iterator[None]:
 
     Raises:
         InputGone: the file is not there any more.
-        DataError: it cannot be read, or what it holds is cut short, damaged, or not of the kind its name says.
+        DataError: it cannot be read, or what it holds is cut short, damaged, not of the kind its name says, or wants more
+            memory to unpack than the limits above.
     """
     try:
         yield
@@ -113,7 +244,7 @@ def failures_named(name: str, compression: str | None = None) -> Iterator[None]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise InputGone(f"{name}: the file is gone; put it back, then go on with `kvps resume`", path=name) from error
     except OSError as error:
-        if error.errno is None:  # gzip and bz2 report damage so
+        if error.errno is None:  # bz2 reports damage so
             raise _damaged(name, compression, error) from error
         raise DataError(f"{name}: cannot read it: {os.strerror(error.errno)}", path=name) from error
     except Exception as error:
@@ -124,5 +255,11 @@ def failures_named(name: str, compression: str | None = None) -> Iterator[None]:
 
 
 def _damaged(name: str, compression: str | None, error: Exception) -> DataError:
+    text = str(error)
+    # As liblzma's wrapper and zstd have it.
+    if "Memory usage limit exceeded" in text or "requires too much memory" in text:
+        limit = XZ_MEMORY_BYTES if compression == "xz" else ZSTD_WINDOW_BYTES
+        return DataError(f"{name}: wants more memory to be unpacked than the {limit >> 20} MiB that kvps gives a .{compression} "
+                         "file; unpack it and compress it again with a smaller window", path=name, expected=limit)
     return DataError(f"{name}: damaged, or not a .{compression} file ({error}); fetch or make it again, "
                      "or rename it if it is not compressed", path=name)

@@ -124,8 +124,8 @@ class Tokenizer:
 
         invalid = first_invalid_utf8(data)
         if invalid >= 0 and errors == "strict":
-            hint = next((f"it looks like a {suffix} file: give it that ending" for magic, suffix in _MAGIC.items()
-                         if offset == 0 and data.startswith(magic)), "convert it, or pass --encoding-errors replace")
+            hint = next((_packed_hint(name, suffix) for magic, suffix in _MAGIC.items() if offset == 0 and data.startswith(magic)),
+                        "convert it, or pass --encoding-errors replace")
             raise _refusal(name, place(invalid), f"not UTF-8 (byte 0x{data[invalid]:02x}); {hint}")
         if self.spec == "whitespace" and not self.lowercase:
             return data if invalid < 0 else data.decode("utf-8", "replace").encode()
@@ -203,6 +203,13 @@ def _wordpunct_findall() -> Callable[[str], list[str]]:
     import regex
 
     return regex.compile(r"\w+|[^\w\s]+|\n").findall
+
+
+def _packed_hint(name: str, suffix: str) -> str:
+    """Return what to do about an input whose text begins as a compressed file does."""
+    if name.lower().endswith(tuple(_MAGIC.values())):
+        return f"what it unpacks to looks like a {suffix} file, and is never unpacked a second time: unpack it once before"
+    return f"it looks like a {suffix} file: give it that ending"
 
 
 def _one_line_each(spaced: str) -> str:

@@ -174,7 +174,7 @@ def test_unreadable_file(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="a: cannot read it: permission denied"):
         resolve([tmp_path / "a"])
 
-    def refuse(path, compression):
+    def refuse(path, compression, **limits):
         raise PermissionError(13, "Permission denied")
     monkeypatch.setattr(inputs, "open_stream", refuse)
     with pytest.raises(DataError, match="a: cannot read it: Permission denied"):
@@ -193,8 +193,12 @@ def test_disk_error_while_reading(tmp_path, monkeypatch):
         def fileno(self):
             """Return the descriptor of a sound file."""
             return stream.fileno()
+
+        def raw_at(self, offset):
+            """Return the place in the file of a place in the text."""
+            return offset
     (source,) = resolve([write(tmp_path / "a")])
-    monkeypatch.setattr(inputs, "open_stream", lambda path, compression: Broken())
+    monkeypatch.setattr(inputs, "open_stream", lambda path, compression, **limits: Broken())
 
     with open(source.path, "rb") as stream, pytest.raises(DataError, match="a: cannot read it: Input/output error"):
         read(source)
