@@ -58,7 +58,8 @@ class ForkServer:
         """Run `kvps ARGUMENTS`; kill it where that is asked for.
 
         Args:
-            step: (name, "before" or "after", number): SIGKILL just before or after so many calls of this function.
+            step: (name, "before" or "after", number): SIGKILL just before or after so many calls of this function ("*": of
+                any).
             delay_s: SIGKILL so long after the first step, if it still runs.
             split_bytes: length of a split, at least.
             profile: count the calls of every step.
@@ -96,8 +97,8 @@ class Marker:
     def __init__(self):
         """Make it, empty."""
         self._shared = mmap.mmap(-1, mmap.PAGESIZE)
-        self._numbers = itertools.count(1)
-        self._calls = {}             # of each name: a counter, whose next() is atomic
+        self._numbers = itertools.count(1)       # its next() is atomic
+        self._calls = itertools.count(1)         # of the function to die at
         self.begun = None            # descriptor to which the first step writes a byte
         self.step = None             # (name, when, number) at which to die
         self.profile = None          # Counter of calls, where asked for
@@ -110,10 +111,9 @@ class Marker:
             os.write(self.begun, b"x")
         if when == "before" and self.profile is not None:
             self.profile[name] += 1
-        if self.step is not None and self.step[:2] == (name, when):
-            counter = self._calls.setdefault(name, itertools.count(1))
-            if next(counter) == self.step[2]:
-                os.kill(os.getpid(), signal.SIGKILL)
+        mine = self.step is not None and self.step[0] in (name, "*") and self.step[1] == when
+        if mine and next(self._calls) == self.step[2]:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     def leave(self):
         """Say that the command has returned."""
