@@ -81,9 +81,11 @@ class ForkServer:
         return done
 
     def __enter__(self):
+        """Return itself."""
         return self
 
     def __exit__(self, *_):
+        """End the server."""
         self._process.stdin.close()
         self._process.stdout.close()
         self._process.wait(TIMEOUT_S)

@@ -59,7 +59,7 @@ class Stage:
     phase: Phase
     shards: int
     start: Path | None               # the folder that it is run in a copy of
-    versions: tuple[int | None, int] # of the store before and after
+    versions: tuple[int | None, int]  # of the store before and after
     seconds: float                   # how long it takes
     calls: dict[str, int]            # its steps, and how often each comes
     folders: int                     # how many it leaves
@@ -82,6 +82,7 @@ class Kills:
                 self.stages[phase.name, shards] = self._stage(phase, shards)
 
     def _stage(self, phase, shards):
+        """Run a phase to its end, once counted and once timed, and keep what it leaves."""
         start = self.folder / f"{phase.start}.{shards}" if phase.start else None
         stage = Stage(phase, shards, start, (None, 0), 0.0, {}, 0)
         place = self.place(stage, f"{phase.name}.{shards}")
