@@ -103,7 +103,8 @@ def _killed(setting, store, source):
 def checksums(setting):
     """Train, read everything once (dump), compile: with checksums, and with the same code that skips them.
 
-    Says so and measures the former alone where this kvps has no such switch.
+    The fields of the checksums stay where they are, so bytes differ by nothing; they are 4 of every record, which is 256 KiB
+    for counts. Where this kvps has no such switch, that is said and the former alone is measured.
     """
     setting.warm(setting.train)
     bytes_of = {}
