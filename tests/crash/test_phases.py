@@ -183,7 +183,7 @@ class Kills:
                     assert state in ("before the job", "after the commit")
         else:
             how = "again"
-        done = state == "after the commit"
+        done = state == "after the commit" or (state == "whole" and phase.refused_again)
         if done and phase.refused_again:
             refused = self.run(stage, place, check=1)
             assert refused.err.count("\n") == 1

@@ -3,11 +3,14 @@
 The writer says which counts a version will have before it makes it. A reader that finds a version that nobody has
 spoken of, or other counts than were said, has seen what it must not see.
 """
+import contextlib
 import dataclasses
 import hashlib
 import itertools
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -182,12 +185,14 @@ def test_one_writer_and_32_readers(written, seed, seconds):
     program = [sys.executable, "-c", READERS, written.store, written.folder / "versions", written.folder / "expected",
                str(seconds), str(seed)]
     with (ForkServer(environment()) as server,
-          subprocess.Popen(program, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as readers):
+          subprocess.Popen(program, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                           start_new_session=True) as readers):
         try:
             done, version = write_until(readers, written, server)
             out, err = readers.communicate(timeout=60)
         finally:
-            readers.kill()
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(readers.pid, signal.SIGKILL)
     found = [json.loads(line) for line in out.splitlines()]
 
     assert readers.returncode == 0, err
