@@ -109,19 +109,19 @@ def _pending(workload: Workload, at: int) -> None:
 
 
 def fresh(workload: Workload, disk: Path) -> Path:
-    """Make `disk` anew with the store that a workload starts from, if there is one; return the store's path."""
-    if disk.exists():
-        shutil.rmtree(disk)
-    disk.mkdir()
+    """Empty `disk`, put there the store that a workload starts from, if there is one, and return the store's path."""
+    disk.mkdir(exist_ok=True)          # a disk of its own perhaps, which cannot be removed
+    for entry in disk.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if workload.start:
         shutil.copytree(_folder / (f"killed-{workload.name}" if workload.killed_at else f"after-{workload.start}") / "store",
                         disk / "store")
     return disk / "store"
 
 
-def run(workload: Workload, store: Path, first: Callable[[], None]) -> Ended:
-    """Run a workload's command in a child, `first` before it."""
-    return cli(workload.arguments(store), stdin=_texts.get(workload.stdin), first=first)
+def run(workload: Workload, store: Path, first: Callable[[], None], **more: Callable[[], None]) -> Ended:
+    """Run a workload's command in a child, `first` before it; `more` as cli()."""
+    return cli(workload.arguments(store), stdin=_texts.get(workload.stdin), first=first, **more)
 
 
 def in_child(function: Callable[[], object]) -> object:
@@ -188,44 +188,47 @@ def check_end(kind: Kind, ended: Ended, disk: Path) -> None:
             assert (code, "full" in err or "No space left" in err) == (4, True), "a full disk is not called one"
 
 
-def finish(workload: Workload, store: Path, rng: random.Random) -> str:
-    """Assert that a store holds what it held before or after a workload, end the work, and compare; return how."""
+def finish(workload: Workload, store: Path, rng: random.Random, how: str | None = None) -> str:
+    """Assert that a store holds what it held before or after a workload, end the work, and compare; return how.
+
+    how: "abort" and do it anew, "resume", "again" (the same command) or "nothing" (only where nothing is left to do); a
+    random one by default.
+    """
     base = workload.base
     version, before = (base.version, base.holds) if base else (0, "")
-    how, done, pending = [], False, False
+    done, pending = False, False
     if workload.start or store.exists():
         found, _, _, pending = summary(store)
         assert found in (version, workload.version)
         done = workload.is_job and found == workload.version
         assert not (done and pending)
         same(store, workload.holds if done else before)        # readers never see half a job
+    how = how or rng.choice(["abort", "resume", "again", "nothing"])
+    if not done and (how == "nothing" or not (pending and workload.is_job)):
+        how = "again"                                          # there is nothing to resume or to abort
     command = workload
-    if pending and workload.is_job and rng.random() < 0.3:
-        how.append("abort")
+    if how == "abort" and pending:
         assert _cli(["abort", store]) == 0
         same(store, before)
         assert not summary(store)[3]
-        pending = False
         command = WORKLOADS[workload.anew or workload.name]
-    if pending and workload.is_job and rng.random() < 0.6:
-        how.append("resume")
+    if how == "resume":
         assert _cli(["resume", store]) == 0
-    elif rng.random() < 0.5 or not done:
-        how.append("again")
+    elif how != "nothing":
         assert _cli(command.arguments(store), stdin=_texts.get(command.stdin)) == (command.repeat if done else 0)
     found, _, _, pending = summary(store)
     assert (found, pending) == (workload.version, False)
     same(store, workload.holds)
     if workload.models:
         assert figures(store) == _figures[workload.holds]
-    if not how:
-        return "nothing to do"
+    if done and how in ("resume", "nothing"):
+        return f"{how} after it was done"
     # What a killed command left behind goes with the next job; a model's temporary file is let alone for a second.
     left = [path.name for path in store.rglob("*") if ".tmp" in path.name or path.name.startswith("spool")]
-    assert not left or not workload.is_job, f"left behind: {left}"
+    assert not left or not workload.is_job or (done and workload.anew), f"left behind: {left}"
     beside = [entry for entry in store.parent.iterdir() if entry != store and (entry / "owner.lock").exists()]
     assert not beside, f"left beside the store: {beside}"
-    return " ".join(how)
+    return how
 
 
 def _cli(arguments: list[object], **options) -> int:
