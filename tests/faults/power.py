@@ -97,12 +97,14 @@ class File:
 
 
 def _put(target: bytearray, offset: int, data: bytes) -> None:
+    """Write bytes, zeros before them where the file is shorter."""
     if len(target) < offset:
         target.extend(bytes(offset - len(target)))
     target[offset:offset + len(data)] = data
 
 
 def _resize(target: bytearray, length: int) -> None:
+    """Cut, or lengthen by zeros."""
     if len(target) > length:
         del target[length:]
     else:
@@ -116,6 +118,7 @@ def _outside(offset: int, data: bytes, start: int, end: int) -> list[tuple[int, 
 
 
 def _blocks(offset: int, data: bytes | None, block_bytes: int) -> Iterable[int]:
+    """Return the numbers of the blocks that a write touches; none for a new length."""
     return range(offset // block_bytes, -(-(offset + len(data)) // block_bytes)) if data else ()
 
 
@@ -171,6 +174,7 @@ class Disk:
         self.journaled = 0                                       # so many of them are, if there is a journal
 
     def _new(self, inode: int, is_dir: bool) -> int:
+        """Return the number of a new, empty file or folder."""
         number = self._numbers[inode] = self._next
         self._next += 1
         if is_dir:
@@ -326,6 +330,7 @@ def record(folder: str, n_calls: dict[str, int]) -> list[int]:
 
 
 def _restart(inode: int, lies: bool) -> None:
+    """Go back to the beginning of the log."""
     global _inode, _disk, _moment, _position, _lies
     _inode, _disk, _moment, _position, _lies = inode, Disk(inode), Moment(), 0, lies
 

@@ -53,6 +53,7 @@ class Workload:
 
 WORKLOADS = {workload.name: workload for workload in [
     Workload("train", None, ("train", "STORE", "a", "c", *NEW, *WORK), 1, "ac"),
+    Workload("train-stdin", None, ("train", "STORE", "-", *NEW, *WORK), 1, "c", stdin="c"),
     Workload("update", "train", ("update", "STORE", "b", *WORK), 2, "abc"),
     Workload("stdin", "train", ("update", "STORE", "-", *WORK), 2, "abc", stdin="b"),
     Workload("resume", "stdin", ("resume", "STORE", "--threads", 1), 2, "abc", killed_at=0.7, anew="update"),
