@@ -7,6 +7,7 @@ them until it refreshes.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
@@ -19,6 +20,8 @@ from kvps.lm import container
 from kvps.store import files, lock
 from kvps.store.directory import StoreDirectory
 from kvps.units import cpu_count
+
+log = logging.getLogger("kvps")
 
 T = TypeVar("T")
 
@@ -81,8 +84,10 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
 def load(store: StoreDirectory, read: Callable[[Path], T], **options: object) -> T:
     """Return read(path) of the compiled model that ensure(store, **options) names.
 
-    A file that another process replaced by a newer one between our two looks is looked for again.
+    A file that another process replaced by a newer one between our two looks is looked for again; a damaged one is made
+    again, once.
     """
+    made_again = False
     while True:
         path = ensure(store, **options)
         try:
@@ -90,6 +95,15 @@ def load(store: StoreDirectory, read: Callable[[Path], T], **options: object) ->
         except StoreError:
             if path.exists():
                 raise
+        except CorruptionError as exc:
+            if made_again or exc.path != str(path):
+                raise
+            log.warning("%s: damaged; it is made again now", path)
+            made_again = True
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:                    # not ours to remove
+                raise exc from None
 
 
 def _folder(store: StoreDirectory) -> Path:
