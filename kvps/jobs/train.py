@@ -163,6 +163,7 @@ def run_forget_labels(store: StoreDirectory, labels: Sequence[str], options: Opt
                                  path=str(store.path))
         if options.keep_labels is not None:
             gone += _beyond([label for label in there if label not in gone], options.keep_labels)
+        options = dataclasses.replace(options, label=None)         # no text comes under a label
         if not gone:
             return {"command": "forget", "version": store.root.state()["version"], "tokens": 0, "sentences": 0, "inputs": 0,
                     "already": {}, "labels": []}
@@ -256,8 +257,14 @@ def check_shape(order: int, shards: int) -> None:
 def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
                   options: Options, stdin: BinaryIO | None) -> dict:
     with open_store(path, writable=True, wait=options.wait, command=command) as store:
-        words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer, lowercase)
-        return _run(store, command, arguments, words, options, stdin)
+        return run_arguments(store, command, arguments, tokenizer, lowercase, options, stdin)
+
+
+def run_arguments(store: StoreDirectory, command: str, arguments: Sequence[str | Path], tokenizer: str | None,
+                  lowercase: bool | None, options: Options, stdin: BinaryIO | None = None) -> dict:
+    """Do what update() says in a store that is open for writing."""
+    words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer, lowercase)
+    return _run(store, command, arguments, words, options, stdin)
 
 
 def _refuse_other_shape(store: StoreDirectory, order: int, shards: int, words: Tokenizer) -> None:
@@ -408,6 +415,8 @@ def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_wor
     d_tokens, d_sentences = (added - sum(labels[label][name] for label in gone)
                              for added, name in ((tokens, "tokens"), (sentences, "sentences")))
     history |= {"tokens": d_tokens, "sentences": d_sentences}
+    if gone:
+        history["gone_inputs"] = [digest for digest, row in store.root.inputs().items() if not row["times"].keys().isdisjoint(gone)]
     delta: dict[str, int] = {}
     for row in job["inputs"]:
         delta[row["digest"]] = delta.get(row["digest"], 0) + (-1 if job["command"] == "forget" else 1)
