@@ -46,7 +46,8 @@ def look_at_counts(store: StoreDirectory, snapshot: StoreSnapshot, bad: Collecti
         if number in bad or not begin("counts", number):
             whole = False
             continue
-        look = _Look(store.path / snapshot.state["shards"][number]["dir"] / "data.mdb", number, snap, order, n_words, report, advance)
+        data = store.path / snapshot.state["shards"][number]["dir"] / "data.mdb"
+        look = _Look(data, number, snap, order, n_words, report, advance)
         for label, found in look.sums(snapshot.version).items():
             sums[label] += found
         ended("counts", number)
@@ -120,13 +121,13 @@ class _Look:
             below = sum(int(np.count_nonzero(block.counts < 0)) for block in blocks)
         if below:
             of = f" of label {label}" if label is not None else ""
-            self.report.add(damage("shard", f"{self.data}: {below} n-grams{of} have counts below 0", path=self.data, shard=self.shard,
-                                   found=below, expected=0))
+            self.report.add(damage("shard", f"{self.data}: {below} n-grams{of} have counts below 0", path=self.data,
+                                   shard=self.shard, found=below, expected=0))
 
     def add(self, run: Run, what: str, found: object, expected: object) -> None:
         """Report damage of a run."""
-        self.report.add(damage("shard", f"{self.data}: run {run.id} {what}", path=self.data, shard=self.shard, run=run.id, found=found,
-                               expected=expected))
+        self.report.add(damage("shard", f"{self.data}: run {run.id} {what}", path=self.data, shard=self.shard, run=run.id,
+                               found=found, expected=expected))
 
 
 # Compiled models
