@@ -25,10 +25,13 @@ from kvps.store.transaction import Txn
 
 DAMAGE, WARNING = "damage", "warning"
 PAGE_BYTES = 4096
+KEPT = "damaged"             # STORE/damaged, see rebuild.py
 MAX_PER_FILE = 20            # findings of one file's pages: one that is torn has thousands
 
 RECOVER = "keep a copy of the store, then run kvps recover"
 RESTORE = "restore a checkpoint: kvps checkpoint list, then kvps checkpoint restore STORE NAME --into DIR"
+OLDER = f"{RESTORE}; or kvps recover --accept-older"
+LINK = "put the real file there"
 SWEPT = "the next writer removes it"
 AGAIN = "delete it, it will be made again"
 # What a finding's part asks for, unless it says so itself.
@@ -115,7 +118,7 @@ def _is_link(report: Report, path: Path, part: str, **more: Any) -> bool:
     if not path.is_symlink():
         return False
     report.add(damage(part, f"{path}: is a symbolic link, which is not allowed inside a store", path=str(path),
-                      found="a symbolic link", expected="the file itself", next="put the real file there", **more))
+                      found="a symbolic link", expected="the file itself", next=LINK, **more))
     return True
 
 
@@ -152,6 +155,15 @@ def roots(path: Path) -> list[str]:
     """Return the names of the folders of a store that may be its root, newest first."""
     found = [entry.name for entry in path.glob(f"{directory.ROOT}*") if entry.name[len(directory.ROOT):].isdigit()]
     return sorted(found, key=lambda name: int(name[len(directory.ROOT):]), reverse=True)
+
+
+def root_name(path: Path) -> str:
+    """Return the name of the root's folder: what the seal says, or else the newest one; CorruptionError if there is none."""
+    with contextlib.suppress(CorruptionError, StoreError):
+        return seal.read(path)["root"]
+    if not (names := roots(path)):
+        raise CorruptionError(f"{path}: has no root; {RESTORE}", path=str(path), found="nothing", expected="root.N")
+    return names[0]
 
 
 def look_at_root(path: Path, report: Report, *, quiet: bool) -> dict | None:
@@ -206,7 +218,7 @@ def _read_root(path: Path, txn: Txn, env: Environment, report: Report, found: di
         report.add(damage("root", f"{where}: went back in time: generation {state['generation']} (version {state['version']}), "
                           f"expected at least {sealed['generation']} (version {sealed['version']})", path=where,
                           found=state["generation"], expected=sealed["generation"],
-                          next=f"{RESTORE}; or kvps recover --accept-older"))
+                          next=OLDER))
     value = txn.get(fmt.JOB)
     job = None
     if value is not None:
@@ -388,13 +400,16 @@ def look_for_leftovers(path: Path, root: dict | None, report: Report) -> None:
     kept = {root["name"], *(place["dir"] for place in root["state"]["shards"])} if root else None
     with files.reporting(path):
         folders = [*path.glob(f"{directory.ROOT}*"), *(path / directory.SHARDS).glob("*")]
-        unfinished = [*path.glob("*.tmp-*"), *(path / "models").glob("*.tmp-*")]
+        unfinished = list(path.glob("*.tmp-*"))
     for folder in sorted(folders):
         name = folder.relative_to(path).as_posix()
         if kept is not None and name not in kept:
             report.add(warning("leftover", f"{folder}: is not in force", path=str(folder)))
     for entry in sorted(unfinished):
         report.add(warning("leftover", f"{entry}: was not finished", path=str(entry)))
+    if (path / KEPT).is_dir():
+        report.add(warning("leftover", f"{path / KEPT}: what was replaced by kvps recover", path=str(path / KEPT),
+                           next="remove it when it is of no use any more"))
 
 
 def _look_for_spool(path: Path, report: Report) -> None:

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-WORDS = "the cat dog sat on mat log saw a bird and fish in house tree that ran to".split()
+WORDS = ["the", "cat", "dog", "sat", "on", "mat", "log", "saw", "a", "bird", "and", "fish", "in", "house", "tree", "that", "ran",
+         "to"]
 
 
 def text(seed, n_lines, extra=""):
@@ -59,7 +60,8 @@ def make(folder):
     kvps("forget", "idle", "b.txt")
     Path("idle.dump").write_text(kvps("dump", "idle", "--order", "3", "--sorted").stdout, encoding="utf-8")
     kvps("train", "pending", "a.txt", "-o", "3", "--shards", "1")
-    subprocess.run([sys.executable, os.path.join(HERE, "make.py"), "killed", "update", "pending", "c.txt", "--threads", "1", "-S", "1K"], check=False)
+    subprocess.run([sys.executable, os.path.join(HERE, "make.py"), "killed", "update", "pending", "c.txt", "--threads", "1",
+                    "-S", "1K"], check=False)
     shutil.copytree("pending", "whole")
     kvps("resume", "whole")
     Path("pending.dump").write_text(kvps("dump", "whole", "--order", "3", "--sorted").stdout, encoding="utf-8")
