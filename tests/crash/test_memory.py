@@ -99,8 +99,10 @@ def fail_at(stage, place, library, number, ever):
     """Let one allocation fail, and all after it if `ever`; check what is left, try again, and check what there is then."""
     failed = attempt(stage, place, library, number, ever=ever, check=None)
     if failed.returncode == 0:
-        # Threads share the work out anew each time; a call that did not come did not fail.
-        assert int((place / "calls").read_text()) < number
+        # Threads share the work out anew each time; a call that did not come did not fail. What comes after the commit is
+        # put off: the command has done what it was to do.
+        assert int((place / "calls").read_text()) < number or "merging is put off" in failed.stderr
+        assert contents(place / "store") == stage.after
         return "not reached"
     assert failed.returncode == 1, f"exit {failed.returncode}\n{failed.stderr}"
     assert len(failed.stderr.splitlines()) == 1
