@@ -32,8 +32,8 @@ from kvps.lm import listing
 from kvps.store.directory import open_store
 
 PAGE = 4096
-# Longer than anything here takes by a hundred times.
-HANG_S = 10.0
+# A trial takes a tenth of a second, and some seconds where the machine has other work and the disk is slow to sync.
+HANG_S = 30.0
 STORES = ("idle", "idle", "idle", "pending")
 MORE = ["w1 w2 w3 a new one", "w2 w2 w2"]
 MODELS = {"kn": {}, "raw": {"smoothing": "witten-bell"}, "exact": {"exact": True}}
@@ -261,7 +261,7 @@ def forked(worker, numbers, seed, verbose):
                         if verbose:
                             traceback.print_exc()
                         lines = traceback.format_exc().strip().splitlines()
-                        result = ["?", f"FELL: {lines[-1]}", lines[-3].strip()]
+                        result = ["?", f"FELL {lines[-1].split(':')[0]}", f"{lines[-1]} {lines[-3].strip()}"]
                     os.write(writer, f"{json.dumps(result)}\n".encode())
             finally:
                 os._exit(0)

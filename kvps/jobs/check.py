@@ -69,7 +69,7 @@ class Check:
                               path=str(self.path))
         task = {"path": str(self.path), "level": self.level, "quiet": quiet, "done": [], "bad": []}
         while True:
-            at, ended = ["root"], False
+            at, ended, fell = ["root"], False, ""
             with _child(task) as child:
                 for line in child.stdout:
                     message = json.loads(line)
@@ -88,11 +88,13 @@ class Check:
                         raise StoreError(message["error"], path=str(self.path))
                     elif "store" in message:
                         self.version, self.n_shards = message["store"]
+                    elif "fell" in message:
+                        fell = message["fell"]
                     elif "end" in message:
                         ended = True
             if ended:
                 return
-            yield _died(self.path, at, child.returncode)
+            yield _died(self.path, at, fell or _ending(child.returncode))
             if at in task["done"]:             # it would die there again
                 return
             task["done"].append(at)
@@ -136,13 +138,16 @@ def _child(task: dict) -> Iterator[subprocess.Popen]:
             raise
 
 
-def _died(path: Path, at: list, code: int) -> Finding:
+def _ending(code: int) -> str:
+    return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def _died(path: Path, at: list, why: str) -> Finding:
     part, *rest = at
-    name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
     place = f"{path}: {f'shard {rest[0]}' if rest else 'the root'}" if part in ("root", "shards", "counts") else f"{path}: {part}"
     kind = {"shards": "shard", "models": "model", "checkpoints": "checkpoint"}.get(part, part)
-    return damage(kind, f"{place}: reading it killed the process that looked ({name})", path=str(path),
-                  shard=rest[0] if rest else None, found=name, expected="a sound file")
+    return damage(kind, f"{place}: reading it killed the process that looked ({why})", path=str(path),
+                  shard=rest[0] if rest else None, found=why, expected="a sound file")
 
 
 def _from_json(row: dict) -> Finding:
@@ -258,6 +263,8 @@ def _main() -> None:
         _say(end=True)
     except (KvpsError, OSError) as exc:
         _say(error=str(exc))
+    except Exception as exc:                   # what was read was not thought of
+        _say(fell=f"{type(exc).__name__}: {exc}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
-from kvps.jobs.compact import tidy
+from kvps.jobs.compact import cancel, tidy
 from kvps.jobs.counting import count_splits, split_bytes
 from kvps.jobs.estimate import estimate, warn_if_short
 from kvps.jobs.verify import refuse_negative
@@ -32,6 +33,8 @@ from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import check_name, cpu_count, parse_bytes
+
+log = logging.getLogger("kvps")
 
 SPOOL = "spool"                # STORE/spool, or a folder in Options.temp: copies of stdin and of iterables, until their job is over
 MAX_ORDER = 8
@@ -395,9 +398,10 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
                 refuse_negative(store, vocabulary, job, threads=options.threads, progress=options.progress)
     except InputGone:
         raise                      # put the input back and resume
-    except DataError:
-        # Resuming would meet the same text again.
-        roll_back(store, job)
+    except DataError as exc:
+        # Resuming would meet the same text again, unless it could not be read: perhaps it can be another time.
+        if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno is not None):
+            roll_back(store, job)
         raise
     return _commit(store, job, tokens, sentences, len(vocabulary))
 
@@ -422,12 +426,18 @@ def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_wor
         delta[row["digest"]] = delta.get(row["digest"], 0) + (-1 if job["command"] == "forget" else 1)
     store.root.commit_job(job["version"], tokens, sentences, history, delta, generations=store.generations(),
                           label=job["label"], gone_labels=gone)
-    store.reseal()
-    _drop_spool(store, Path(job["spool"]))
-    for shard in store.shards:
-        if gone:
-            shard.sweep(job["version"], None)
-        tidy(shard, store.identity["order"], n_words, version=job["version"], job=None)
+    try:
+        store.reseal()
+        _drop_spool(store, Path(job["spool"]))
+        for shard in store.shards:
+            if gone:
+                shard.sweep(job["version"], None)
+            if job["command"] == "forget" and job["inputs"]:
+                cancel(shard, store.identity["order"], n_words, version=job["version"], label=job["label"])
+            tidy(shard, store.identity["order"], n_words, version=job["version"], job=None)
+    except (MemoryError, StoreError) as exc:
+        # The version is there: saying that the job failed would have it repeated. What is left undone is done by the next.
+        log.warning("version %d is committed, but merging is put off: %s", job["version"], exc)
     return {"command": job["command"], "version": job["version"], "tokens": d_tokens, "sentences": d_sentences,
             "inputs": len(job["inputs"]), "already": job["already"], **({"labels": gone} if gone else {})}
 

@@ -338,6 +338,8 @@ class StoreDirectory:
         for folder in folders:
             if folder.relative_to(self.path).as_posix() not in kept and folder.is_dir() and not folder.is_symlink():
                 files.remove_tree(folder)
+        for unfinished in self.path.glob(f"{seal.NAME}.tmp-*"):
+            files.remove_file(unfinished)
 
     def bytes(self) -> dict[str, int]:
         """Return {"file", "live"} summed over the root and all shards [bytes]."""

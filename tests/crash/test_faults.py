@@ -29,18 +29,19 @@ def server(tmp_path_factory):
 def inject(server, seed, chosen, max_s):
     """Let faults happen, (workload, number of the call, Kind) each; print what was reached; return how many happened."""
     began, reached, failures = time.monotonic(), Counter(), []
-    for number, (name, at, kind) in enumerate(chosen):
-        assert time.monotonic() - began < max_s, f"only {number} faults of {len(chosen)} in {max_s} s"
-        done = server.call("workloads:fault", name, at, int(kind), f"{seed} {name} {at} {kind}")
-        if done["fired"]:
-            reached[name, kind.name] += 1
-        if done["failure"]:
-            failures.append(done["failure"])
-    n_reached = sum(reached.values())
-    print(f"seed {seed}: {n_reached} faults in {time.monotonic() - began:.0f} s:",
-          ", ".join(f"{name} {kind} {n}" for (name, kind), n in sorted(reached.items())))
-    assert not failures, f"{len(failures)} of {n_reached} faults:\n" + "\n".join(failures[:5])
-    return n_reached
+    try:
+        for number, (name, at, kind) in enumerate(chosen):
+            assert time.monotonic() - began < max_s, f"only {number} faults of {len(chosen)} in {max_s} s"
+            done = server.call("workloads:fault", name, at, int(kind), f"{seed} {name} {at} {kind}")
+            if done["fired"]:
+                reached[name, kind.name] += 1
+            if done["failure"]:
+                failures.append(done["failure"])
+    finally:                                   # also of a run that is stopped
+        print(f"seed {seed}: {reached.total()} faults in {time.monotonic() - began:.0f} s, {len(failures)} bad:",
+              ", ".join(f"{name} {kind} {n}" for (name, kind), n in sorted(reached.items())))
+    assert not failures, f"{len(failures)} of {reached.total()} faults:\n" + "\n".join(failures[:5])
+    return reached.total()
 
 
 def possible(calls):

@@ -12,6 +12,9 @@ from pathlib import Path
 import pytest
 from processes import contents, counted, kill_after, refused, run, summary, zipf_text
 
+from kvps.store import format as fmt
+from kvps.store.directory import open_store
+
 pytestmark = pytest.mark.crash
 
 ORDER = 3
@@ -211,3 +214,17 @@ def test_half_made_stores_are_removed(stages, tmp_path):
     run(*stage.arguments(store), small=True)
 
     assert [entry.name for entry in tmp_path.iterdir()] == ["store"]
+
+
+def test_root_that_lost_words(stages, tmp_path):
+    """A job whose root lost words that its counts stand on, as after a lost sync, is counted anew when it is resumed."""
+    stage, store = stages["train"], tmp_path / "store"
+    run(*stage.arguments(store), stop_at=f"SIGKILL before {ROOT}.commit_job 1", check=-9)
+    with open_store(store, writable=True) as opened:
+        first, _ = list(opened.root.words())[-1]
+        with opened.root._write() as (txn, _):
+            txn.delete(fmt.numbered_key(fmt.WORDS, first))
+
+    run("resume", store, small=True)
+
+    assert contents(store) == stage.after

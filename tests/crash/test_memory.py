@@ -99,8 +99,10 @@ def fail_at(stage, place, library, number, ever):
     """Let one allocation fail, and all after it if `ever`; check what is left, try again, and check what there is then."""
     failed = attempt(stage, place, library, number, ever=ever, check=None)
     if failed.returncode == 0:
-        # Threads share the work out anew each time; a call that did not come did not fail.
-        assert int((place / "calls").read_text()) < number
+        # Threads share the work out anew each time; a call that did not come did not fail. What comes after the commit is
+        # put off: the command has done what it was to do.
+        assert int((place / "calls").read_text()) < number or "merging is put off" in failed.stderr
+        assert contents(place / "store") == stage.after
         return "not reached"
     assert failed.returncode == 1, f"exit {failed.returncode}\n{failed.stderr}"
     assert len(failed.stderr.splitlines()) == 1
@@ -151,6 +153,7 @@ def test_out_of_memory_at_50_allocations(stages, tmp_path, library, seed):
 
 
 @pytest.mark.slow
-def test_out_of_memory_at_each_allocation(stages, tmp_path, library, seed):
+@pytest.mark.parametrize("name", ["train", "update", "forget", "compact", "compile", "compile exactly", "score", "export", "dump"])
+def test_out_of_memory_at_each_allocation(stages, tmp_path, library, seed, name):
     """Nor does any other one."""
-    fail_often(stages, tmp_path, library, seed, lambda stage, rng: range(1, stage.n_calls + 1))
+    fail_often({name: stages[name]}, tmp_path, library, seed, lambda stage, rng: range(1, stage.n_calls + 1))

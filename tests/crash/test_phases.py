@@ -207,18 +207,18 @@ def kills(tmp_path_factory):
 
 def kill_each(kills, seed, times):
     """Kill each phase with each number of shards `times` times; print and return how many kills fell inside each."""
-    inside, states, steps = Counter(), Counter(), {}
+    inside = Counter()
+    print(f"seed {seed}")
     for (name, shards), stage in kills.stages.items():
+        states, steps = Counter(), set()
         for number in range(times):
             hit, state, last, _ = kills.kill(stage, random.Random(f"{seed} {name} {shards} {number}"))
             if hit:
-                inside[name] += 1
-                states[name, state] += 1
-                steps.setdefault(name, set()).add(last)
-    print(f"seed {seed}: {times * len(kills.stages)} commands")
-    for name, n in inside.items():
-        print(f"  {name}: {n} kills inside, in {len(steps[name])} different steps;",
-              ", ".join(f"{state}: {m}" for (phase, state), m in states.items() if phase == name))
+                states[state] += 1
+                steps.add(last)
+        inside[name] += states.total()
+        print(f"{name}, shards {shards}: {states.total()} of {times} killed inside, in {len(steps)} different steps;",
+              ", ".join(f"{state}: {n}" for state, n in sorted(states.items())), flush=True)
     return inside
 
 

@@ -31,14 +31,16 @@ def cut(recorded, seed, n_states, max_s, *, lies=False):
         command = number % (len(places) - 1)
         chosen.append(rng.randint(places[command] + 1, places[command + 1]))
     began, reached, failures = time.monotonic(), Counter(), []
-    for number, position in enumerate(sorted(chosen)):
-        assert time.monotonic() - began < max_s, f"only {number} states of {n_states} in {max_s} s"
-        done = server.call("power:cut", folder, position, f"{seed} {number} {position}", lies)
-        reached[done["moment"]] += 1
-        if done["failure"]:
-            failures.append(done["failure"])
-    print(f"seed {seed}: {n_states} states in {time.monotonic() - began:.0f} s, {len(failures)} bad:",
-          ", ".join(f"{moment} {n}" for moment, n in sorted(reached.items())))
+    try:
+        for number, position in enumerate(sorted(chosen)):
+            assert time.monotonic() - began < max_s, f"only {number} states of {n_states} in {max_s} s"
+            done = server.call("power:cut", folder, position, f"{seed} {number} {position}", lies)
+            reached[done["moment"]] += 1
+            if done["failure"]:
+                failures.append(done["failure"])
+    finally:                                   # also of a run that is stopped
+        print(f"seed {seed}: {reached.total()} states in {time.monotonic() - began:.0f} s, {len(failures)} bad:",
+              ", ".join(f"{moment} {n}" for moment, n in sorted(reached.items())))
     assert {name for name, _ in STORY} <= set(reached)
     return failures
 
