@@ -228,11 +228,12 @@ class _Look:
         """Verify the checkpoints that lie in the store."""
         with contextlib.suppress(ImportError):
             from kvps.store import checkpoint
+            from kvps.store.depot import open_depot
 
-            depot, only = checkpoint.depot_of(self.path)
-            if depot is None:
+            place = self.path / checkpoint.FOLDER
+            if not place.is_dir() or place.is_symlink():
                 return
-            for row in checkpoint.verify(depot, only=only):
+            for row in checkpoint.verify(open_depot(place)):
                 for found in row["findings"]:
                     self.report.add(damage("checkpoint", found["message"].partition("; ")[0], path=found["path"],
                                            found=found["found"], expected=found["expected"]))
