@@ -408,7 +408,7 @@ def test_killed_at_each_step(folder, right, step):
     assert {path.name[:4] for path in (store / "damaged").iterdir()} == {"0000", "0002"}
 
 
-@pytest.mark.parametrize("n_trials", [4, pytest.param(300, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_trials", [4, pytest.param(150, marks=pytest.mark.slow)])
 def test_killed_at_random(made, tmp_path, right, rng, n_trials):
     """Damaged anyhow, killed at any time, several times: at last the store is whole again."""
     for _ in range(n_trials):
