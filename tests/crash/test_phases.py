@@ -47,6 +47,9 @@ PHASES = (
     Phase("train", ("train", "store", "a", "c", SHAPE, *MEMORY), None, None, "ac"),
     Phase("update", ("update", "store", "b", *MEMORY), "train", "ac", "abc"),
     Phase("forget", ("forget", "store", "c", *MEMORY), "update", "abc", "ab", refused_again=True),
+    Phase("update --label", ("update", "store", "b", "--label", "mon", *MEMORY), "train", "ac", "abc"),
+    Phase("forget --label", ("forget", "store", "--label", "mon"), "update --label", "abc", "ac", refused_again=True),
+    Phase("forget --purge", ("forget", "store", "c", "--purge", *MEMORY), "update", "abc", "ab", refused_again=True),
     Phase("compact", ("compact", "store"), "forget", "ab", "ab", commits=False),
     Phase("compact --vacuum", ("compact", "store", "--vacuum"), "forget", "ab", "ab", commits=False),
 )
