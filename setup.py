@@ -1,7 +1,8 @@
 """Build the Cython kernels: ext/kvps/_x.pyx becomes the module kvps._x.
 
 Everything declarative is in pyproject.toml.
-KVPS_CYTHON_DEBUG=1 builds with bounds checks and assertions; KVPS_ANNOTATE=1 writes the HTML for the annotate check.
+KVPS_CYTHON_DEBUG=1 builds with bounds checks and assertions; KVPS_SANITIZE=1 with the address and undefined behaviour
+sanitizers (tests/sanitize.py); KVPS_ANNOTATE=1 writes the HTML for the annotate check.
 """
 import os
 from pathlib import Path
@@ -10,10 +11,16 @@ from Cython.Build import cythonize
 from setuptools import Extension, setup
 
 DEBUG = os.environ.get("KVPS_CYTHON_DEBUG") == "1"
+SANITIZE = os.environ.get("KVPS_SANITIZE") == "1"
 ANNOTATE = os.environ.get("KVPS_ANNOTATE") == "1"
 
 # No -march=native: a wheel must run on every machine of its platform.
 COMPILE = ["-O0", "-g"] if DEBUG else ["-O3", "-g0", "-fno-plt"]
+LINK = []
+if SANITIZE:
+    # Stack frames as they are written, so that a report names its line.
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    COMPILE, LINK = ["-O1", "-g", "-fno-omit-frame-pointer", *sanitizers], sanitizers
 
 extensions = [
     Extension(
@@ -23,6 +30,7 @@ extensions = [
         include_dirs=["ext/kvps"],
         depends=sorted(str(header) for header in Path("ext/kvps").glob("*.hpp")),
         extra_compile_args=["-std=c++17", *COMPILE],
+        extra_link_args=LINK,
     )
     for path in sorted(Path("ext/kvps").glob("_*.pyx"))
 ]

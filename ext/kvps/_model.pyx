@@ -11,6 +11,7 @@ from libc.stdlib cimport free, malloc
 from kvps._buckets cimport (
     BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table)
 from kvps._keys cimport bit_length, fetch, load64, mix, shard_of, u64
+from kvps._pages cimport Pages, page_view, usable
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
@@ -37,8 +38,15 @@ cdef struct exact_rows:
 
 @cython.final
 cdef class Tables:
-    """A compiled model's arrays, borrowed from their owner, and its smoothing."""
+    """A compiled model's arrays, borrowed from their owner, and its smoothing; `pages` are those of the file they lie in.
+
+    Look-ups compare a page of the file before they read from it. What is short, or read as a whole when a smoothing is
+    chosen, is compared here.
+    """
     cdef object owner
+    cdef Pages pages
+    cdef page_view no_pages
+    cdef page_view* page                   # of `pages`, or a view that finds everything usable
     cdef table entries
     cdef const uint64_t* unigrams
     cdef const uint32_t* unigram_contexts  # per word: number of its totals as a context, plus 1; 0: none
@@ -64,11 +72,17 @@ cdef class Tables:
     cdef double* weights                   # per totals: 1 / den, then for each depth d >= 1 the mass gamma of its back-off
 
     def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint32_t[::1] unigram_contexts,
-                  const uint64_t[::1] totals, const uint64_t[::1] large, uint64_t seed):
+                  const uint64_t[::1] totals, const uint64_t[::1] large, uint64_t seed, Pages pages=None):
         if (not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[0] % 4 or totals.shape[0] == 0
                 or unigram_contexts.shape[0] != unigrams.shape[0]):
             raise ValueError(f"order {order}, {unigrams.shape[0]} unigrams, {totals.shape[0]} numbers for totals")
         self.owner = [unigrams, unigram_contexts, totals, large]
+        self.pages, self.page = pages, &self.no_pages if pages is None else &pages.view
+        self.compare(&unigrams[0], 8 * unigrams.shape[0])
+        self.compare(&unigram_contexts[0], 4 * unigram_contexts.shape[0])
+        self.compare(&totals[0], 8 * totals.shape[0])
+        if large.shape[0]:
+            self.compare(&large[0], 8 * large.shape[0])
         self.unigram_contexts = &unigram_contexts[0]
         self.order, self.seed = order, seed
         self.unigrams, self.n_words = &unigrams[0], unigrams.shape[0]
@@ -76,6 +90,17 @@ cdef class Tables:
         self.n_large = large.shape[0]
         self.large = &large[0] if large.shape[0] else NULL
         self.exact = False
+
+    cdef int compare(self, const void* p, index_t n_bytes) except -1:
+        """Compare all pages of an array now; raise CorruptionError where one is damaged."""
+        usable(self.page, p, n_bytes)
+        return self.refuse_damage()
+
+    cdef int refuse_damage(self) except -1:
+        """Raise CorruptionError if a damaged page was met."""
+        if self.pages is not None:
+            self.pages.refuse_damage()
+        return 0
 
     def use_hashes(self, const byte_t[::1] entries, int code_bytes, int n_partitions, const uint64_t[::1] escaped,
                    const uint32_t[::1] escaped_numbers):
@@ -94,6 +119,8 @@ cdef class Tables:
         self.quarter = t.listed >> 1
         self.n_escaped = escaped.shape[0]
         if self.n_escaped:
+            self.compare(&escaped[0], 8 * self.n_escaped)
+            self.compare(&escaped_numbers[0], 4 * self.n_escaped)
             self.escaped, self.escaped_numbers = &escaped[0], &escaped_numbers[0]
 
     def use_rows(self, int n_shards, dict rows):
@@ -106,18 +133,28 @@ cdef class Tables:
         cdef const uint64_t[::1] starts, values
         cdef const uint32_t[::1] numbers
         cdef exact_rows* r
+        cdef index_t i
+        cdef bint sorted
         for (what, k), (w, s, v) in rows.items():
             words, starts = w, s
             r = &self.ngram_rows[<int>k] if what == "ngrams" else &self.context_rows[<int>k]
             r.words = &words[0] if words.shape[0] else NULL
-            r.starts = &starts[0]
-            if starts.shape[0] != n_shards + 1 or starts[n_shards] * <uint64_t>k != <uint64_t>words.shape[0]:
+            self.compare(&starts[0], 8 * starts.shape[0])
+            sorted = True
+            for i in range(starts.shape[0] - 1):
+                sorted = sorted and starts[i] <= starts[i + 1]
+            if not sorted or starts.shape[0] != n_shards + 1 or starts[n_shards] * <uint64_t>k != <uint64_t>words.shape[0]:
                 raise ValueError(f"{what} of length {k}: {words.shape[0]} words, starts for {starts.shape[0] - 1} shards")
+            r.starts = &starts[0]
             if what == "ngrams":
                 values = v
+                if values.shape[0] * <index_t>k != words.shape[0]:
+                    raise ValueError(f"{values.shape[0]} values for {words.shape[0]} words of {what} of length {k}")
                 r.values = &values[0] if values.shape[0] else NULL
             else:
                 numbers = v
+                if numbers.shape[0] * <index_t>k != words.shape[0]:
+                    raise ValueError(f"{numbers.shape[0]} numbers for {words.shape[0]} words of {what} of length {k}")
                 r.numbers = &numbers[0] if numbers.shape[0] else NULL
             self.owner.append((w, s, v))
         self.n_shards, self.exact = n_shards, True
@@ -134,8 +171,14 @@ cdef class Tables:
         cdef index_t i
         cdef index_t n_of[4]                       # words whose value is 0, 1, 2, 3 or more
         cdef double kept = 0
+        cdef double* weights
         if len(discounts) != self.order + 1 or any(len(row) != 4 for row in discounts):
             raise ValueError(f"discounts of {len(discounts)} rows for order {self.order}, of {[len(row) for row in discounts]}")
+        weights = <double*>malloc(self.n_totals * self.order * sizeof(double))
+        if weights == NULL:
+            raise MemoryError(f"no memory for the weights of {self.n_totals} totals")
+        free(self.weights)
+        self.weights = weights
         for k in range(1, self.order + 1):
             for j in range(4):
                 self.discount[k][j] = discounts[k][j]
@@ -152,10 +195,6 @@ cdef class Tables:
         self.uniform = 1.0 / vocabulary
         self.unigram_gamma = kept / self.unigram_total * self.uniform if self.unigram_total > 0 else self.uniform
 
-        free(self.weights)
-        self.weights = <double*>malloc(self.n_totals * self.order * sizeof(double))
-        if self.weights == NULL:
-            raise MemoryError(f"no memory for the weights of {self.n_totals} totals")
         cdef const uint64_t* t
         cdef double den, types
         for i in range(self.n_totals):
@@ -178,7 +217,7 @@ cdef class Tables:
         free(self.weights)
 
     cdef index_t find_row(self, const exact_rows* r, const word_t* key, int n) noexcept nogil:
-        """Return the row of n words in context order, or -1."""
+        """Return the row of n words in context order, or -1, as where a damaged page is met."""
         cdef uint32_t shard = shard_of(key[0], self.n_shards)
         cdef index_t low = r.starts[shard], high = r.starts[shard + 1], end = high, middle
         cdef int k, order
@@ -186,6 +225,8 @@ cdef class Tables:
         while low < high:
             middle = (low + high) // 2
             row = r.words + middle * n
+            if not usable(self.page, row, 4 * n):
+                return -1
             order = 0
             for k in range(n):
                 if row[k] != key[k]:
@@ -206,7 +247,7 @@ cdef class Tables:
     cdef bint find_entry(self, uint64_t hash, const byte_t* bucket, uint64_t* value, uint32_t* number) noexcept nogil:
         """Look an n-gram up, from its home bucket on: OUT its value, and the number of its totals as a context.
 
-        False: there is none. An n-gram that is known and whose totals are not listed has (1, 1, 0, 0), number 0.
+        False: there is none, or a damaged page was met. An n-gram that is known and whose totals are not listed has (1, 1, 0, 0), number 0.
         """
         cdef const table* t = &self.entries
         cdef uint64_t f = fingerprint(hash), tag = (f & 255) * ONES, high = f >> 8, other = partner(f) >> 8
@@ -216,6 +257,8 @@ cdef class Tables:
         cdef byte_t mark = mark_of(f)
         cdef int s
         for tried in range(t.n_buckets + 1):
+            if not usable(self.page, bucket):
+                return False
             # The lowest eight tags at once: a byte of `differ` that is 0 leaves its highest bit in `same`. Bytes above such
             # a one may do so too; the comparison of the other 32 bits sorts them out.
             differ = load64(bucket) ^ tag
@@ -245,12 +288,17 @@ cdef class Tables:
         if ngram == <uint32_t>NONE:
             return False
         code = ngram & <uint32_t>~t.listed
-        value[0] = code if code < self.quarter else self.large[code - self.quarter]
+        if code < self.quarter:
+            value[0] = code
+        elif code - self.quarter < <uint64_t>self.n_large:
+            value[0] = self.large[code - self.quarter]
+        else:
+            return False                       # damage must not lead outside the table
         number[0] = 0
         if ngram & t.listed:
             number[0] = totals_number if totals_number != t.code_mask else self.find_escaped(hash)
             if number[0] >= <uint64_t>self.n_totals:
-                number[0] = 0                  # damage must not lead outside the table
+                number[0] = 0                  # nor here
         return True
 
     cdef uint32_t find_escaped(self, uint64_t hash) noexcept nogil:
@@ -273,7 +321,7 @@ cdef class Tables:
             key[j] = (ids - 1 - j)[0]
         key[n - 1] = ids[0]
         row = self.find_row(&self.ngram_rows[n], key, n)
-        if row < 0:
+        if row < 0 or not usable(self.page, &self.ngram_rows[n].values[row]):
             return False
         value[0] = self.ngram_rows[n].values[row]
         number[0] = <uint32_t>NONE
@@ -281,8 +329,10 @@ cdef class Tables:
             for j in range(n):
                 key[j] = (ids - j)[0]
             row = self.find_row(&self.context_rows[n], key, n)
-            if row >= 0:
+            if row >= 0 and usable(self.page, &self.context_rows[n].numbers[row]):
                 number[0] = self.context_rows[n].numbers[row]
+                if number[0] >= <uint64_t>self.n_totals:
+                    number[0] = <uint32_t>NONE
         return True
 
     cdef void gather(self, const word_t* ids, const uint8_t* history, index_t start, index_t n, uint32_t* own_before,
@@ -308,6 +358,8 @@ cdef class Tables:
             word = ids[start + i]
             values[i] = self.unigrams[word] if word != UNK else 0
             own[i + 1] = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
+            if own[i + 1] >= <uint64_t>self.n_totals:
+                own[i + 1] = <uint32_t>NONE
             chain[i] = self.seed
         own_before[1] = own[n]
         for d in range(1, self.order):
@@ -392,6 +444,17 @@ cdef class Tables:
             longest -= 1
         return longest
 
+    cdef int refuse_unknown(self, const uint32_t[::1] ids) except -1:
+        """Raise ValueError if an id is beyond the words."""
+        cdef index_t i
+        cdef uint32_t most = 0
+        for i in range(ids.shape[0]):
+            if ids[i] > most:
+                most = ids[i]
+        if most >= <uint64_t>self.n_words:
+            raise ValueError(f"word {most} of {self.n_words}")
+        return 0
+
     def score(self, const uint32_t[::1] ids, const uint8_t[::1] history, double[::1] out, uint8_t[::1] matched):
         """Score tokens.
 
@@ -406,8 +469,9 @@ cdef class Tables:
         cdef uint32_t own_before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
-        if history.shape[0] != n or out.shape[0] < n or matched.shape[0] < n:
+        if history.shape[0] != n or out.shape[0] < n or matched.shape[0] < n or self.weights == NULL:
             raise ValueError(f"{n} ids, {history.shape[0]} histories, room for {out.shape[0]} results")
+        self.refuse_unknown(ids)
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
         with nogil:
@@ -423,6 +487,7 @@ cdef class Tables:
                     out[start + i] = log10(self.combine(values + i, numbers + i, longest))
                     matched[start + i] = <uint8_t>self.longest_seen(values + i, longest)
                 start += block
+        self.refuse_damage()
 
     def sums(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Score text and add up; arguments as `score`.
@@ -436,8 +501,9 @@ cdef class Tables:
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
         cdef double p, total = 0, total_oov = 0, product = 1
-        if history.shape[0] != n:
+        if history.shape[0] != n or self.weights == NULL:
             raise ValueError(f"{n} ids, {history.shape[0]} histories")
+        self.refuse_unknown(ids)
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
         with nogil:
@@ -468,6 +534,7 @@ cdef class Tables:
                     else:
                         zero += 1
                 start += block
+        self.refuse_damage()
         return tokens, oov, total + log10(product), total_oov, zero, zero_oov
 
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
@@ -485,6 +552,9 @@ cdef class Tables:
         v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
         cdef uint64_t[:, ::1] v = v_array
         cdef uint64_t[:, :, ::1] t = t_array
+        if history.shape[0] != n or self.weights == NULL:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories")
+        self.refuse_unknown(ids)
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
         while start < n:
@@ -497,6 +567,7 @@ cdef class Tables:
                         for j in range(4):
                             t[start + i, d, j] = self.totals[4 * numbers[d * LANES + i] + j]
             start += block
+        self.refuse_damage()
         return v_array, t_array
 
 

@@ -1,4 +1,5 @@
 # Words <-> ids in flat arrays, the same for a table that grows and for one mapped from a file.
+from kvps._pages cimport page_view
 from kvps._types cimport byte_t, index_t, word_t, uint32_t, uint64_t
 
 cdef struct vocab_view:
@@ -8,6 +9,7 @@ cdef struct vocab_view:
     const uint64_t* ends       # bytes of word i: blob[ends[i]:ends[i + 1]]
     const byte_t* blob
     uint64_t n_words
+    page_view* pages           # of the mapped file that all this lies in, or NULL
 
 cdef uint64_t hash_word(const byte_t* p, index_t n) noexcept nogil
 cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t h) noexcept nogil

@@ -13,6 +13,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
 from kvps._keys cimport fetch, load32, load64, mix
+from kvps._pages cimport Pages, usable
 from kvps._types cimport BOS, EOS, FIRST_WORD, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
@@ -41,18 +42,26 @@ cdef uint64_t hash_word(const byte_t* p, index_t n) noexcept nogil:
 
 
 cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t h) noexcept nogil:
-    """Return the id of a word, or NOT_FOUND."""
-    cdef uint64_t at = h & v.mask, slot, word
-    while True:
+    """Return the id of a word, or NOT_FOUND, as where a damaged page is met."""
+    cdef uint64_t at = h & v.mask, slot, word, tried
+    for tried in range(v.mask + 1):        # a table that others wrote might have no empty slot
+        if v.pages != NULL and not usable(v.pages, &v.slots[at]):
+            break
         slot = v.slots[at]
         if slot == 0:
-            return <word_t>NOT_FOUND
+            break
         if (slot >> 32) == (h >> 32):
             word = <uint64_t><uint32_t>slot - 1
-            if word < v.n_words and v.ends[word + 1] - v.ends[word] == <uint64_t>n \
-                    and memcmp(v.blob + v.ends[word], p, n) == 0:
-                return <word_t>word
+            if word < v.n_words:
+                if v.pages != NULL and not usable(v.pages, &v.ends[word], 16):
+                    break
+                if v.ends[word + 1] - v.ends[word] == <uint64_t>n:
+                    if v.pages != NULL and not usable(v.pages, v.blob + v.ends[word], n):
+                        break
+                    if memcmp(v.blob + v.ends[word], p, n) == 0:
+                        return <word_t>word
         at = (at + 1) & v.mask
+    return <word_t>NOT_FOUND
 
 
 cdef uint64_t sum_of(const uint32_t[::1] lengths) noexcept nogil:
@@ -105,6 +114,7 @@ cdef class WordTable:
     cdef vocab_view view(self) noexcept:
         cdef vocab_view v
         v.slots, v.mask, v.ends, v.blob, v.n_words = self.slots, self.n_slots - 1, self.ends, self.blob, self.n_words
+        v.pages = NULL
         return v
 
     cdef int _retire(self, void* old) except -1:
@@ -263,17 +273,25 @@ cdef class WordTable:
 
 @cython.final
 cdef class FrozenWords:
-    """A table over arrays that somebody else owns (a mapped model)."""
+    """A table over arrays that somebody else owns (a mapped model); `pages` are those of the file that they lie in."""
     cdef vocab_view v
     cdef object owner
+    cdef Pages pages
 
-    def __cinit__(self, const uint64_t[::1] slots, const uint64_t[::1] ends, const byte_t[::1] blob):
+    def __cinit__(self, const uint64_t[::1] slots, const uint64_t[::1] ends, const byte_t[::1] blob, Pages pages=None):
         if slots.shape[0] == 0 or slots.shape[0] & (slots.shape[0] - 1) or ends.shape[0] == 0:
             raise ValueError("a frozen vocabulary needs a power of two of slots and the ends of its words")
         self.owner = (slots, ends, blob)
         self.v.slots, self.v.mask = &slots[0], slots.shape[0] - 1
         self.v.ends, self.v.n_words = &ends[0], ends.shape[0] - 1
         self.v.blob = &blob[0] if blob.shape[0] else NULL
+        self.pages, self.v.pages = pages, &pages.view if pages is not None else NULL
+
+    cdef int refuse_damage(self) except -1:
+        """Raise CorruptionError if a damaged page was met."""
+        if self.pages is not None:
+            self.pages.refuse_damage()
+        return 0
 
     def __len__(self):
         return self.v.n_words
@@ -282,12 +300,16 @@ cdef class FrozenWords:
         """Return the id of a word, or None."""
         cdef const byte_t* p = word
         found = find_word(&self.v, p, len(word), hash_word(p, len(word)))
+        self.refuse_damage()
         return None if found == <word_t>NOT_FOUND else found
 
     def word(self, index_t i):
         """Return the bytes of word i."""
         if not 0 <= i < <index_t>self.v.n_words:
             raise IndexError(f"word {i} of {self.v.n_words}")
+        if self.v.pages != NULL and usable(self.v.pages, &self.v.ends[i], 16):
+            usable(self.v.pages, self.v.blob + self.v.ends[i], self.v.ends[i + 1] - self.v.ends[i])
+        self.refuse_damage()
         return self.v.blob[self.v.ends[i]:self.v.ends[i + 1]]
 
 
@@ -500,4 +522,5 @@ def encode_frozen(FrozenWords table, const byte_t[::1] text, uint32_t[::1] ids):
     e.skip_reserved, e.start_mark, e.oov_is_unk = False, True, True
     with nogil:
         encode_text(&e)
+    table.refuse_damage()
     return e.n_ids, e.n_sentences

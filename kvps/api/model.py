@@ -33,7 +33,8 @@ class WordScore(NamedTuple):
 
 
 def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
-         stale: str = "wait", *, tokenizer: str | None = None, threads: int | None = None) -> Model:
+         stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: str | None = None,
+         threads: int | None = None) -> Model:
     """Open a store's last version as a model, compiling it where that has not been done yet.
 
     Args:
@@ -43,6 +44,7 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
         order: highest order used; the store's by default.
         exact: answer without fingerprints, from larger and slower tables.
         stale: while another process compiles, "wait" for it, or "ok": take an older version.
+        labels: use only the text of these labels, "-" being text without one.
         tokenizer: as in open().
         threads: for compiling; by default the CPUs that affinity and cgroup allow.
 
@@ -50,9 +52,12 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
         ArgumentError: a smoothing, order or tokenizer that is not possible; otherwise as open().
     """
     parse(smoothing)
+    if isinstance(labels, (str, bytes)):
+        raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
     store = open_store(model)
     try:
-        return Model(store, smoothing, order, exact=exact, stale=stale, tokenizer=tokenizer, threads=threads)
+        return Model(store, smoothing, order, exact=exact, stale=stale, labels=labels, tokenizer=tokenizer,
+                     threads=threads)
     except BaseException:
         store.close()
         raise
@@ -62,7 +67,7 @@ class Model:
     """A store's version with a smoothing, ready to score. Made by load() and Store.model(); a context manager."""
 
     def __init__(self, directory: StoreDirectory, smoothing: str, order: int | None, *, exact: bool, stale: str,
-                 tokenizer: str | None, threads: int | None) -> None:
+                 labels: Iterable[str] | None, tokenizer: str | None, threads: int | None) -> None:
         """Take over an open directory; arguments as in load()."""
         if stale not in ("wait", "ok"):
             raise ArgumentError(f'a stale model is "ok" or to "wait" for, not "{stale}"')
@@ -72,12 +77,13 @@ class Model:
         self._directory, self._named = directory, tokenizer
         self._smoothing, self._highest = parse(smoothing), order
         self._exact, self._stale, self._threads = exact, stale, threads
+        self._labels = None if labels is None else list(labels)
         self._turn = threading.Lock()
         self._compiled: CompiledModel | None = self._open()
 
     def _open(self) -> CompiledModel:
         return cache.load(self._directory, lambda path: CompiledModel(path, self._smoothing, self._highest),
-                          kind=self._smoothing.kind, top=self._highest, exact=self._exact, stale=self._stale,
+                          kind=self._smoothing.kind, top=self._highest, exact=self._exact, labels=self._labels, stale=self._stale,
                           threads=self._threads)
 
     def refresh(self) -> bool:

@@ -38,6 +38,8 @@ class JobOptions(TypedDict, total=False):
     max_ratio: NotRequired[int]
     threads: NotRequired[int | None]
     memory: NotRequired[str | int]
+    label: NotRequired[str | None]
+    keep_labels: NotRequired[int | None]
     wait: NotRequired[float]
     progress: NotRequired[Progress]
 
@@ -154,6 +156,29 @@ class Store:
         """Take sentences away again, exactly; DataError if they were never added, and the store is as before."""
         return self._count("forget", sentences, False, options)
 
+    def forget_labels(self, labels: Iterable[str] = (), **options: Unpack[JobOptions]) -> Change:
+        """Take all text of some labels away, and that of the oldest ones beyond `keep_labels`; needs no text.
+
+        Raises:
+            StoreError: a label has no text.
+        """
+        if isinstance(labels, (str, bytes)):
+            raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
+        made = Options(**options)
+        with self._writer("forget", made.wait) as directory:
+            return jobs.run_forget_labels(directory, list(labels), made)
+
+    def purge(self, *, wait: float = 0.0, threads: int | None = None) -> dict[str, Any]:
+        """Leave no byte of forgotten text in the store's files; they are all written anew. Checkpoints stay.
+
+        Returns:
+            {"words": how many lost their letters, "bytes": {"before", "after"}}.
+        """
+        from kvps.jobs import purge
+
+        with self._writer("purge", wait) as directory:
+            return purge.purge(directory, threads=threads)
+
     def train_files(self, paths: Iterable[Path_], *, again: bool = False, **options: Unpack[JobOptions]) -> Change:
         """Count the first text of a store from files; as update_files()."""
         return self._count_files("train", paths, again, options)
@@ -236,6 +261,11 @@ class Store:
         return self._reader().root.state()["version"]
 
     @property
+    def labels(self) -> dict[str, dict[str, int]]:
+        """Every label that has text: {name: {"tokens", "sentences", "first", "last" (versions)}}, oldest first."""
+        return self._reader().root.labels()
+
+    @property
     def statistics(self) -> Statistics:
         """Sizes and counts of counts of the last version, which is compiled first if it has not been."""
         meta, _ = cache.load(self._reader(), container.read)
@@ -278,10 +308,10 @@ class Store:
                     yield tuple(words.split(" ")), int(count)
 
     def model(self, smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
-              stale: str = "wait", *, threads: int | None = None) -> Model:
+              stale: str = "wait", *, labels: Iterable[str] | None = None, threads: int | None = None) -> Model:
         """Return the last version as a model, which stays open when the store is closed; as load()."""
         self._reader()
-        return load(self.path, smoothing, order, exact, stale, tokenizer=self._named, threads=threads)
+        return load(self.path, smoothing, order, exact, stale, labels=labels, tokenizer=self._named, threads=threads)
 
     def status(self) -> dict[str, Any]:
         """Return what `kvps status --json` prints: idle, running or interrupted, pid, version, done of total."""

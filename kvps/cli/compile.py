@@ -13,8 +13,8 @@ from kvps.cli import options
 @click.command("compile")
 @options.store(written=False)
 @options.scoring
-def command(store: str, order: int | None, smoothing: str, threads: int | None, exact: bool, stale: str,
-            temp: str | None, as_json: bool) -> None:
+def command(store: str, order: int | None, smoothing: str, labels: list[str] | None, threads: int | None, exact: bool,
+            stale: str, temp: str | None, as_json: bool) -> None:
     """Make the compiled model of a store now.
 
     Use it to have the work done before the first question: commands that need a compiled model make one by themselves
@@ -36,7 +36,7 @@ def command(store: str, order: int | None, smoothing: str, threads: int | None, 
     began = time.monotonic()
     kind = parse(smoothing).kind
     with open_store(store) as opened, Progress(["compiling"], unit=" n-grams") as progress:
-        path = ensure(opened, kind=kind, top=order, exact=exact, stale=stale, threads=threads,
+        path = ensure(opened, kind=kind, top=order, exact=exact, labels=labels, stale=stale, threads=threads,
                       scratch=temp and Path(temp), progress=progress.stage("compiling"))
     elapsed_s = time.monotonic() - began
     n_bytes = os.stat(path).st_size

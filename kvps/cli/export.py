@@ -13,10 +13,12 @@ from kvps.cli import options
 @click.argument("model")
 @click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path(dir_okay=False))
 @options.order
+@options.labels
 @options.threads
 @options.temp
 @options.json
-def command(model: str, output: str, order: int | None, threads: int | None, temp: str | None, as_json: bool) -> None:
+def command(model: str, output: str, order: int | None, labels: list[str] | None, threads: int | None,
+            temp: str | None, as_json: bool) -> None:
     """Write the model as an ARPA file: modified Kneser-Ney, unpruned.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
@@ -36,7 +38,7 @@ def command(model: str, output: str, order: int | None, threads: int | None, tem
     began = time.monotonic()
     name_warnings()
     with open_store(model) as store, Progress(["exporting"], unit=" n-grams") as progress:
-        result = export(store, output, order=order, threads=threads, scratch=temp and Path(temp),
+        result = export(store, output, order=order, labels=labels, threads=threads, scratch=temp and Path(temp),
                         progress=progress.stage("exporting"))
     elapsed_s = time.monotonic() - began
     if as_json:

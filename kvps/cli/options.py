@@ -26,6 +26,10 @@ def _remember(ctx: click.Context, param: click.Parameter, value: str) -> str:
     return value
 
 
+def _split_labels(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
+    return None if value is None else [label for label in value.split(",") if label]
+
+
 def store(*, written: bool) -> Decorator:
     """Return the argument STORE, of a command that writes to it or only reads."""
     return click.argument("store", callback=_remember if written else None)
@@ -61,6 +65,12 @@ reading = _all(
 reserved = click.option("--reserved", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                         help="<s>, </s>, <unk> in the text: refuse, or skip them.")
 
+keep_labels = click.option("--keep-labels", type=int, metavar="N",
+                           help="Forget the oldest labels until N are left: a sliding window.")
+labelled = _all(
+    click.option("--label", metavar="NAME", help="Keep the counts of this text apart: kvps forget --label NAME removes it."),
+    keep_labels)
+
 # What train, update and forget have in common, besides how they make words.
 counting = _all(
     threads, memory,
@@ -73,4 +83,6 @@ order = click.option("-o", "--order", type=int, metavar="K",
 smoothing = click.option("--smoothing", default="modified-kneser-ney", show_default=True, metavar="NAME[:VALUE]",
                          help="modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), "
                               "witten-bell (wb), lidstone:0.1, laplace, mle, stupid-backoff:0.4.")
-scoring = _all(order, smoothing, threads, exact, stale, temp, json)
+labels = click.option("--labels", metavar="A,B", callback=_split_labels,
+                      help="Only the text of these labels; - is text without one.")
+scoring = _all(order, smoothing, labels, threads, exact, stale, temp, json)

@@ -18,6 +18,7 @@ from kvps.cli import options
 @options.tokenizer
 @options.lowercase
 @options.again
+@options.labelled
 @options.dry_run
 @options.counting
 def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None, lowercase: bool,

@@ -13,6 +13,7 @@ from kvps.cli import options
 @options.inputs
 @options.tokenizer
 @options.again
+@options.labelled
 @options.dry_run
 @options.counting
 def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, dry_run: bool, as_json: bool,

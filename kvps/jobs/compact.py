@@ -31,6 +31,18 @@ def tidy(shard: Shard, order: int, n_words: int, *, version: int, job: str | Non
         merge(shard, crowded, order, n_words)
 
 
+def cancel(shard: Shard, order: int, n_words: int, *, version: int, label: str | None) -> None:
+    """Merge all committed runs of a label once the smaller ones hold more keys than the largest.
+
+    After a removal: n-grams and their removal stand in runs of their own until they meet, so text that comes and goes
+    would take many times its space before tidy() sees enough runs.
+    """
+    runs = [run for run in shard.runs() if run.version <= version and run.until is None and run.label == label]
+    sizes = sorted(run.n_keys for run in runs)
+    if len(sizes) > 1 and sum(sizes[:-1]) > sizes[-1]:
+        merge(shard, runs, order, n_words)
+
+
 def merge(shard: Shard, runs: list[Run], order: int, n_words: int, progress: Callable[[int], None] = lambda n: None) -> None:
     """Replace runs of a shard by their sum."""
     bits = bits_for(n_words)

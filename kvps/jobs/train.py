@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -22,18 +23,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
-from kvps.jobs.compact import tidy
+from kvps.jobs.compact import cancel, tidy
 from kvps.jobs.counting import count_splits, split_bytes
 from kvps.jobs.estimate import estimate, warn_if_short
 from kvps.jobs.verify import refuse_negative
 from kvps.store import files, seal
-from kvps.store.directory import StoreDirectory, create_store, open_store
+from kvps.store.directory import SPOOL, StoreDirectory, create_store, open_store
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import check_name, cpu_count, parse_bytes
 
-SPOOL = "spool"                # STORE/spool, or a folder in Options.temp: copies of stdin and of iterables, until their job is over
+log = logging.getLogger("kvps")
+
 MAX_ORDER = 8
 DEFAULT_ORDER = 5
 DEFAULT_SHARDS = 4
@@ -163,6 +165,7 @@ def run_forget_labels(store: StoreDirectory, labels: Sequence[str], options: Opt
                                  path=str(store.path))
         if options.keep_labels is not None:
             gone += _beyond([label for label in there if label not in gone], options.keep_labels)
+        options = dataclasses.replace(options, label=None)         # no text comes under a label
         if not gone:
             return {"command": "forget", "version": store.root.state()["version"], "tokens": 0, "sentences": 0, "inputs": 0,
                     "already": {}, "labels": []}
@@ -256,8 +259,14 @@ def check_shape(order: int, shards: int) -> None:
 def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
                   options: Options, stdin: BinaryIO | None) -> dict:
     with open_store(path, writable=True, wait=options.wait, command=command) as store:
-        words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer, lowercase)
-        return _run(store, command, arguments, words, options, stdin)
+        return run_arguments(store, command, arguments, tokenizer, lowercase, options, stdin)
+
+
+def run_arguments(store: StoreDirectory, command: str, arguments: Sequence[str | Path], tokenizer: str | None,
+                  lowercase: bool | None, options: Options, stdin: BinaryIO | None = None) -> dict:
+    """Do what update() says in a store that is open for writing."""
+    words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer, lowercase)
+    return _run(store, command, arguments, words, options, stdin)
 
 
 def _refuse_other_shape(store: StoreDirectory, order: int, shards: int, words: Tokenizer) -> None:
@@ -388,9 +397,10 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
                 refuse_negative(store, vocabulary, job, threads=options.threads, progress=options.progress)
     except InputGone:
         raise                      # put the input back and resume
-    except DataError:
-        # Resuming would meet the same text again.
-        roll_back(store, job)
+    except DataError as exc:
+        # Resuming would meet the same text again, unless it could not be read: perhaps it can be another time.
+        if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno is not None):
+            roll_back(store, job)
         raise
     return _commit(store, job, tokens, sentences, len(vocabulary))
 
@@ -408,17 +418,25 @@ def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_wor
     d_tokens, d_sentences = (added - sum(labels[label][name] for label in gone)
                              for added, name in ((tokens, "tokens"), (sentences, "sentences")))
     history |= {"tokens": d_tokens, "sentences": d_sentences}
+    if gone:
+        history["gone_inputs"] = [digest for digest, row in store.root.inputs().items() if not row["times"].keys().isdisjoint(gone)]
     delta: dict[str, int] = {}
     for row in job["inputs"]:
         delta[row["digest"]] = delta.get(row["digest"], 0) + (-1 if job["command"] == "forget" else 1)
     store.root.commit_job(job["version"], tokens, sentences, history, delta, generations=store.generations(),
                           label=job["label"], gone_labels=gone)
-    store.reseal()
-    _drop_spool(store, Path(job["spool"]))
-    for shard in store.shards:
-        if gone:
-            shard.sweep(job["version"], None)
-        tidy(shard, store.identity["order"], n_words, version=job["version"], job=None)
+    try:
+        store.reseal()
+        _drop_spool(store, Path(job["spool"]))
+        for shard in store.shards:
+            if gone:
+                shard.sweep(job["version"], None)
+            if job["command"] == "forget" and job["inputs"]:
+                cancel(shard, store.identity["order"], n_words, version=job["version"], label=job["label"])
+            tidy(shard, store.identity["order"], n_words, version=job["version"], job=None)
+    except (MemoryError, StoreError) as exc:
+        # The version is there: saying that the job failed would have it repeated. What is left undone is done by the next.
+        log.warning("version %d is committed, but merging is put off: %s", job["version"], exc)
     return {"command": job["command"], "version": job["version"], "tokens": d_tokens, "sentences": d_sentences,
             "inputs": len(job["inputs"]), "already": job["already"], **({"labels": gone} if gone else {})}
 
@@ -461,7 +479,7 @@ def job_bytes(job: dict) -> int | None:
 
 
 def spool_folder(store: StoreDirectory, options: Options) -> Path:
-    """Return the folder, of this store alone, for copies of what can be read only once."""
+    """Return the folder, of this store alone, for copies of stdin and of iterables until their job is over."""
     if options.temp is None:
         return store.path / SPOOL
     return Path(os.path.abspath(options.temp)) / f"kvps-{SPOOL}-{store.identity['uuid']}"

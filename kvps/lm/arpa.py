@@ -33,13 +33,15 @@ from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
 
 
-def export(store: StoreDirectory, path: str | Path, *, order: int | None = None, threads: int | None = None,
-           scratch: Path | None = None, write: Callable[[bytes], object] | None = None,
+def export(store: StoreDirectory, path: str | Path, *, order: int | None = None, labels: Iterable[str] | None = None,
+           threads: int | None = None, scratch: Path | None = None,
+           write: Callable[[bytes], object] | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write the store's last version to an ARPA file, gzipped where its name ends in .gz.
 
     Args:
         order: highest order, at most the store's.
+        labels: only the text of these, as in StoreDirectory.snapshot().
         scratch: folder for temporary files (4 bytes a word, and 4, of every n-gram); the store's own by default.
         write: takes the file's pieces instead of `path`.
         progress: called with (n-grams written, n-grams in all).
@@ -59,7 +61,7 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
             n_bytes += len(piece)
             yield piece
 
-    with store.snapshot() as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
+    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
         model = _Estimates(store, snapshot, top, pool, stack, scratch or store.path)
         pieces = model.file(2 * (threads or cpu_count()), progress)
         out = counted(_gzipped(pieces) if os.fspath(path).endswith(".gz") else pieces)

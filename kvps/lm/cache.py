@@ -1,16 +1,17 @@
 """Where compiled models lie, and who makes them: found when fresh, otherwise made by one process while others wait.
 
-A model's file is STORE/models/KIND-oORDER[-exact]-vVERSION.kvm; a reader that cannot write in STORE makes it in the
-user's cache folder instead. Files of older versions are removed once a newer one is there; who has them mapped keeps
-them until it refreshes.
+A model's file is STORE/models/KIND-oORDER[-exact][-lLABELS]-vVERSION.kvm (LABELS is a hash); a reader that cannot write
+in STORE makes it in the user's cache folder instead. Files of older versions are removed once a newer one is there; who
+has them mapped keeps them until it refreshes.
 """
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,16 +21,18 @@ from kvps.store import files, lock
 from kvps.store.directory import StoreDirectory
 from kvps.units import cpu_count
 
+log = logging.getLogger("kvps")
+
 T = TypeVar("T")
 
 FOLDER = "models"
-_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?)-v(?P<version>\d+)\.kvm")
+_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?(?:-l[0-9a-f]{16})?)-v(?P<version>\d+)\.kvm")
 # How long to wait for another process that compiles: longer than any compilation.
 WAIT_S = 24 * 3600.0
 
 
-def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, exact: bool = False, stale: str = "wait",
-           threads: int | None = None, scratch: Path | None = None,
+def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, exact: bool = False,
+           labels: Iterable[str] | None = None, stale: str = "wait", threads: int | None = None, scratch: Path | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Return the file of the compiled model of the store's last version, making it when there is none.
 
@@ -37,6 +40,7 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
         kind: "kn" or "raw".
         top: its highest order; the store's by default.
         exact: without fingerprints.
+        labels: of only the text of these labels, as in StoreDirectory.snapshot().
         stale: what to do while another process makes it: "wait" for it, or "ok": go on with an older one.
         scratch: folder for temporary files; beside the model by default.
         progress: called with (keys read, keys in all).
@@ -47,7 +51,8 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
         raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {order}")
     if kind == "raw":
         top = order                            # raw counts of all orders serve every lower one
-    stem = f"{kind}-o{top}{'-exact' if exact else ''}"
+    labels = labels and sorted(set(labels))
+    stem = f"{kind}-o{top}{'-exact' if exact else ''}{f'-l{_hash(labels)}' if labels else ''}"
     folder = _folder(store)
     if (fresh := _usable(folder, stem, store.root.state()["version"], store)) is not None:
         return fresh
@@ -55,11 +60,11 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
     with _turn(folder, wait=stale == "wait" or older is None) as mine:
         if not mine:
             return older
-        with store.snapshot() as snapshot:
+        with store.snapshot(labels) as snapshot:
             if (fresh := _usable(folder, stem, snapshot.version, store)) is not None:
                 return fresh
             path = folder / f"{stem}-v{snapshot.version}.kvm"
-            total = sum(run.n_keys for shard in snapshot.shards for run in shard.runs(snapshot.version))
+            total = snapshot.n_keys()
             done = 0
 
             def advance(n: int) -> None:
@@ -81,8 +86,10 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
 def load(store: StoreDirectory, read: Callable[[Path], T], **options: object) -> T:
     """Return read(path) of the compiled model that ensure(store, **options) names.
 
-    A file that another process replaced by a newer one between our two looks is looked for again.
+    A file that another process replaced by a newer one between our two looks is looked for again; a damaged one is made
+    again, once.
     """
+    made_again = False
     while True:
         path = ensure(store, **options)
         try:
@@ -90,6 +97,32 @@ def load(store: StoreDirectory, read: Callable[[Path], T], **options: object) ->
         except StoreError:
             if path.exists():
                 raise
+        except CorruptionError as exc:
+            if made_again or exc.path != str(path):
+                raise
+            log.warning("%s: damaged; it is made again now", path)
+            made_again = True
+            try:
+                path.unlink(missing_ok=True)
+            except OSError:                    # not ours to remove
+                raise exc from None
+
+
+def folders(store: StoreDirectory) -> list[Path]:
+    """Return where compiled models of this store may lie."""
+    return [store.path / FOLDER, _cache_folder(store)]
+
+
+def _cache_folder(store: StoreDirectory) -> Path:
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("kvps")) / store.identity["uuid"]
+
+
+def _hash(labels: list[str]) -> str:
+    import hashlib
+
+    return hashlib.blake2b(",".join(labels).encode(), digest_size=8).hexdigest()
 
 
 def _folder(store: StoreDirectory) -> Path:
@@ -101,9 +134,7 @@ def _folder(store: StoreDirectory) -> Path:
     if os.access(folder, os.W_OK):
         files.refuse_symlink(folder)
         return folder
-    import platformdirs
-
-    folder = Path(platformdirs.user_cache_dir("kvps")) / store.identity["uuid"]
+    folder = _cache_folder(store)
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as exc:

@@ -74,7 +74,7 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
              scratch: Path, uuid: str, order: int, progress: Callable[[int], None], seed: int) -> None:
     n_words, n_shards = len(vocabulary), len(snapshot.shards)
     bits = bits_for(n_words)
-    n_keys = sum(run.n_keys for shard in snapshot.shards for run in shard.runs(snapshot.version))
+    n_keys = snapshot.n_keys()
     # Measured on running text: a model has 2.5 n-grams per distinct 5-gram; the top order bounds what there can be.
     expected = n_keys * max(1, min(top, 3))
     n_partitions = 1

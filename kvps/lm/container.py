@@ -1,8 +1,13 @@
 """The file of a compiled model: named arrays, each at a multiple of 4096 bytes, then a description, then a trailer.
 
-    file        := section* description trailer
+    file        := section* sums description trailer
+    sums        := checksum u32 of each page of 4096 bytes before it (ext/kvps/pages.hpp), crc32 u32 of these
     description := JSON {"meta": {...}, "sections": {name: [offset, type, items]}}        type: B u8, I u32, Q u64
-    trailer     := offset u64, length u32, crc32 u32 of the description, magic "KVPSMDL2"        (little-endian)
+    trailer     := offset u64, length u32, crc32 u32 of the description, magic "KVPSMDL3"        (little-endian)
+
+Nothing is used before its checksum was compared: the description when the file is mapped, `sums` when it is opened for
+look-ups, a page when the first look-up comes to it. So a file of any size is opened in no time, and its damage is told
+when it would matter. Bytes that change in memory after that are not noticed; look-ups stay inside the arrays even then.
 
 Sections of a model in hashes (code bytes, partitions and seed stand in meta; buckets: ext/kvps/_model.pyx):
     unigrams u64 (n_words,)         value per word id
@@ -12,6 +17,7 @@ Sections of a model in hashes (code bytes, partitions and seed stand in meta; bu
     large u64                       values beyond the direct codes, sorted
     entries u8                      buckets
     escaped u64, escaped_numbers u32   hashes, sorted, and totals of contexts whose number is beyond the codes
+    sums u32                        see above
 An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k) in context order, ngrams.k.starts u64
 (first row of each shard), ngrams.k.values u64; and for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers.
 
@@ -27,12 +33,13 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from kvps._pages import PAGE_BYTES, Pages, PageSums
 from kvps.errors import CorruptionError
 from kvps.store import files
 
-MAGIC = b"KVPSMDL2"
-MODEL_FORMAT = 3               # of what the sections mean; a model of another one is made again
-ALIGN = 4096
+MAGIC = b"KVPSMDL3"
+MODEL_FORMAT = 4               # of what the sections mean; a model of another one is made again
+ALIGN = PAGE_BYTES
 ITEM_BYTES = {"B": 1, "I": 4, "Q": 8}
 _TRAILER = struct.Struct("<QII8s")
 
@@ -40,17 +47,24 @@ _TRAILER = struct.Struct("<QII8s")
 def write(path: Path, meta: dict, sections: Iterable[tuple[str, str, int, Iterable]]) -> None:
     """Write a model file atomically; a section is (name, type, number of items, pieces of its bytes in order)."""
     def pieces() -> Iterator[bytes]:
-        offset, listed = 0, {}
+        offset, listed, sums = 0, {}, PageSums()
         for name, kind, n_items, parts in sections:
-            yield bytes(-offset % ALIGN)
-            offset += -offset % ALIGN
             listed[name] = [offset, kind, n_items]
             start = offset
             for part in parts:
                 view = memoryview(part).cast("B") if len(part) else b""
+                sums.add(view)
                 yield view
                 offset += len(view)
             assert offset - start == n_items * ITEM_BYTES[kind], name
+            padding = bytes(-offset % ALIGN)
+            sums.add(padding)
+            yield padding
+            offset += len(padding)
+        listed["sums"] = [offset, "I", len(sums.sums) // 4 + 1]
+        yield sums.sums
+        yield struct.pack("<I", zlib.crc32(sums.sums))
+        offset += len(sums.sums) + 4
         description = json.dumps({"meta": meta, "sections": listed}, sort_keys=True).encode()
         yield description
         yield _TRAILER.pack(offset, len(description), zlib.crc32(description), MAGIC)
@@ -59,17 +73,35 @@ def write(path: Path, meta: dict, sections: Iterable[tuple[str, str, int, Iterab
 
 
 def read(path: Path) -> tuple[dict, dict[str, memoryview]]:
-    """Map a model file; return (meta, its arrays by name, rows one after another, which keep it mapped)."""
-    mapping = files.map_file(path)
+    """Map a model file; return (meta, its arrays by name, rows one after another, which keep it mapped).
+
+    Only meta has been compared with its checksum; for the arrays see `pages`. "file" is the file as a whole.
+    """
+    try:
+        mapping = files.map_file(path)
+    except ValueError as exc:                  # an empty file
+        raise _refusal(path, b"") from exc
     if len(mapping) < _TRAILER.size:
-        raise CorruptionError(f"{path}: {len(mapping)} bytes are no compiled model; delete it", path=str(path))
+        raise _refusal(path, mapping[:])
     offset, length, crc, magic = _TRAILER.unpack_from(mapping, len(mapping) - _TRAILER.size)
     description = mapping[offset:offset + length]
     if magic != MAGIC or offset + length + _TRAILER.size != len(mapping) or zlib.crc32(description) != crc:
-        raise CorruptionError(f"{path}: is no compiled model, or damaged; delete it, it will be made again", path=str(path),
-                              found=magic, expected=MAGIC)
+        raise _refusal(path, magic)
     record = json.loads(description)
-    arrays = {}
+    arrays = {"file": memoryview(mapping)}
     for name, (start, kind, n_items) in record["sections"].items():
-        arrays[name] = memoryview(mapping)[start:start + n_items * ITEM_BYTES[kind]].cast(kind)
+        arrays[name] = arrays["file"][start:start + n_items * ITEM_BYTES[kind]].cast(kind)
     return record["meta"], arrays
+
+
+def pages(path: Path, arrays: dict[str, memoryview]) -> Pages:
+    """Return the pages of a model file, for kernels to compare before they read; raise CorruptionError if sums are damaged."""
+    sums = arrays["sums"]
+    if zlib.crc32(sums[:-1]) != sums[-1]:
+        raise _refusal(path, zlib.crc32(sums[:-1]), sums[-1])
+    return Pages(arrays["file"], sums[:-1], path)
+
+
+def _refusal(path: Path, found: object, expected: object = MAGIC) -> CorruptionError:
+    return CorruptionError(f"{path}: is no compiled model, or damaged; delete it, it will be made again", path=str(path),
+                           found=found, expected=expected)

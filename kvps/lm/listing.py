@@ -49,7 +49,7 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, threads: int 
                 for rows, values in _rows(snapshot, shard, order, k, len(vocabulary)):
                     yield _text(words, np.ascontiguousarray(rows[:, text_order(k)]), values)
             return
-        n_keys = sum(run.n_keys for shard in snapshot.shards for run in shard.runs(snapshot.version))
+        n_keys = snapshot.n_keys()
         mass = _unigrams(snapshot, order, len(vocabulary), pool)[words.by_rank]
         # Records: the ranks of the words in text order, and the count in two halves.
         partitions = Partitions(stack, k + 2, n_keys, len(snapshot.shards), mass, scratch or store.path)

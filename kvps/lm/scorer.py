@@ -85,10 +85,11 @@ class Scorer:
         if meta["kind"] != self.smoothing.kind or (meta["kind"] == "kn" and self.order != meta["order"]):
             raise ArgumentError(f"{path}: a model of kind {meta['kind']} and order {meta['order']} cannot answer "
                                 f"{self.smoothing} of order {self.order}")
-        self.words = FrozenWords(arrays["slots"], arrays["ends"], arrays["blob"])
+        pages = container.pages(path, arrays)
+        self.words = FrozenWords(arrays["slots"], arrays["ends"], arrays["blob"], pages)
         self.unigrams = arrays["unigrams"]
         self.tables = Tables(self.order, arrays["unigrams"], arrays["unigram_contexts"], arrays["totals"],
-                             arrays.get("large", memoryview(b"").cast("Q")), meta["seed"])
+                             arrays.get("large", memoryview(b"").cast("Q")), meta["seed"], pages)
         if meta["exact"]:
             self.tables.use_rows(meta["shards"], _rows(arrays, self.order))
         else:

@@ -18,8 +18,7 @@ from kvps.text.vocabulary import BOS, EOS, FIRST_WORD
 def walk_shard(snapshot: StoreSnapshot, shard: int, order: int, n_words: int, walks: Sequence[Walk],
                drain: Callable[[], None] = lambda: None, progress: Callable[[int], None] = lambda n: None) -> None:
     """Feed one shard's counts to walks; `drain` is called after every block and at the end, to take what they collect."""
-    snap = snapshot.shards[shard]
-    with contextlib.closing(merged(snap, snap.runs(snapshot.version), order, bits_for(n_words))) as blocks:
+    with contextlib.closing(merged(snapshot.shards[shard], snapshot.runs(shard), order, bits_for(n_words))) as blocks:
         for block in blocks:
             for walk in walks:
                 walk.feed(block.keys, block.counts)

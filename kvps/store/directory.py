@@ -10,7 +10,7 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,10 +19,12 @@ from kvps.errors import CorruptionError, KvpsError, StoreError, VersionMismatch
 from kvps.store import environment, files, lock, seal
 from kvps.store.format import FORMAT_VERSION
 from kvps.store.root import Root
-from kvps.store.shard import Shard, Snapshot
+from kvps.store.shard import Run, Shard, Snapshot
 
 ROOT = "root."                # and a number
 SHARDS = "shards"
+SPOOL = "spool"               # where a job keeps copies of text that can be read only once
+UNLABELLED = "-"              # names text without a label where labels are chosen
 T = TypeVar("T")
 
 MAX_SHARDS = 1024
@@ -114,11 +116,20 @@ def _check_file_system(path: Path, force: bool) -> None:
 
 @dataclass
 class StoreSnapshot:
-    """A store at one committed version: every shard's state as readers of that version see it."""
+    """A store at one committed version, perhaps only the text of some labels: every shard's state as its readers see it."""
 
     version: int
-    state: dict
+    state: dict                 # "tokens" and "sentences" are those of the labels chosen
     shards: list[Snapshot]
+    labels: frozenset[str | None] | None = None      # None: all text; None among them: text without a label
+
+    def runs(self, shard: int) -> list[Run]:
+        """Return the runs of a shard that make up this version of this text, oldest first."""
+        return [run for run in self.shards[shard].runs(self.version) if self.labels is None or run.label in self.labels]
+
+    def n_keys(self) -> int:
+        """Return how many keys these runs have in all, before they are merged."""
+        return sum(run.n_keys for shard in range(len(self.shards)) for run in self.runs(shard))
 
 
 def seal_store(path: Path, root_name: str, root: Root) -> dict:
@@ -241,12 +252,16 @@ class StoreDirectory:
             self._seal = seal_store(self.path, self._root_name, self._root)
 
     @contextlib.contextmanager
-    def snapshot(self) -> Iterator[StoreSnapshot]:
-        """Give the last committed version, whole, whatever a writer does meanwhile; one thread at a time."""
+    def snapshot(self, labels: Iterable[str] | None = None) -> Iterator[StoreSnapshot]:
+        """Give the last committed version, whole, whatever a writer does meanwhile; one thread at a time.
+
+        labels: only the text of these, "-" being text without a label; StoreError if there is none.
+        """
         with contextlib.ExitStack() as stack:
             for _ in range(SNAPSHOT_TRIES):
                 root = self.root
                 state = root.state()
+                rows = root.labels() if labels is not None else {}
                 with contextlib.ExitStack() as attempt:
                     try:
                         with self._turn:
@@ -262,7 +277,23 @@ class StoreDirectory:
             else:
                 raise StoreError(f"{self.path}: versions are committed faster than they can be read",
                                  path=str(self.path))
-            yield StoreSnapshot(state["version"], state, snaps)
+            if labels is None:
+                yield StoreSnapshot(state["version"], state, snaps)
+            else:
+                own, chosen = self._of_labels(state, rows, labels)
+                yield StoreSnapshot(state["version"], own, snaps, chosen)
+
+    def _of_labels(self, state: dict, rows: dict[str, dict], labels: Iterable[str]) -> tuple[dict, frozenset]:
+        """Return the state with the totals of some labels, and the labels of their runs."""
+        none = {name: state[name] - sum(row[name] for row in rows.values()) for name in ("tokens", "sentences")}
+        chosen = dict.fromkeys(labels)
+        for label in chosen:
+            if label not in rows and not (label == UNLABELLED and none["sentences"]):
+                raise StoreError(f"{self.path}: no text has the label {label}; the labels are {', '.join(rows) or '(none)'}",
+                                 path=str(self.path))
+        totals = [none if label == UNLABELLED else rows[label] for label in chosen]
+        sums = {name: sum(row[name] for row in totals) for name in none}
+        return {**state, **sums}, frozenset(None if label == UNLABELLED else label for label in chosen)
 
     def generations(self) -> list[int]:
         """Return each shard's generation, for Root.commit_job()."""
@@ -301,13 +332,17 @@ class StoreDirectory:
         files.fsync_dir(folder.parent)
 
     def sweep_directories(self) -> None:
-        """Remove directories of shards and roots that are not in force: copies not finished, or replaced."""
+        """Remove what nobody needs: shards and roots that are not in force, and copies of text without a job."""
         with files.reporting(self.path / SHARDS):
             folders = sorted([*(self.path / SHARDS).iterdir(), *self.path.glob(f"{ROOT}*")])
         kept = {self._root_name, *self._names}
         for folder in folders:
             if folder.relative_to(self.path).as_posix() not in kept and folder.is_dir() and not folder.is_symlink():
                 files.remove_tree(folder)
+        for unfinished in self.path.glob(f"{seal.NAME}.tmp-*"):
+            files.remove_file(unfinished)
+        if self._root.job() is None:
+            files.remove_tree(self.path / SPOOL)
 
     def bytes(self) -> dict[str, int]:
         """Return {"file", "live"} summed over the root and all shards [bytes]."""

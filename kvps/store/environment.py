@@ -119,6 +119,8 @@ class _Handle:
                 sync=True, metasync=True, writemap=False, max_spare_txns=0)
         except lmdb.Error as exc:
             raise mapped(exc, self.data) from exc
+        except OSError as exc:         # it makes the directory itself where it does not find one
+            raise files.os_error(exc, self.data) from exc
         if self.env.lib_version()[:2] != (0, 9):
             raise VersionMismatch(f"{self.data}: opened with LMDB {self.env.lib_version()}, expected 0.9",
                                   path=str(self.data))
@@ -194,6 +196,10 @@ def _verify(data: Path) -> None:
 
     try:
         found = verify.verify(str(data), subdir=False)
+    except OSError as exc:
+        raise files.os_error(exc, data) from exc
+    except MemoryError:
+        raise
     except verify.VerifyError as exc:
         found = [str(exc)]
     except Exception as exc:                   # a walker over bytes that may be anything

@@ -210,6 +210,12 @@ def remove_tree(path: str | Path) -> None:
         os.rmdir(path)
 
 
+def remove_file(path: str | Path) -> None:
+    """Remove a file; a missing one is fine."""
+    with reporting(path), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
 def refuse_symlink(path: str | Path) -> None:
     """Raise StoreError if `path` is a symbolic link: a link could lead a store's writes to somebody else's file."""
     if os.path.islink(path):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from kvps.errors import StoreError, StoreLocked
@@ -267,6 +267,18 @@ class Root:
             if first_id != expected:
                 raise ValueError(f"the first word id is {first_id}, expected {expected}")
             txn.put(key, fmt.pack_blob(key, blob))
+
+    def replace_words(self, segments: Iterable[tuple[int, bytes]]) -> None:
+        """Put other segments in the place of some that are there, in one transaction; the number of words may not change."""
+        changed = [(fmt.numbered_key(fmt.WORDS, first), blob, len(fmt.check_words(blob))) for first, blob in segments]
+        if not changed:
+            return
+        with self._write() as (txn, _):
+            for key, blob, n_words in changed:
+                found = len(fmt.check_words(fmt.unpack_blob(key, txn.get(key), str(self._env.data))))
+                if found != n_words:
+                    raise ValueError(f"{fmt.key_name(key)}: {n_words} words in place of {found}")
+                txn.put(key, fmt.pack_blob(key, blob))
 
     def words(self) -> Iterator[tuple[int, bytes]]:
         """Yield (first id, segment) in id order, of one commit."""

@@ -140,6 +140,7 @@ def _keep(pieces: Iterator[bytes], folder: str | Path, name: str, kind: str) -> 
 
     if not folder.is_dir():
         files.make_dir(folder)
+        files.fsync_dir(folder.parent)
     temporary = folder / f"spool-{os.urandom(8).hex()}.tmp"
     files.atomic_write(temporary, hashed())
     target = folder / f"{hasher.hexdigest()}.txt"

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import kvps.store
 from kvps.errors import CorruptionError, VersionMismatch
 from kvps.store import format as fmt
+from kvps.store import seal
 
 DOCUMENT = Path(kvps.store.__file__).with_name("FORMAT.md")
 KEY = b"l" + b"job" + bytes(8)
@@ -70,6 +71,12 @@ def test_format_words_example():
 
     assert key == fmt.numbered_key(fmt.WORDS, 3)
     assert fmt.unpack_words(bytes(fmt.unpack_blob(key, value))) == [b"a", b"of", "é".encode()]
+
+
+def test_format_seal_example():
+    """The example of a seal decodes to what the document says."""
+    assert fmt.unpack_row(example("seal"), example("seal-value")) == {"files": {}}
+    assert example("seal") == seal.KEY
 
 
 def test_format_chunk_example():

@@ -466,3 +466,114 @@ def test_reader_without_permission_to_write(tmp_path):
         place.chmod(0o700)
         with python(READ_AS_NOBODY, place) as process:
             assert "ermission denied" in process.stdout.read()
+
+
+# The seal, and writers' epochs
+
+def put_back(data, old):
+    """Put an older copy of a data file in its place, as long as the one there, for a rollback shortens no file."""
+    size = data.stat().st_size
+    shutil.copyfile(old, data)
+    os.truncate(data, max(size, data.stat().st_size))
+
+
+def test_root_that_went_back_in_time(path, tmp_path):
+    """A root that lost its last version is noticed by the seal beside it, by readers and writers."""
+    shutil.copyfile(path / "root.0" / "data.mdb", tmp_path / "old")
+    with open_store(path, writable=True) as store:
+        run_job(store, "a", b"x")
+    put_back(path / "root.0" / "data.mdb", tmp_path / "old")
+
+    for writable in (False, True):
+        with pytest.raises(CorruptionError, match="went back in time"):
+            open_store(path, writable=writable)
+    assert not open_files(path)
+
+
+def test_version_is_sealed_before_the_store_is_closed(path, tmp_path):
+    """A version is sealed when its job says so, not only when the writer leaves."""
+    shutil.copyfile(path / "root.0" / "data.mdb", tmp_path / "old")
+    with open_store(path, writable=True) as store:
+        run_job(store, "a", b"x")
+        store.reseal()
+        shutil.copyfile(path / "seal", tmp_path / "seal")
+    shutil.copyfile(tmp_path / "seal", path / "seal")
+    put_back(path / "root.0" / "data.mdb", tmp_path / "old")
+
+    with pytest.raises(CorruptionError, match="went back in time"):
+        open_store(path)
+
+
+def test_seal_that_is_missing_or_damaged(path):
+    """A store without its seal is no store, and one whose seal is damaged says so; a newer one is refused as such."""
+    sealed = (path / "seal").read_bytes()
+    (path / "seal").write_bytes(sealed[:-3] + b"xyz")
+    with pytest.raises(CorruptionError, match="seal"):
+        open_store(path)
+    (path / "seal").write_bytes(fmt.pack_row(b"seal", {"format": 9, "root": "root.0"}))
+    with pytest.raises(VersionMismatch, match="has format 9"):
+        open_store(path)
+    (path / "seal").write_bytes(fmt.pack_row(b"seal", {"format": 2, "root": "../root.0"}))
+    with pytest.raises(CorruptionError, match=r"expected root\.N"):
+        open_store(path)
+    (path / "seal").unlink()
+    with pytest.raises(StoreError, match="no seal"):
+        open_store(path)
+
+
+@pytest.mark.parametrize("name", ["root.0", "shards/0001.0"])
+def test_pages_are_verified_when_the_file_has_changed(path, name):
+    """A page that would lead LMDB astray is found before the file is mapped, once the file is not as it was sealed."""
+    data = path / name / "data.mdb"
+    damaged = bytearray(data.read_bytes())
+    page = damaged.rindex(b"\x02\x00", 8192 + 10) - 10 & ~4095      # a leaf
+    damaged[page + 16:page + 18] = b"\xff\xff"                       # where its first node begins
+    data.write_bytes(damaged)
+
+    with pytest.raises(CorruptionError, match=r"data\.mdb"):
+        open_store(path)
+    assert not open_files(path)
+
+
+def test_second_writer_ends_the_first(path):
+    """Where the owner lock fails (its file was removed), the writer who came first can write no more, to root or shard."""
+    with open_store(path, writable=True) as first:
+        run_job(first, "a", b"x")
+        (path / lock.NAME).unlink()
+        code = ("import sys; from kvps.store.directory import open_store\n"
+                "with open_store(sys.argv[1], writable=True) as second:\n"
+                "    second.root.begin_job({'id': 'b'}); second.shards[0].apply('b', 0, 2, [(b'y', 1)], {})")
+        with python(code, path) as process:
+            assert process.wait(60) == 0
+
+        with pytest.raises(StoreLocked, match="taken the store over"):
+            first.root.clear_job()
+        with pytest.raises(StoreLocked, match="taken the store over"):
+            first.shards[0].apply("a", 1, 2, [(b"z", 1)], {})
+    with open_store(path, writable=True) as store:
+        assert store.root.job() == {"id": "b"}
+
+
+def test_labels_end_with_a_version(path):
+    """Runs that are marked are seen by readers until the version is committed, and come back when the job is dropped."""
+    with open_store(path, writable=True) as store:
+        run_job(store, "a", b"x")
+        store.root.begin_job({"id": "b"})
+        shard = store.shards[0]
+        shard.apply("b", 0, 2, [(b"y", 1)], {}, label="mon")
+        store.root.commit_job(2, 2, 1, {}, {"d": 1}, generations=store.generations(), label="mon")
+        assert store.root.labels() == {"mon": {"first": 2, "last": 2, "sentences": 1, "tokens": 2}}
+
+        store.root.begin_job({"id": "c"})
+        shard.mark(["mon"], 3)
+        assert seen(store)[1][0] == [b"x", b"y"]
+        shard.drop("c", 2)
+        assert [run.until for run in shard.runs()] == [None, None]
+        shard.mark(["mon"], 3)
+        store.root.commit_job(3, 0, 0, {}, {}, generations=store.generations(), gone_labels=["mon"])
+        assert seen(store)[1][0] == [b"x"]
+        assert store.root.labels() == {}
+        assert store.root.counted("d") is None
+        assert store.root.state()["tokens"] == 1
+        assert shard.sweep(3, None) == 3             # the chunk, and the ledger rows of jobs a and b
+        assert [run.label for run in shard.runs()] == [None]

@@ -1,0 +1,177 @@
+"""Pages of a file and their checksums, and a compiled model that is damaged."""
+import json
+import struct
+import zlib
+
+import numpy as np
+import pytest
+
+import kvps
+from kvps._pages import PAGE_BYTES, Pages, PageSums
+from kvps.errors import CorruptionError
+from kvps.lm import container
+from kvps.lm.scorer import Scorer
+
+TEXT = ["a b c d", "a b d", "b c a a", "the cat sat on the mat"] * 3
+
+
+def sums_of(data):
+    """Return the checksums of whole pages."""
+    sums = PageSums()
+    sums.add(data)
+    return np.frombuffer(sums.sums, np.uint32)
+
+
+@pytest.mark.parametrize("n", [0, 1, PAGE_BYTES - 1, PAGE_BYTES, 3 * PAGE_BYTES + 7])
+def test_pieces_make_no_difference(rng, n):
+    """Checksums depend on the bytes, not on the pieces in which they come."""
+    data = rng.randbytes(n)
+    sums, at = PageSums(), 0
+    while at < n:
+        size = rng.choice([0, 1, 10, PAGE_BYTES, 2 * PAGE_BYTES + 1])
+        sums.add(data[at:at + size])
+        at += size
+
+    assert bytes(sums.sums) == sums_of(data).tobytes()
+    assert len(sums.sums) == n // PAGE_BYTES * 4
+
+
+def test_sound_pages(rng):
+    """Sound pages compare, as often as one asks."""
+    data = rng.randbytes(5 * PAGE_BYTES)
+    pages = Pages(data, sums_of(data), "name")
+
+    for _ in range(2):
+        pages.compare(memoryview(data)[100:3 * PAGE_BYTES])
+        pages.compare(data[:0])
+
+
+def test_every_bit_counts(rng):
+    """A bit that differs anywhere in a page is noticed, with the place of the page."""
+    data = bytearray(rng.randbytes(2 * PAGE_BYTES))
+    sums = sums_of(data)
+    for place in [0, PAGE_BYTES - 1, *rng.sample(range(PAGE_BYTES), 200)]:
+        data[PAGE_BYTES + place] ^= 1 << rng.randrange(8)
+        pages = Pages(data, sums, "name")
+        pages.compare(memoryview(data)[:PAGE_BYTES])
+        with pytest.raises(CorruptionError, match="name: page 1 at offset 4096 is damaged") as caught:
+            pages.compare(memoryview(data)[PAGE_BYTES:PAGE_BYTES + 1])
+        assert caught.value.key == 1
+        data[PAGE_BYTES + place] = 0
+        sums = sums_of(data)
+
+
+def test_swapped_pages(rng):
+    """Two pages that changed places are noticed."""
+    data = rng.randbytes(2 * PAGE_BYTES)
+
+    swapped = data[PAGE_BYTES:] + data[:PAGE_BYTES]
+
+    with pytest.raises(CorruptionError, match="page 0"):
+        Pages(swapped, sums_of(data), "name").compare(memoryview(swapped)[:1])
+
+
+def test_a_place_outside(rng):
+    """Memory outside of the file is refused, whatever it holds."""
+    data = rng.randbytes(PAGE_BYTES)
+
+    with pytest.raises(CorruptionError, match="a place outside of it is damaged"):
+        Pages(data, sums_of(data), "name").compare(bytes(10))
+
+
+@pytest.mark.parametrize(("n_bytes", "n_sums"), [(PAGE_BYTES - 1, 1), (PAGE_BYTES, 0), (PAGE_BYTES, 2)])
+def test_sums_of_another_file(n_bytes, n_sums):
+    """As many checksums as the file has pages, or there is no use of them."""
+    with pytest.raises(ValueError, match=f"{n_sums} checksums of pages for {n_bytes} bytes"):
+        Pages(bytes(n_bytes), np.zeros(n_sums, np.uint32), "name")
+
+
+@pytest.fixture(params=[{}, {"exact": True}, {"smoothing": "witten-bell"}], ids=["hashes", "exact", "raw"])
+def model(request, tmp_path):
+    """Return (store, options, the only compiled model in it, what it says of the text)."""
+    with kvps.create(tmp_path / "store", order=3) as store:
+        store.train(TEXT)
+    return tmp_path / "store", request.param, *made(tmp_path / "store", request.param)
+
+
+def made(store, options):
+    """Return the compiled model of a store, and its scores of the text."""
+    with kvps.load(store, **options) as model:
+        scores = model.score(TEXT).tolist()
+    path, = (store / "models").glob("*.kvm")
+    return path, scores
+
+
+def flip(path, offset):
+    """Change one bit of a file."""
+    with open(path, "r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)[0]
+        file.seek(offset)
+        file.write(bytes([byte ^ 16]))
+
+
+def test_each_section_is_covered(model):
+    """A flipped bit in any section is refused, or the model is made again with a warning; answers never change."""
+    store, options, path, expected = model
+    sound = path.read_bytes()
+    _, arrays = container.read(path)
+    sections = {name: array.nbytes for name, array in arrays.items() if array.nbytes and name != "file"}
+    offset, = struct.unpack_from("<Q", sound, len(sound) - 24)
+    starts = json.loads(sound[offset:-24])["sections"]
+    for name, n_bytes in sections.items():
+        flip(path, starts[name][0] + n_bytes // 2)
+        try:
+            _, found = made(store, options)
+        except CorruptionError as error:
+            assert error.path == str(path) and "delete this file" in str(error)
+        else:
+            assert found == expected
+        path.write_bytes(sound)
+    assert made(store, options)[1] == expected
+
+
+def test_made_again(model, caplog):
+    """A model whose damage shows when it is opened is made again, and a warning says so."""
+    store, options, path, expected = model
+    flip(path, 0)                                              # the first section, unigrams, is read as a whole
+
+    assert made(store, options) == (path, expected)
+    assert f"{path}: damaged; it is made again now" in caplog.messages
+
+
+def test_damage_that_a_look_up_meets(model):
+    """Text whose n-grams lie on a damaged page is not scored; the message names the file and the page."""
+    _, options, path, _ = model
+    scorer = Scorer(path, options.get("smoothing", "modified-kneser-ney"))
+    _, arrays = container.read(path)
+    name = "ngrams.2.values" if "exact" in options else "entries"
+    record = path.read_bytes()
+    start = record.index(arrays[name].tobytes()[:4096])
+    flip(path, start + 1)
+
+    with pytest.raises(CorruptionError, match=f"page {start // PAGE_BYTES} "):
+        scorer.score_text(b"the cat sat on the mat\n")
+
+
+@pytest.mark.parametrize("length", [0, 10, 24, 5000, -1])
+def test_cut_short(model, length):
+    """A file that was cut short is no compiled model, and is made again."""
+    store, options, path, expected = model
+    path.write_bytes(path.read_bytes()[:length])
+    with pytest.raises(CorruptionError, match="is no compiled model, or damaged; delete it"):
+        container.read(path)
+
+    assert made(store, options) == (path, expected)
+
+
+def test_damaged_checksums(model):
+    """The checksums have a checksum themselves."""
+    _, _, path, _ = model
+    _, arrays = container.read(path)
+    damaged = dict(arrays)
+    damaged["sums"] = memoryview(bytes([*arrays["sums"].tobytes()[:-5], 77, *arrays["sums"].tobytes()[-4:]])).cast("I")
+
+    assert zlib.crc32(arrays["sums"][:-1]) == arrays["sums"][-1]
+    with pytest.raises(CorruptionError, match="is no compiled model"):
+        container.pages(path, damaged)
