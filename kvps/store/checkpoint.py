@@ -4,7 +4,7 @@
     STEP 2  put the chunks and words that the depot does not have yet, each named by its hash
     STEP 3  make them durable, then write the description, which lists them: from here on there is a checkpoint
 
-Killed before the end of step 3 there is none; what was put is used by the next one, or goes with the next deletion.
+Killed before the end of step 3 there is none; what was put is used by the next one, or goes when that is done.
 Nothing here keeps a writer from working: a checkpoint needs no owner lock, only that of its depot.
 The bytes are described in CHECKPOINT.md.
 """
@@ -294,6 +294,8 @@ def create(store: StoreDirectory, name: str | None = None, *, to: Place | None =
         with _view(store) as view:
             made, existed = _create(store, view, depot, name, progress)
         deleted = [] if keep is None else _beyond(depot, made, keep)
+        if depot.has_lock and not deleted:
+            _collect(depot)
     return {**made.summary(), "place": depot.place, "existed": existed, "deleted": deleted}
 
 
@@ -536,7 +538,10 @@ def delete(place: Depot | Place | None, name: str, *, only: str | None = None, w
     with depot.locked("checkpoint delete", wait):
         sound, damaged = _all(depot)
         if name not in damaged:
-            _named(depot, name, only, next((found for found in sound if found.name == name), None))
+            found = next((found for found in sound if found.name == name), None)
+            if found is None:
+                _collect(depot)            # perhaps it was deleted, but not to the end
+            _named(depot, name, only, found)
         freed_bytes, blocked_by = _delete(depot, [name])
     return {"name": name, "freed_bytes": freed_bytes, "blocked_by": blocked_by}
 
@@ -551,10 +556,28 @@ def _beyond(depot: Depot, made: Checkpoint, keep: int) -> list[str]:
 
 
 def _delete(depot: Depot, names: list[str]) -> tuple[int, list[str]]:
-    """Delete checkpoints, then what no other one needs; return delete()'s last two. REQUIRES the depot's lock."""
+    """Delete checkpoints, then what no other one needs; return what _collect() does. REQUIRES the depot's lock."""
     for name in names:
         depot.remove_description(name)
-    # From here on a kill leaves objects that nobody needs; the next deletion finds them too.
+    return _collect(depot)         # a kill in between leaves objects that nobody needs, for the next call
+
+
+def tidy(place: Depot | Place | None, *, wait: float = 0.0) -> dict:
+    """Remove what creations and deletions left that were killed; return {"freed_bytes", "blocked_by"} as delete()."""
+    depot = _opened(place)
+    if depot is None:
+        return {"freed_bytes": 0, "blocked_by": []}
+    with depot.locked("checkpoint delete", wait):
+        depot.sweep()
+        freed_bytes, blocked_by = _collect(depot)
+    return {"freed_bytes": freed_bytes, "blocked_by": blocked_by}
+
+
+def _collect(depot: Depot) -> tuple[int, list[str]]:
+    """Remove objects that no checkpoint needs; return how many bytes, and the checkpoints that prevent it.
+
+    REQUIRES: nobody makes a checkpoint meanwhile; the depot's lock sees to that, where it has one.
+    """
     sound, damaged = _all(depot)
     if damaged:
         return 0, sorted(damaged)

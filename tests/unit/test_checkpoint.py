@@ -645,27 +645,34 @@ def test_no_room_to_restore(store, tmp_path, monkeypatch):
     assert not (tmp_path / "r").exists()
 
 
-def test_leftovers_are_swept(store, tmp_path):
-    """What a killed create left half written goes with the next one; objects that are complete go with a deletion."""
+@pytest.mark.parametrize("call", ["create", "delete", "delete again", "tidy"])
+def test_leftovers_are_removed(store, tmp_path, call):
+    """What a killed create or deletion left goes with the next call that writes; what is not ours stays."""
     depot = tmp_path / "depot"
     store.checkpoint("x", to=depot)
+    store.checkpoint("y", to=depot)
     orphan = depots.object_name(b"orphan")
     depots.open_depot(depot).put(orphan, b"orphan")
     halves = [objects(depot)[0].with_name(f"{objects(depot)[0].name}.tmp-{'0' * 16}"), depot / f"y.json.tmp-{'1' * 16}"]
     for half in halves:
         half.write_bytes(b"half")
     (depot / "notes.txt").write_text("mine")
-    (depot / "a.tmp-b.json").write_text("mine")
 
-    store.checkpoint("z", to=depot)
-    assert not any(half.exists() for half in halves)
-    assert orphan in depots.open_depot(depot).objects()
-    (depot / "a.tmp-b.json").unlink()
-    store.delete_checkpoint("z", to=depot)
+    if call == "create":
+        store.checkpoint("z", to=depot)
+    elif call == "delete":
+        assert store.delete_checkpoint("y", to=depot)["freed_bytes"] == len(b"orphan")
+    elif call == "delete again":
+        with pytest.raises(StoreError, match="no checkpoint z; there are: x, y"):
+            store.delete_checkpoint("z", to=depot)
+    else:
+        assert checkpoints.tidy(depot) == {"freed_bytes": len(b"orphan"), "blocked_by": []}
+        assert checkpoints.tidy(tmp_path / "none") == {"freed_bytes": 0, "blocked_by": []}
 
     assert orphan not in depots.open_depot(depot).objects()
+    assert any(half.exists() for half in halves) == call.startswith("delete")
     assert (depot / "notes.txt").read_text() == "mine"
-    assert store.verify_checkpoints(to=depot)[0]["findings"] == []
+    assert store.verify_checkpoints("x", to=depot)[0]["findings"] == []
 
 
 # Object stores
