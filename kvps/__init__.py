@@ -3,6 +3,7 @@
     create(path, order=5)     make a Store          Store.train / update / forget, count, vocabulary, model ...
     open(path)                open one              Model.score / perplexity / log10 / refresh ...
     load(path, smoothing)     open one as a Model   errors: KvpsError and what is below it, in kvps.errors
+    restore(place, into)      make one of a checkpoint
 
 To read the source, begin with api/ (these names), then store/FORMAT.md with store/format.py (what is stored),
 jobs/train.py (what happens to a store, step by step), lm/compile.py and lm/model.py (how counts become a model that
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from kvps.api import create as create
     from kvps.api import load as load
     from kvps.api import open as open
+    from kvps.api import restore as restore
     from kvps.errors import ArgumentError as ArgumentError
     from kvps.errors import CorruptionError as CorruptionError
     from kvps.errors import DataError as DataError
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # as in pyproject.toml
 
-_API = ("Change", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "create", "load", "open")
+_API = ("Change", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "create", "load", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

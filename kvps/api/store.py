@@ -12,11 +12,13 @@ from kvps.api.model import DEFAULT_SMOOTHING, Model, load
 from kvps.api.words import Ngram, Sentence, Vocabulary, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import compact as compacting
+from kvps.jobs import history as versions
 from kvps.jobs import train as jobs
 from kvps.jobs.train import DEFAULT_ORDER, DEFAULT_SHARDS, Options, Progress
 from kvps.lm import cache, container, listing
 from kvps.lm.model import CompiledModel
 from kvps.lm.statistics import Statistics
+from kvps.store import checkpoint as checkpoints
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, create_store, open_store
 from kvps.text.corpus import Input, resolve, spool
@@ -88,6 +90,27 @@ def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: s
         CorruptionError, VersionMismatch: it cannot be read. ArgumentError: the store has another tokenizer.
     """
     return Store(open_store(path, writable, wait, command="open"), tokenizer)
+
+
+def restore(place: Path_, into: Path_, name: str | None = None, *, version: int | None = None, wait: float = 0.0,
+            tokenizer: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None) -> Store:
+    """Make a store of a checkpoint and open it; it can be updated and forgotten from as the old one.
+
+    Args:
+        place: where checkpoints were put: a directory or URL.
+        into: a folder that does not exist, or is empty.
+        name: of the checkpoint.
+        version: instead of a name; the newest checkpoint of that version.
+        wait: for another process that deletes checkpoints at this place [s].
+        tokenizer: as in open().
+        progress: of (done, total) [bytes].
+
+    Raises:
+        StoreError: no such checkpoint, or `into` is something already. CorruptionError: the checkpoint is damaged.
+    """
+    depot, _ = checkpoints.depot_of(None, source=place)
+    found = checkpoints.restore(depot, into, name, version, wait=wait, progress=progress)
+    return open(found["path"], tokenizer=tokenizer)
 
 
 class Store:
@@ -193,6 +216,43 @@ class Store:
         with self._writer("compact", wait) as directory:
             return compacting.compact(directory, threads=threads or cpu_count(), vacuum=vacuum, progress=progress)
 
+    # checkpoints
+
+    def checkpoint(self, name: str | None = None, *, to: Path_ | None = None, keep: int | None = None, wait: float = 0.0,
+                   progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
+        """Make a checkpoint of the last version, sending only what its place does not have yet; writers go on meanwhile.
+
+        Args:
+            name: "v" and the version in six digits by default.
+            to: a directory, or a URL that fsspec knows; the folder `checkpoints` in the store by default.
+            keep: delete the oldest checkpoints of this store beyond so many.
+            wait: for another process that makes or deletes checkpoints at this place [s].
+            progress: of (done, total) [bytes].
+
+        Returns:
+            {"name", "version", "created", "store", "tokens", "sentences", "bytes", "new_bytes", "place", "existed", "deleted"}.
+
+        Raises:
+            StoreFull: there is none; make room and call again. StoreLocked: the place is in use.
+            StoreError: another checkpoint has this name, or the place cannot be used.
+        """
+        return checkpoints.create(self._reader(), name, to=to, keep=keep, wait=wait, progress=progress)
+
+    def checkpoints(self, to: Path_ | None = None) -> list[dict[str, Any]]:
+        """Return the checkpoints of this store, oldest first; {"name", "damaged": why} of one that cannot be read."""
+        return checkpoints.listed(*checkpoints.depot_of(self.path, to))
+
+    def verify_checkpoints(self, name: str | None = None, *, to: Path_ | None = None, wait: float = 0.0,
+                           progress: Callable[[int, int], None] = lambda done, total: None) -> list[dict[str, Any]]:
+        """Read one checkpoint or all as a whole; return for each {"name", "objects", "bytes", "findings"}."""
+        depot, only = checkpoints.depot_of(self.path, to)
+        return checkpoints.verify(depot, name, only=only, wait=wait, progress=progress)
+
+    def delete_checkpoint(self, name: str, *, to: Path_ | None = None, wait: float = 0.0) -> dict[str, Any]:
+        """Delete a checkpoint and what no other one needs; return {"name", "freed_bytes", "blocked_by"}."""
+        depot, only = checkpoints.depot_of(self.path, to)
+        return checkpoints.delete(depot, name, only=only, wait=wait)
+
     # reading
 
     @property
@@ -258,6 +318,14 @@ class Store:
         from kvps.jobs.status import status
 
         return status(self.path)
+
+    def history(self) -> list[dict[str, Any]]:
+        """Return what happened to the store, a row a version, oldest first.
+
+        Each has "version", "command", "label", "gone_labels", "tokens" and "sentences" (added; below 0: taken away), "inputs"
+        (each "name" and "digest"), "started" and "time" [s since 1970].
+        """
+        return versions.history(self._reader())
 
     def close(self) -> None:
         """Close the store, and let the next writer in if it was writable."""

@@ -26,6 +26,8 @@ COMMANDS = {
     "resume": "Go on with the job that was interrupted.",
     "abort": "Roll back the job that was interrupted.",
     "status": "Tell whether a store is idle, running (being written) or interrupted.",
+    "history": "List the versions of a store: when, by which command, what each added.",
+    "checkpoint": "Make, list, verify, delete and restore checkpoints of a store.",
     "perplexity": "Score text with a model.",
     "export": "Write the model as an ARPA file: modified Kneser-Ney, unpruned.",
     "compile": "Make the compiled model of a store now.",

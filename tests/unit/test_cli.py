@@ -40,6 +40,13 @@ LEXICON = {
     "dump": {"ngram", "count"},
     "resume": {"resumed"},
     "abort": {"aborted"},
+    "history": {"version", "command", "label", "gone_labels", "tokens", "sentences", "inputs", "started", "time"},
+    "checkpoint create": {"name", "version", "created", "store", "tokens", "sentences", "bytes", "new_bytes", "place", "existed",
+                          "deleted", "elapsed_s"},
+    "checkpoint list": {"name", "version", "created", "store", "tokens", "sentences", "bytes", "new_bytes"},
+    "checkpoint verify": {"name", "objects", "bytes", "findings"},
+    "checkpoint delete": {"name", "freed_bytes", "blocked_by"},
+    "checkpoint restore": {"path", "name", "version", "tokens", "sentences", "bytes", "store", "elapsed_s"},
 }
 
 
@@ -75,8 +82,15 @@ def store():
 
 
 def command(name):
-    """Return one command of the group."""
-    return main.get_command(click.Context(main), name)
+    """Return one command of the program, or of a group in it: "checkpoint create"."""
+    found = main
+    for part in name.split():
+        found = found.get_command(click.Context(found), part)
+    return found
+
+
+# Every command that does something itself, those of groups by two words.
+CALLS = [f"{name} {inner}".strip() for name in COMMANDS for inner in getattr(command(name), "commands", [""])]
 
 
 # What it says
@@ -90,12 +104,12 @@ def test_help_lists_every_command():
     assert kvps("-h").stdout == text
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", list(dict.fromkeys([*COMMANDS, *CALLS])))
 def test_command_has_help(name):
     """Every command has a help text: the sentence of the list, when to use it, an example that calls it."""
-    text = kvps(name, "--help").stdout
+    text = kvps(*name.split(), "--help").stdout
 
-    assert (command(name).help or "").split("\n")[0] == COMMANDS[name]
+    assert name not in COMMANDS or (command(name).help or "").split("\n")[0] == COMMANDS[name]
     assert "Use it" in text
     assert f"kvps {name}" in text.partition("Example:\n")[2]
 
@@ -106,7 +120,7 @@ def test_command_is_in_the_readme(name):
     assert f"| `kvps {name} " in README
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", CALLS)
 def test_options_are_described(name):
     """Every option says what it does."""
     options = [p for p in command(name).params if isinstance(p, click.Option)]
@@ -114,7 +128,7 @@ def test_options_are_described(name):
     assert [p.name for p in options if not p.help] == []
 
 
-@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "quickstart"])
+@pytest.mark.parametrize("name", [name for name in CALLS if name != "quickstart"])
 def test_command_prints_json_when_asked(name):
     """Every command that prints results has --json."""
     assert any("--json" in p.opts for p in command(name).params)
@@ -122,12 +136,12 @@ def test_command_prints_json_when_asked(name):
 
 def test_examples_of_the_helps_parse():
     """Every example in a help text is a call that the command's options allow."""
-    for name in COMMANDS:
+    for name in [*COMMANDS, *CALLS]:
         lines = re.findall(r"kvps [a-z].*", (command(name).help or "").partition("\b\n")[2])
         assert lines
         for line in lines:
             words = shlex.split(re.split(r" [<>|] ", line)[0])
-            used = words[1]
+            used = next(call for call in CALLS if words[1:len(call.split()) + 1] == call.split())
             given = [word for word in words[2:] if word.startswith("-") and word != "-"]
             known = {opt for p in command(used).params for opt in (*p.opts, *p.secondary_opts)}
             assert set(given) <= known, line
@@ -291,6 +305,80 @@ def test_json_keys_are_in_the_readme(name):
     section = README.partition("### JSON")[2]
 
     assert [key for key in LEXICON[name] if f"`{key}`" not in section] == []
+
+
+def test_history(store):
+    """The history has a line a version, with what it added or took away, and no line in an empty store."""
+    kvps("update", store, "b.txt")
+    kvps("forget", store, "a.txt")
+
+    rows = [json.loads(line) for line in kvps("history", store, "--json").stdout.splitlines()]
+    lines = kvps("history", store).stdout.splitlines()
+
+    assert [set(row) for row in rows] == [LEXICON["history"]] * 3
+    assert [(row["version"], row["command"], row["tokens"], row["sentences"], row["label"]) for row in rows] == [
+        (1, "train", 17, 3, None), (2, "update", 5, 1, None), (3, "forget", -17, -3, None)]
+    assert [Path(item["name"]).name for row in rows for item in row["inputs"]] == ["a.txt", "b.txt", "a.txt"]
+    assert len(lines) == 4 and "-17" in lines[3] and "+5" in lines[2]
+
+
+def test_checkpoints(store):
+    """The commands of a checkpoint print the keys of the README, or words; the restored store dumps the same bytes."""
+    made = answer("checkpoint", "create", store)
+    kvps("update", store, "b.txt")
+    again = answer("checkpoint", "create", store, "second", "--to", "depot", "--keep", "1")
+    rows = answer("checkpoint", "list", "--from", "depot")
+    sound = answer("checkpoint", "verify", store, made["name"])
+    restored = answer("checkpoint", "restore", "--from", "depot", "--version", "2", "--into", "r")
+    gone = answer("checkpoint", "delete", store, "second", "--to", "depot")
+    found = {"create": made, "list": rows, "verify": sound, "restore": restored, "delete": gone}
+
+    assert {name: set(row) for name, row in found.items()} == {name: LEXICON[f"checkpoint {name}"] for name in found}
+    assert (made["name"], again["name"], again["version"], restored["version"]) == ("v000001", "second", 2, 2)
+    assert kvps("dump", "r", "--order", "3", "--sorted").stdout == kvps("dump", store, "--order", "3", "--sorted").stdout
+    for line in (["create", store], ["list", store], ["verify", store], ["restore", store, "v000001", "--into", "q"],
+                 ["delete", store, "v000001"], ["list", store], ["verify", store]):
+        assert kvps("checkpoint", *line).stdout
+
+
+@pytest.mark.parametrize(("code", "arguments"), [
+    (1, ["create", "nowhere"]), (1, ["list", "nowhere"]), (1, ["list", "--from", "nowhere"]),
+    (1, ["restore", "s", "x", "--into", "r"]),
+    (1, ["restore", "s", "--version", "9", "--into", "r"]), (1, ["delete", "s", "x"]), (1, ["verify", "s", "x"]),
+    (1, ["create", "s", "--to", "no/where/at/all"]), (1, ["create", "s", "--to", "a.txt"]),
+    (1, ["create", "s", "--to", "nonsense://x"]), (1, ["restore", "s", "one", "--into", "s"]),
+    (2, ["create", "s", "../x"]), (2, ["create", "s", "--keep", "0"]), (2, ["create"]), (2, ["list"]),
+    (2, ["restore", "s", "one"]), (2, ["restore", "s", "--into", "r"]),
+    (2, ["restore", "s", "one", "--version", "1", "--into", "r"]),
+    (2, ["delete", "s"]), (2, ["list", "s", "--to", "x", "--from", "y"]), (2, ["verify", "s", "a", "b"]), (2, ["nonsense"])])
+def test_checkpoint_failure_is_one_line(code, arguments, store):
+    """What a checkpoint command cannot do it says in one line, with and without --json, and makes nothing."""
+    kvps("checkpoint", "create", store, "one")
+    before = sorted(Path().rglob("*"))
+
+    result = kvps("checkpoint", *arguments, code=code)
+    found = answer("checkpoint", *arguments, code=code)
+
+    assert result.stdout == "" and result.stderr.count("\n") == 1
+    assert found["message"] in result.stderr and found["exit_code"] == code
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_damaged_checkpoint_ends_with_3(store):
+    """Verify names the damaged file and ends with 3, restore too and makes nothing; the list goes on."""
+    kvps("checkpoint", "create", store)
+    victim = next(path for path in Path(store, "checkpoints", "objects").rglob("*") if path.is_file())
+    victim.write_bytes(victim.read_bytes()[:-1] + b"!")
+
+    lines = kvps("checkpoint", "verify", store, "--json", code=3).stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+
+    assert [finding["path"] for finding in rows[0]["findings"]] == [str(victim.absolute())]
+    assert (rows[1]["error"], rows[1]["exit_code"]) == ("CorruptionError", 3)
+    assert str(victim) in kvps("checkpoint", "verify", store, code=3).stdout
+    assert str(victim) in kvps("checkpoint", "restore", store, "v000001", "--into", "r", code=3).stderr
+    assert not Path("r").exists() and not list(Path().glob("r.tmp*"))
+    assert answer("checkpoint", "list", store)["name"] == "v000001"
 
 
 def test_nothing_to_resume(store):
