@@ -4,6 +4,7 @@
     open(path)                open one              Model.score / perplexity / log10 / refresh ...
     load(path, smoothing)     open one as a Model   errors: KvpsError and what is below it, in kvps.errors
     restore(place, into)      make one of a checkpoint
+    check(path, level)        look for damage
 
 To read the source, begin with api/ (these names), then store/FORMAT.md with store/format.py (what is stored),
 jobs/train.py (what happens to a store, step by step), lm/compile.py and lm/model.py (how counts become a model that
@@ -15,12 +16,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvps import errors as errors
     from kvps.api import Change as Change
+    from kvps.api import Finding as Finding
     from kvps.api import Model as Model
     from kvps.api import Score as Score
     from kvps.api import Statistics as Statistics
     from kvps.api import Store as Store
     from kvps.api import Vocabulary as Vocabulary
     from kvps.api import WordScore as WordScore
+    from kvps.api import check as check
     from kvps.api import create as create
     from kvps.api import load as load
     from kvps.api import open as open
@@ -40,7 +43,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # as in pyproject.toml
 
-_API = ("Change", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "create", "load", "open", "restore")
+_API = ("Change", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "create", "load", "open",
+        "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

@@ -11,9 +11,11 @@ open and take turns; opened with writable=True it keeps the lock until it is clo
 What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this module joins them.
 """
 from kvps.api.model import Model, WordScore, load
-from kvps.api.store import Change, Store, create, open, restore
+from kvps.api.store import Change, Store, check, create, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
+from kvps.store.check import Finding
 
-__all__ = ["Change", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "create", "load", "open", "restore"]
+__all__ = ["Change", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "create", "load",
+           "open", "restore"]

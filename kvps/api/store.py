@@ -11,6 +11,7 @@ from typing import Any, NotRequired, Self, TypedDict, Unpack
 from kvps.api.model import DEFAULT_SMOOTHING, Model, load
 from kvps.api.words import Ngram, Sentence, Vocabulary, words_of
 from kvps.errors import ArgumentError, StoreError
+from kvps.jobs import check as checking
 from kvps.jobs import compact as compacting
 from kvps.jobs import history as versions
 from kvps.jobs import train as jobs
@@ -20,6 +21,7 @@ from kvps.lm.model import CompiledModel
 from kvps.lm.statistics import Statistics
 from kvps.store import checkpoint as checkpoints
 from kvps.store import files
+from kvps.store.check import Finding
 from kvps.store.directory import StoreDirectory, create_store, open_store
 from kvps.text.corpus import Input, resolve, spool
 from kvps.text.tokenize import Tokenizer, store_tokenizer
@@ -111,6 +113,19 @@ def restore(place: Path_, into: Path_, name: str | None = None, *, version: int 
     depot, _ = checkpoints.depot_of(None, source=place)
     found = checkpoints.restore(depot, into, name, version, wait=wait, progress=progress)
     return open(found["path"], tokenizer=tokenizer)
+
+
+def check(path: Path_, level: str = "checksums") -> list[Finding]:
+    """Look for damage in a store, in a process of its own, and change nothing; sound if no finding has severity "damage".
+
+    Args:
+        path: of the store, which may be damaged in any way, somebody else's, or at work.
+        level: "fast" (the structure), "checksums" (and every byte of the counts) or "full" (and every count).
+
+    Raises:
+        StoreError: `path` is no store. VersionMismatch: one of another format.
+    """
+    return checking.check(path, level)
 
 
 class Store:

@@ -35,6 +35,9 @@ COMMANDS = {
     "stats": "Show what a store holds, and the discounts of modified Kneser-Ney.",
     "counts": "Show raw and adjusted counts of n-grams of any order.",
     "dump": "Print every K-gram with its raw count: w1 ... wK<TAB>count.",
+    "check": "Look for damage in a store, and change nothing.",
+    "recover": "Make a damaged store sound again, after showing how.",
+    "upgrade": "Carry a store of an older format to the one of this kvps.",
     "quickstart": "See the main job on real text, step by step.",
 }
 

@@ -127,5 +127,5 @@ def checkpoints_of(store: StoreDirectory) -> list[str]:
     with contextlib.suppress(ImportError):
         from kvps.store import checkpoint
 
-        return [found["name"] for found in checkpoint.listed(store.path / checkpoint.FOLDER)]
+        return [found["name"] for found in checkpoint.listed(checkpoint.depot_of(store.path)[0])]
     return []

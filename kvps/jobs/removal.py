@@ -26,7 +26,7 @@ def remove(path: str | Path, arguments: Sequence[str | Path] = (), *, tokenizer:
             from kvps.store import checkpoint
 
             for name in held:
-                checkpoint.delete(store.path / checkpoint.FOLDER, name)
+                checkpoint.delete(checkpoint.depot_of(store.path)[0], name)
             held = []
         left = purging.remains(purge, held)
         if receipt:

@@ -187,23 +187,28 @@ def _after_fork() -> None:
 os.register_at_fork(after_in_child=_after_fork)
 
 
-def _verify(data: Path) -> None:
-    """Raise CorruptionError if a page of the file would lead LMDB astray: it trusts what it reads.
+def problems(data: Path) -> list[str]:
+    """Return what is wrong with the pages of a file, in words; LMDB trusts what it reads, and would be led astray.
 
     REQUIRES: nobody writes, or what is found is looked at again.
     """
     from lmdb import verify
 
     try:
-        found = verify.verify(str(data), subdir=False)
+        return verify.verify(str(data), subdir=False)
     except OSError as exc:
         raise files.os_error(exc, data) from exc
     except MemoryError:
         raise
     except verify.VerifyError as exc:
-        found = [str(exc)]
+        return [str(exc)]
     except Exception as exc:                   # a walker over bytes that may be anything
-        found = [f"{type(exc).__name__}: {exc}"]
+        return [f"{type(exc).__name__}: {exc}"]
+
+
+def _verify(data: Path) -> None:
+    """Raise CorruptionError if a page of the file would lead LMDB astray."""
+    found = problems(data)
     if found:
         raise CorruptionError(f"{data}: {found[0]}, expected a sound tree of pages ({len(found)} found); keep a copy of the "
                               "store, then run kvps recover", path=str(data), found=found[0], expected="a sound tree of pages")
