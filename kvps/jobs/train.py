@@ -25,7 +25,7 @@ from typing import BinaryIO
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
 from kvps.jobs.compact import cancel, tidy
 from kvps.jobs.counting import count_splits, split_bytes
-from kvps.jobs.estimate import estimate, warn_if_short
+from kvps.jobs.estimate import announce, estimate
 from kvps.jobs.verify import refuse_negative
 from kvps.store import files, seal
 from kvps.store.directory import SPOOL, StoreDirectory, create_store, open_store
@@ -343,7 +343,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
         if options.label is not None and options.label not in labels:
             labels.append(options.label)
         gone = [label for label in _beyond(labels, options.keep_labels) if label != options.label]
-    warn_if_short(store, inputs)
+    announce(store, inputs)
     job = _begin(store, command, inputs, digests, prints, words, options, gone, already)
     return _work(store, job, inputs, words, options)
 
