@@ -1,6 +1,5 @@
 """End to end, what safety costs: how soon a store is ready after kill -9, and what checksums take."""
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -10,8 +9,6 @@ from bench import measure, text
 from bench.setting import benchmark, times
 
 TARGET_BYTES, MOST_UPDATES = 10**9, 12  # of the store that is killed at full size; a short text ends before that
-# Read by kvps/store/format.py when it is imported; "1": no checksum is computed or compared. For this benchmark alone.
-NO_CHECKSUMS = "KVPS_BENCH_NO_CHECKSUMS"
 # Counts a file into a store, and kills itself as soon as half of it is there.
 KILLED = """
 import os, signal, sys
@@ -101,50 +98,36 @@ def _killed(setting, store, source):
 
 @benchmark("checksums", "training and the store's size with checksums and without: what they cost")
 def checksums(setting):
-    """Train, read everything once (dump), compile: with checksums, and with the same code that skips them.
+    """Train, read everything once (dump), compile: with checksums, and with the same code that takes all of them for 0.
 
     The fields of the checksums stay where they are, so bytes differ by nothing; they are 4 of every record, which is 256 KiB
-    for counts. Where this kvps has no such switch, that is said and the former alone is measured.
+    for counts.
     """
     setting.warm(setting.train)
     bytes_of = {}
+    steps = {"kvps": [], "without checksums": []}
 
-    def contender(name, environment):
+    def contender(name, command):
         def ours():
             store, lines = setting.scratch("store"), setting.scratch("lines")
-            steps[name].append([setting.train_kvps(store, setting.train, environment=environment),
-                                setting.kvps("dump", store, "--order", "1", stdout=lines, environment=environment),
-                                setting.kvps("compile", store, environment=environment)])
+            steps[name].append([command("train", store, setting.train, "-o", str(setting.order)),
+                                command("dump", store, "--order", "1", stdout=lines), command("compile", store)])
             bytes_of[name] = store_bytes(store)
             setting.drop(store, lines)
             return steps[name][-1][0]
         return ours
 
-    contenders = {"kvps": contender("kvps", {})}
-    if _can_be_off():
-        contenders["without checksums"] = contender("without checksums", {NO_CHECKSUMS: "1"})
-    else:
-        print(f"  (this kvps does not know {NO_CHECKSUMS}: measured with checksums only)")
-    steps = {name: [] for name in contenders}
-    measure.interleave(setting.runs, contenders)
+    measure.interleave(setting.runs, {"kvps": contender("kvps", setting.kvps),
+                                      "without checksums": contender("without checksums", setting.unchecked_kvps)})
     seconds = {}
     for number, step in enumerate(("train", "dump", "compile")):
         for unit in ("wall_s", "cpu_s"):
             seconds[step, unit] = times({name: [runs[number] for runs in all_runs] for name, all_runs in steps.items()}, unit)
             setting.figure(f"{step}_{unit}", seconds[step, unit])
     setting.figure("store_bytes", bytes_of)
-    if len(contenders) == 1:
-        return
     for unit in ("wall_s", "cpu_s"):
         pairs = zip(*seconds["train", unit].values(), strict=True)
         setting.figure(f"train_{unit}_percent_for_checksums", {"kvps": [100 * (on / off - 1) for on, off in pairs]},
                        goal="at most 10")
     on, off = bytes_of.values()
     setting.figure("store_bytes_percent_for_checksums", {"kvps": 100 * (on / off - 1)}, goal="at most 2")
-
-
-def _can_be_off():
-    """Return whether this kvps takes a wrong checksum for a right one when it is told to."""
-    code = "from kvps.store import format; format.unpack_blob(b'k', b'\\0\\0\\0\\0body')"
-    return subprocess.run([sys.executable, "-P", "-c", code], env=os.environ | {NO_CHECKSUMS: "1"}, stdout=subprocess.DEVNULL,
-                          stderr=subprocess.DEVNULL, check=False).returncode == 0

@@ -69,6 +69,11 @@ class Setting:
         """Run one command of kvps as a user would and return its Run."""
         return measure.run([sys.executable, "-m", "kvps", *arguments], cwd=self.work, **options)
 
+    def unchecked_kvps(self, *arguments, **options):
+        """Run one command of kvps with checksums off and return its Run."""
+        script = Path(__file__).with_name("children.py")
+        return measure.run([sys.executable, "-P", script, "unchecked", *arguments], cwd=self.work, **options)
+
     def train_kvps(self, store, source, *options, order=None, **more):
         """Train a store and return the Run; progress goes where stderr goes."""
         return self.kvps("train", store, source, "-o", str(order or self.order), *options, **more)

@@ -264,7 +264,7 @@ class Store:
         return checkpoints.verify(depot, name, only=only, wait=wait, progress=progress)
 
     def delete_checkpoint(self, name: str, *, to: Path_ | None = None, wait: float = 0.0) -> dict[str, Any]:
-        """Delete a checkpoint and what no other one needs; return {"name", "freed_bytes"}."""
+        """Delete a checkpoint and what no other one needs; return {"name", "freed_bytes", "blocked_by"}."""
         depot, only = checkpoints.depot_of(self.path, to)
         return checkpoints.delete(depot, name, only=only, wait=wait)
 

@@ -200,6 +200,9 @@ def delete(arguments: tuple[str, ...], to: str | None, source: str | None, wait:
     gone = delete(depot, name, only=only, wait=wait)
     if as_json:
         emit(gone)
+    elif gone["blocked_by"]:
+        say(f"{depot.place}: deleted checkpoint {name}; nothing is free again before {', '.join(gone['blocked_by'])} is deleted "
+            "too, which cannot be read and may need it")
     else:
         say(f"{depot.place}: deleted checkpoint {name}, {format_bytes(gone['freed_bytes'])} are free again")
 

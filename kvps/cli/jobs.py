@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Iterator
 
@@ -16,7 +17,7 @@ DONE = {"train": "added", "update": "added", "forget": "removed"}
 @contextlib.contextmanager
 def running(command: str, **options: object) -> Iterator[Options]:
     """Give the library's options, with progress on stderr while the block runs."""
-    name_warnings()
+    name_warnings(notes=sys.stderr is not None and sys.stderr.isatty())
     stages = ["counting", "verifying"] if command == "forget" else ["counting"]
     with Progress(stages, unit=" n-grams") as progress:
         yield Options(**options, progress=progress)

@@ -20,12 +20,19 @@ def many(n: int, things: str) -> str:
     return f"{n:,} {things if n != 1 else things.removesuffix('s')}"
 
 
-def name_warnings() -> None:
-    """Let the library's warnings, which go to stderr where nobody has set up logging, say whose they are."""
+def name_warnings(*, notes: bool = False) -> None:
+    """Let the library's warnings, which go to stderr where nobody has set up logging, say whose they are; `notes` too."""
     import logging
 
+    class Named(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return f"kvps: {'warning: ' if record.levelno >= logging.WARNING else ''}{record.getMessage()}"
+
     if logging.lastResort is not None:
-        logging.lastResort.setFormatter(logging.Formatter("kvps: warning: %(message)s"))
+        logging.lastResort.setFormatter(Named())
+        if notes:
+            logging.lastResort.setLevel(logging.INFO)
+            logging.getLogger("kvps").setLevel(logging.INFO)
 
 
 def emit(record: dict) -> None:

@@ -62,11 +62,13 @@ def estimate(inputs: list[Input], order: int, shards: int, place: Path, before: 
             "enough": needs <= free, "assumptions": assumptions}
 
 
-def warn_if_short(store: StoreDirectory, inputs: list[Input]) -> None:
-    """Log a warning if the disk does not seem to have room for a job on these inputs; it is not refused."""
+def announce(store: StoreDirectory, inputs: list[Input]) -> None:
+    """Log what a job on these inputs will need of the disk; a warning if that does not seem to be there: it is not refused."""
     found = estimate(inputs, store.identity["order"], store.identity["shards"], store.path, store.bytes()["live"])
     if not found["enough"] and found["text_bytes"] >= WORTH_A_WARNING_BYTES:
         log.warning(f"{store.path}: {in_words(found)}; should the disk fill up, make room and run kvps resume")
+    else:
+        log.info(f"{store.path}: {in_words(found)}")
 
 
 def in_words(found: dict) -> str:

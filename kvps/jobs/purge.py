@@ -5,7 +5,6 @@ older versions, and checkpoints may hold pieces of the text until purge() and `d
 """
 from __future__ import annotations
 
-import contextlib
 import json
 import time
 from collections.abc import Iterable
@@ -20,7 +19,8 @@ from kvps.lm import cache
 from kvps.lm.pools import gathered
 from kvps.lm.runs import bits_for
 from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
-from kvps.store import files
+from kvps.store import checkpoint, files
+from kvps.store.check import KEPT
 from kvps.store.directory import StoreDirectory
 from kvps.text.vocabulary import FIRST_WORD, Vocabulary, pack_segment, unpack_segment
 from kvps.units import cpu_count
@@ -91,7 +91,7 @@ def sizes(store: StoreDirectory, threads: int | None = None) -> dict:
             "ngrams": {str(k): n for k, n in found.ngrams.items()}}
 
 
-def remains(purged: bool, checkpoints: Iterable[str]) -> list[str]:
+def remains(store: StoreDirectory, purged: bool, checkpoints: Iterable[str]) -> list[str]:
     """Return, in sentences, what may still hold pieces of the text after it was forgotten."""
     names = list(checkpoints)
     found = [] if purged else [
@@ -99,6 +99,8 @@ def remains(purged: bool, checkpoints: Iterable[str]) -> list[str]:
         "compiled models of earlier versions, until the next one is made: kvps forget --purge"]
     if names:
         found.append(f"the checkpoints {', '.join(names)}: kvps checkpoint delete, or kvps forget --purge --checkpoints")
+    if (store.path / KEPT).exists():
+        found.append(f"what kvps recover put aside in {store.path / KEPT}: remove it when it is not needed any more")
     return [*found, "copies of the store or of its disk, and exports made earlier, of which kvps does not know"]
 
 
@@ -124,8 +126,4 @@ def write_receipt(path: Path, store: StoreDirectory, result: dict, before: dict,
 
 def checkpoints_of(store: StoreDirectory) -> list[str]:
     """Return the names of the checkpoints beside a store: each may hold what was forgotten after it was made."""
-    with contextlib.suppress(ImportError):
-        from kvps.store import checkpoint
-
-        return [found["name"] for found in checkpoint.listed(checkpoint.depot_of(store.path)[0])]
-    return []
+    return [found["name"] for found in checkpoint.listed(checkpoint.depot_of(store.path)[0])]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from kvps.jobs import purge as purging
 from kvps.jobs import train as jobs
+from kvps.store import checkpoint
 from kvps.store.directory import StoreDirectory, open_store
 
 
@@ -23,12 +24,10 @@ def remove(path: str | Path, arguments: Sequence[str | Path] = (), *, tokenizer:
         purged = purging.purge(store, threads=options.threads) if purge else None
         held = purging.checkpoints_of(store)
         if checkpoints and held:
-            from kvps.store import checkpoint
-
             for name in held:
                 checkpoint.delete(checkpoint.depot_of(store.path)[0], name)
             held = []
-        left = purging.remains(purge, held)
+        left = purging.remains(store, purge, held)
         if receipt:
             purging.write_receipt(receipt, store, result, before, purging.sizes(store, options.threads), left, purged)
     return {**result, "purged": purged, "remains": left}

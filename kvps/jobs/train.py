@@ -25,10 +25,10 @@ from typing import BinaryIO
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
 from kvps.jobs.compact import cancel, tidy
 from kvps.jobs.counting import count_splits, split_bytes
-from kvps.jobs.estimate import estimate, warn_if_short
+from kvps.jobs.estimate import announce, estimate
 from kvps.jobs.verify import refuse_negative
 from kvps.store import files, seal
-from kvps.store.directory import StoreDirectory, create_store, open_store
+from kvps.store.directory import SPOOL, StoreDirectory, create_store, open_store
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
@@ -36,7 +36,6 @@ from kvps.units import check_name, cpu_count, parse_bytes
 
 log = logging.getLogger("kvps")
 
-SPOOL = "spool"                # STORE/spool, or a folder in Options.temp: copies of stdin and of iterables, until their job is over
 MAX_ORDER = 8
 DEFAULT_ORDER = 5
 DEFAULT_SHARDS = 4
@@ -344,7 +343,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
         if options.label is not None and options.label not in labels:
             labels.append(options.label)
         gone = [label for label in _beyond(labels, options.keep_labels) if label != options.label]
-    warn_if_short(store, inputs)
+    announce(store, inputs)
     job = _begin(store, command, inputs, digests, prints, words, options, gone, already)
     return _work(store, job, inputs, words, options)
 
@@ -480,7 +479,7 @@ def job_bytes(job: dict) -> int | None:
 
 
 def spool_folder(store: StoreDirectory, options: Options) -> Path:
-    """Return the folder, of this store alone, for copies of what can be read only once."""
+    """Return the folder, of this store alone, for copies of stdin and of iterables until their job is over."""
     if options.temp is None:
         return store.path / SPOOL
     return Path(os.path.abspath(options.temp)) / f"kvps-{SPOOL}-{store.identity['uuid']}"

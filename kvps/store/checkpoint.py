@@ -4,7 +4,7 @@
     STEP 2  put the chunks and words that the depot does not have yet, each named by its hash
     STEP 3  make them durable, then write the description, which lists them: from here on there is a checkpoint
 
-Killed before the end of step 3 there is none; what was put is used by the next one, or goes with the next deletion.
+Killed before the end of step 3 there is none; what was put is used by the next one, or goes when that is done.
 Nothing here keeps a writer from working: a checkpoint needs no owner lock, only that of its depot.
 The bytes are described in CHECKPOINT.md.
 """
@@ -21,7 +21,7 @@ from typing import TypeVar
 from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreFull, VersionMismatch
 from kvps.store import directory, files, lock, seal
 from kvps.store import format as fmt
-from kvps.store.depot import Depot, ahead, is_object_name, object_name, open_depot
+from kvps.store.depot import Depot, ahead, is_object_name, is_url, object_name, open_depot
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.store.root import FIRST_WORD, Root
 from kvps.store.shard import DIRTY_BYTES, Run, Shard, Snapshot, _run_row
@@ -207,6 +207,13 @@ def depot_of(store: Place | None, to: Place | None = None, source: Place | None 
     return None, None
 
 
+def _opened(depot: Depot | Place | None) -> Depot | None:
+    """Return the depot at a place that may be one already, None where there is no such folder."""
+    if depot is None or isinstance(depot, Depot):
+        return depot
+    return open_depot(depot) if is_url(depot) or files.exists(depot) else None
+
+
 def _read(depot: Depot, name: str) -> Checkpoint | None:
     """Return a checkpoint, None where there is none of this name."""
     data = depot.read_description(check_name("checkpoint", name))
@@ -287,6 +294,8 @@ def create(store: StoreDirectory, name: str | None = None, *, to: Place | None =
         with _view(store) as view:
             made, existed = _create(store, view, depot, name, progress)
         deleted = [] if keep is None else _beyond(depot, made, keep)
+        if depot.has_lock and not deleted:
+            _collect(depot)
     return {**made.summary(), "place": depot.place, "existed": existed, "deleted": deleted}
 
 
@@ -441,8 +450,9 @@ class _RunTotal:
 
 # List, verify, delete
 
-def listed(depot: Depot | None, only: str | None = None) -> list[dict]:
+def listed(place: Depot | Place | None, only: str | None = None) -> list[dict]:
     """Return Checkpoint.summary() of each checkpoint, oldest first; {"name", "damaged": why} of those that cannot be read."""
+    depot = _opened(place)
     if depot is None:
         return []
     sound, damaged = _all(depot)
@@ -514,23 +524,26 @@ def _wrong_objects(depot: Depot, objects: set[Object], progress: Progress) -> di
     return wrong
 
 
-def delete(depot: Depot | None, name: str, *, only: str | None = None, wait: float = 0.0) -> dict:
+def delete(place: Depot | Place | None, name: str, *, only: str | None = None, wait: float = 0.0) -> dict:
     """Delete a checkpoint, and every object that no other one needs.
 
     Returns:
-        {"name", "freed_bytes"}.
-
-    Raises:
-        CorruptionError: another checkpoint cannot be read, so that nobody knows what it needs; delete that one first.
+        {"name", "freed_bytes", "blocked_by"}, the last being checkpoints that cannot be read: nobody knows what they need,
+        so nothing is freed until they are deleted too.
     """
     check_name("checkpoint", name)
+    depot = _opened(place)
     if depot is None:
         _named(None, name, None, None)
     with depot.locked("checkpoint delete", wait):
         sound, damaged = _all(depot)
         if name not in damaged:
-            _named(depot, name, only, next((found for found in sound if found.name == name), None))
-        return {"name": name, "freed_bytes": _delete(depot, [name])}
+            found = next((found for found in sound if found.name == name), None)
+            if found is None:
+                _collect(depot)            # perhaps it was deleted, but not to the end
+            _named(depot, name, only, found)
+        freed_bytes, blocked_by = _delete(depot, [name])
+    return {"name": name, "freed_bytes": freed_bytes, "blocked_by": blocked_by}
 
 
 def _beyond(depot: Depot, made: Checkpoint, keep: int) -> list[str]:
@@ -542,19 +555,36 @@ def _beyond(depot: Depot, made: Checkpoint, keep: int) -> list[str]:
     return gone
 
 
-def _delete(depot: Depot, names: list[str]) -> int:
-    """Delete checkpoints, then what no other one needs; return how many bytes that was. REQUIRES the depot's lock."""
-    sound, damaged = _all(depot)
-    for other, exc in damaged.items():
-        if other not in names:
-            raise exc
+def _delete(depot: Depot, names: list[str]) -> tuple[int, list[str]]:
+    """Delete checkpoints, then what no other one needs; return what _collect() does. REQUIRES the depot's lock."""
     for name in names:
         depot.remove_description(name)
-    # From here on a kill leaves objects that nobody needs; the next deletion finds them too.
-    needed = {found for checkpoint in sound if checkpoint.name not in names for found, _ in checkpoint.objects()}
+    return _collect(depot)         # a kill in between leaves objects that nobody needs, for the next call
+
+
+def tidy(place: Depot | Place | None, *, wait: float = 0.0) -> dict:
+    """Remove what creations and deletions left that were killed; return {"freed_bytes", "blocked_by"} as delete()."""
+    depot = _opened(place)
+    if depot is None:
+        return {"freed_bytes": 0, "blocked_by": []}
+    with depot.locked("checkpoint delete", wait):
+        depot.sweep()
+        freed_bytes, blocked_by = _collect(depot)
+    return {"freed_bytes": freed_bytes, "blocked_by": blocked_by}
+
+
+def _collect(depot: Depot) -> tuple[int, list[str]]:
+    """Remove objects that no checkpoint needs; return how many bytes, and the checkpoints that prevent it.
+
+    REQUIRES: nobody makes a checkpoint meanwhile; the depot's lock sees to that, where it has one.
+    """
+    sound, damaged = _all(depot)
+    if damaged:
+        return 0, sorted(damaged)
+    needed = {found for checkpoint in sound for found, _ in checkpoint.objects()}
     gone = {name: n_bytes for name, n_bytes in depot.objects().items() if name not in needed}
     depot.remove(sorted(gone))
-    return sum(gone.values())
+    return sum(gone.values()), []
 
 
 # Restore

@@ -23,6 +23,7 @@ from kvps.store.shard import Run, Shard, Snapshot
 
 ROOT = "root."                # and a number
 SHARDS = "shards"
+SPOOL = "spool"               # where a job keeps copies of text that can be read only once
 UNLABELLED = "-"              # names text without a label where labels are chosen
 T = TypeVar("T")
 
@@ -331,7 +332,7 @@ class StoreDirectory:
         files.fsync_dir(folder.parent)
 
     def sweep_directories(self) -> None:
-        """Remove directories of shards and roots that are not in force: copies not finished, or replaced."""
+        """Remove what nobody needs: shards and roots that are not in force, and copies of text without a job."""
         with files.reporting(self.path / SHARDS):
             folders = sorted([*(self.path / SHARDS).iterdir(), *self.path.glob(f"{ROOT}*")])
         kept = {self._root_name, *self._names}
@@ -340,6 +341,8 @@ class StoreDirectory:
                 files.remove_tree(folder)
         for unfinished in self.path.glob(f"{seal.NAME}.tmp-*"):
             files.remove_file(unfinished)
+        if self._root.job() is None:
+            files.remove_tree(self.path / SPOOL)
 
     def bytes(self) -> dict[str, int]:
         """Return {"file", "live"} summed over the root and all shards [bytes]."""

@@ -40,6 +40,7 @@ class Phase:
     commits: bool = True             # whether it makes a new version, as a job that can be resumed and rolled back
     refused_again: bool = False      # whether the command, given again when it is done, is refused
     result: str = "store"            # what it writes: "store" or "copy"
+    then: tuple[str, ...] = ()       # a command that must end well right after the kill, and when all is done
 
 
 SHAPE = "--shape"
@@ -47,8 +48,17 @@ PHASES = (
     Phase("train", ("train", "store", "a", "c", SHAPE, *MEMORY), None, None, "ac"),
     Phase("update", ("update", "store", "b", *MEMORY), "train", "ac", "abc"),
     Phase("forget", ("forget", "store", "c", *MEMORY), "update", "abc", "ab", refused_again=True),
+    Phase("update --label", ("update", "store", "b", "--label", "mon", *MEMORY), "train", "ac", "abc"),
+    Phase("forget --label", ("forget", "store", "--label", "mon"), "update --label", "abc", "ac", refused_again=True),
+    Phase("forget --purge", ("forget", "store", "c", "--purge", *MEMORY), "update", "abc", "ab", refused_again=True),
     Phase("compact", ("compact", "store"), "forget", "ab", "ab", commits=False),
     Phase("compact --vacuum", ("compact", "store", "--vacuum"), "forget", "ab", "ab", commits=False),
+    Phase("checkpoint create", ("checkpoint", "create", "store", "x"), "forget", "ab", "ab", commits=False,
+          then=("checkpoint", "verify", "store")),
+    Phase("checkpoint restore", ("checkpoint", "restore", "store", "x", "--into", "copy"), "checkpoint create", None, "ab",
+          commits=False, refused_again=True, result="copy"),
+    Phase("checkpoint create --keep", ("checkpoint", "create", "store", "y", "--keep", "1"), "checkpoint create", "ab", "ab",
+          commits=False, then=("checkpoint", "verify", "store")),
 )
 
 
@@ -136,6 +146,8 @@ class Kills:
         store = place / phase.result
         moment = self.moment(stage, rng)
         killed = self.run(stage, place, **moment)
+        if phase.then:
+            self.run(stage, place, *phase.then)
         state = self.left(stage, store)
         if state == "in the job" and rng.random() < 0.3:       # the way back dies too
             self.run(stage, place, rng.choice(("resume", "abort")), phase.result, check=None, **self.moment(stage, rng))
@@ -143,6 +155,8 @@ class Kills:
         how = self.finish(stage, place, state, rng)
 
         told = f"{phase.name} with {stage.shards} shards, {moment}, left {state}, then {how}"
+        if phase.then:
+            self.run(stage, place, *phase.then)
         assert contents(store) == self.counts[phase.after], told
         version, _, _, pending = summary(store)
         assert not pending, told
@@ -223,7 +237,7 @@ def kill_each(kills, seed, times):
 
 
 def test_killed_inside_each_phase(kills, seed):
-    """60 kills, spread over phases and numbers of shards, leave stores that go on to the counts of an undisturbed run."""
+    """96 kills, spread over phases and numbers of shards, leave stores that go on to the counts of an undisturbed run."""
     inside = kill_each(kills, seed, 4)
 
     assert all(inside[phase.name] >= 4 for phase in PHASES), inside

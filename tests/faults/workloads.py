@@ -17,6 +17,7 @@ from processes import contents, counted, summary, zipf_text
 
 from faults.library import CREATED, Kind, Loaded, read_log
 from faults.server import Ended, cli, forked
+from kvps.store import depot
 
 ORDER, SHARDS = 3, 2
 NEW = ("--order", ORDER, "--shards", SHARDS)
@@ -26,7 +27,7 @@ WORK = ("--threads", 1, "--memory", "32K")
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A command, as data: STORE is the store, a letter one of the texts, `-` the text named by `stdin`."""
+    """A command, as data: STORE is the store, DEPOT a place with a checkpoint, a letter a text, `-` the one of `stdin`."""
 
     name: str
     start: str | None            # the workload that leaves the store as this one finds it; None: there is none yet
@@ -39,16 +40,22 @@ class Workload:
     killed_at: float = 0         # the workload `start` is killed at this part of its calls, so that its job is pending
     anew: str | None = None      # the workload to run after the job was aborted, if it is another one
     models: bool = False         # it makes a compiled model
+    then: tuple = ()             # a command that must end well when the work is ended
 
     def arguments(self, store: Path) -> list[object]:
         """Return the command line."""
-        return [store if part == "STORE" else _folder / part if part in TEXTS else part for part in self.command]
+        return _paths(self.command, store)
 
     @property
     def base(self) -> Workload | None:
         """The last workload whose version is committed when this one begins."""
         start = WORKLOADS[self.start] if self.start else None
         return start.base if self.killed_at else start
+
+
+def _paths(command: tuple, store: Path) -> list[object]:
+    depot = _folder / "after-checkpoint" / "store" / "checkpoints"
+    return [{"STORE": store, "DEPOT": depot}.get(part, _folder / part if part in TEXTS else part) for part in command]
 
 
 WORKLOADS = {workload.name: workload for workload in [
@@ -59,9 +66,15 @@ WORKLOADS = {workload.name: workload for workload in [
     Workload("resume", "stdin", ("resume", "STORE", "--threads", 1), 2, "abc", killed_at=0.7, anew="update"),
     Workload("abort", "stdin", ("abort", "STORE"), 1, "ac", is_job=False, killed_at=0.7),
     Workload("forget", "update", ("forget", "STORE", "c", *WORK), 3, "ab", repeat=1),
+    Workload("label", "train", ("update", "STORE", "b", "--label", "mon", *WORK), 2, "abc"),
+    Workload("forget-label", "label", ("forget", "STORE", "--label", "mon", "--threads", 1), 3, "ac", repeat=1),
+    Workload("purge", "forget", ("forget", "STORE", "--purge", "--threads", 1), 3, "ab", is_job=False),
     Workload("compact", "forget", ("compact", "STORE", "--threads", 1), 3, "ab", is_job=False),
     Workload("vacuum", "forget", ("compact", "STORE", "--vacuum", "--threads", 1), 3, "ab", is_job=False),
     Workload("compile", "forget", ("compile", "STORE", "--threads", 1), 3, "ab", is_job=False, models=True),
+    Workload("checkpoint", "forget", ("checkpoint", "create", "STORE", "x"), 3, "ab", is_job=False,
+             then=("checkpoint", "verify", "STORE", "x")),
+    Workload("restore", None, ("checkpoint", "restore", "--from", "DEPOT", "x", "--into", "STORE"), 3, "ab", repeat=1),
 ]}
 # Text a has more splits than runs may pile up before they are merged. Long words make many splits of few tokens.
 TEXTS = {"a": (1, 300), "b": (2, 40), "c": (3, 40)}        # seed, lines
@@ -76,6 +89,7 @@ def prepare(folder: str) -> dict[str, list[tuple[int, bool]]]:
     """Run every workload once, undisturbed, in `folder`; return (Op, whether it makes a file) of the calls of each."""
     global _folder
     _folder = Path(folder)
+    depot.WORKERS = 1                # the calls of a command have the same numbers every time
     for name, (seed, n_lines) in TEXTS.items():
         _texts[name] = zipf_text(seed, n_lines, n_words=200, words_per_line=8).replace(b"w", b"quite-a-word")
         (_folder / name).write_bytes(_texts[name])
@@ -224,6 +238,8 @@ def finish(workload: Workload, store: Path, rng: random.Random, how: str | None 
     same(store, workload.holds)
     if workload.models:
         assert figures(store) == _figures[workload.holds]
+    if workload.then:
+        assert _cli(_paths(workload.then, store)) == 0
     if done and how in ("resume", "nothing"):
         return f"{how} after it was done"
     # What a killed command left behind goes with the next job; a model's temporary file is let alone for a second.

@@ -16,6 +16,7 @@ from processes import contents, counted, summary, tree, zipf_text
 
 import kvps
 from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreFull, StoreLocked, VersionMismatch
+from kvps.jobs.removal import remove
 from kvps.jobs.train import Options, forget_labels, update
 from kvps.store import checkpoint as checkpoints
 from kvps.store import depot as depots
@@ -310,6 +311,19 @@ def test_delete_leaves_what_others_need(store, place, tmp_path, texts):
     assert depots.open_depot(place).objects() == {}
 
 
+def test_purge_takes_the_checkpoints_too(store, texts):
+    """A purge lists the checkpoints in the store, which may hold the text, and deletes them where that is asked for."""
+    store.checkpoint("one")
+    store.checkpoint("two")
+    Path(store.path, "checkpoints", "one.json").write_bytes(b"damaged")
+
+    told = remove(store.path, [texts[0]], purge=True)["remains"]
+    assert any("one" in line and "two" in line for line in told)
+    remove(store.path, purge=True, checkpoints=True)
+
+    assert store.checkpoints() == [] and objects(store.path / "checkpoints") == []
+
+
 def test_checkpoint_of_another_store(store, place):
     """Named with a store, a checkpoint of another store is not deleted or verified."""
     with kvps.create(f"{store.path}2", order=2) as other:
@@ -386,12 +400,13 @@ def test_damaged_description(store, tmp_path, rng):
             kvps.restore(depot, tmp_path / "r", "x")
         with pytest.raises(CorruptionError, match="checkpoint x is damaged"):
             store.checkpoint("x", to=depot)
-        # What the damaged one needs is not known, so nothing is taken from under it.
-        with pytest.raises(CorruptionError, match="checkpoint x is damaged"):
-            store.delete_checkpoint("y", to=depot)
-    store.delete_checkpoint("x", to=depot)
+    # What the damaged one needs is not known, so nothing is taken from under it.
+    there = objects(depot)
+    assert store.delete_checkpoint("y", to=depot) == {"name": "y", "freed_bytes": 0, "blocked_by": ["x"]}
+    assert objects(depot) == there
+    freed = store.delete_checkpoint("x", to=depot)
 
-    assert store.verify_checkpoints(to=depot)[0]["findings"] == []
+    assert (freed["blocked_by"], objects(depot)) == ([], []) and freed["freed_bytes"] > 0
 
 
 def rewritten(depot, change):
@@ -630,27 +645,34 @@ def test_no_room_to_restore(store, tmp_path, monkeypatch):
     assert not (tmp_path / "r").exists()
 
 
-def test_leftovers_are_swept(store, tmp_path):
-    """What a killed create left half written goes with the next one; objects that are complete go with a deletion."""
+@pytest.mark.parametrize("call", ["create", "delete", "delete again", "tidy"])
+def test_leftovers_are_removed(store, tmp_path, call):
+    """What a killed create or deletion left goes with the next call that writes; what is not ours stays."""
     depot = tmp_path / "depot"
     store.checkpoint("x", to=depot)
+    store.checkpoint("y", to=depot)
     orphan = depots.object_name(b"orphan")
     depots.open_depot(depot).put(orphan, b"orphan")
     halves = [objects(depot)[0].with_name(f"{objects(depot)[0].name}.tmp-{'0' * 16}"), depot / f"y.json.tmp-{'1' * 16}"]
     for half in halves:
         half.write_bytes(b"half")
     (depot / "notes.txt").write_text("mine")
-    (depot / "a.tmp-b.json").write_text("mine")
 
-    store.checkpoint("z", to=depot)
-    assert not any(half.exists() for half in halves)
-    assert orphan in depots.open_depot(depot).objects()
-    (depot / "a.tmp-b.json").unlink()
-    store.delete_checkpoint("z", to=depot)
+    if call == "create":
+        store.checkpoint("z", to=depot)
+    elif call == "delete":
+        assert store.delete_checkpoint("y", to=depot)["freed_bytes"] == len(b"orphan")
+    elif call == "delete again":
+        with pytest.raises(StoreError, match="no checkpoint z; there are: x, y"):
+            store.delete_checkpoint("z", to=depot)
+    else:
+        assert checkpoints.tidy(depot) == {"freed_bytes": len(b"orphan"), "blocked_by": []}
+        assert checkpoints.tidy(tmp_path / "none") == {"freed_bytes": 0, "blocked_by": []}
 
     assert orphan not in depots.open_depot(depot).objects()
+    assert any(half.exists() for half in halves) == call.startswith("delete")
     assert (depot / "notes.txt").read_text() == "mine"
-    assert store.verify_checkpoints(to=depot)[0]["findings"] == []
+    assert store.verify_checkpoints("x", to=depot)[0]["findings"] == []
 
 
 # Object stores

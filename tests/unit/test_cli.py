@@ -48,7 +48,7 @@ LEXICON = {
                           "deleted", "elapsed_s"},
     "checkpoint list": {"name", "version", "created", "store", "tokens", "sentences", "bytes", "new_bytes"},
     "checkpoint verify": {"name", "objects", "bytes", "findings"},
-    "checkpoint delete": {"name", "freed_bytes"},
+    "checkpoint delete": {"name", "freed_bytes", "blocked_by"},
     "checkpoint restore": {"path", "name", "version", "tokens", "sentences", "bytes", "store", "elapsed_s"},
 }
 
