@@ -382,7 +382,7 @@ class Recovery:
 
     def _remove_files(self, *, keep_spool: bool) -> None:
         """STEP 5 for what does not lie in LMDB."""
-        spool = self.path / train.SPOOL
+        spool = self.path / directory.SPOOL
         if not keep_spool and spool.is_dir() and not spool.is_symlink():
             files.remove_tree(spool)
         doomed = [Path(finding.path) for finding in self.findings if finding.part == "model" and finding.severity == DAMAGE]

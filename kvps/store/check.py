@@ -175,7 +175,7 @@ def look_at_root(path: Path, report: Report, *, quiet: bool) -> dict | None:
         What look_at_shard() wants to know: "name", "identity", "state", "seal", "job", "words"; None where the root is
         not sound enough to tell.
     """
-    for name in (directory.SHARDS, lock.NAME):
+    for name in (directory.SHARDS, lock.NAME, directory.SPOOL, "models", "checkpoints", KEPT):
         _is_link(report, path / name, "root")
     sealed = None
     if not _is_link(report, path / seal.NAME, "seal"):
@@ -413,7 +413,7 @@ def look_for_leftovers(path: Path, root: dict | None, report: Report) -> None:
 
 
 def _look_for_spool(path: Path, report: Report) -> None:
-    folder = path / "spool"
+    folder = path / directory.SPOOL
     if folder.is_dir() and not folder.is_symlink() and any(folder.iterdir()):
         report.add(warning("leftover", f"{folder}: copies of text, though no job is pending", path=str(folder),
                            next="kvps recover removes them"))

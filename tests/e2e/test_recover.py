@@ -338,7 +338,7 @@ def test_a_root_that_went_back_in_time(folder, removal):
 
 
 def test_models_and_leftovers(folder, right):
-    """Damaged compiled models are removed, folders that are not in force and unfinished files are cleared; links are kept out."""
+    """Damaged compiled models are removed, folders that are not in force and unfinished files are cleared."""
     store = folder / "s"
     run("compile", store)
     model = next((store / "models").glob("*.kvm"))
@@ -352,12 +352,20 @@ def test_models_and_leftovers(folder, right):
     assert not model.exists()
     assert not [path for path in (store / "shards" / "0000.5", store / "seal.tmp-1", store / "spool") if path.exists()]
     assert contents(store) == right
+
+
+@pytest.mark.parametrize("name", ["spool", "models", "checkpoints", "damaged"])
+def test_a_link_in_the_place_of_a_folder(folder, name):
+    """A link in the place of what a recovery clears or fills is refused, and nothing behind it is touched."""
+    store = folder / "s"
     (folder / "precious").mkdir()
     (folder / "precious" / "text").touch()
-    (store / "spool").symlink_to(folder / "precious")
+    (store / name).symlink_to(folder / "precious")
     (store / "seal.tmp-1").touch()
-    run("recover", store, "--yes")
-    assert (folder / "precious" / "text").exists()
+    damage(store, "cut")
+
+    assert "symbolic link" in refused("recover", store, "--yes", "--input", folder / "stdin", code=3)
+    assert [path.name for path in (folder / "precious").iterdir()] == ["text"]
 
 
 def test_a_link_in_the_store(folder):
