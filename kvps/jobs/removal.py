@@ -23,9 +23,11 @@ def remove(path: str | Path, arguments: Sequence[str | Path] = (), *, tokenizer:
         result = _forget(store, arguments, tokenizer, options)
         purged = purging.purge(store, threads=options.threads) if purge else None
         held = purging.checkpoints_of(store)
-        if checkpoints and held:
+        if checkpoints:
+            place, _ = checkpoint.depot_of(store.path)
             for name in held:
-                checkpoint.delete(checkpoint.depot_of(store.path)[0], name)
+                checkpoint.delete(place, name)
+            checkpoint.tidy(place)                 # what an earlier deletion left that was killed
             held = []
         left = purging.remains(store, purge, held)
         if receipt:

@@ -195,8 +195,9 @@ def extend(path: str | Path, length: int) -> None:
 
 
 def remove_tree(path: str | Path) -> None:
-    """Remove a directory and everything in it, following no symbolic link; a missing one is fine."""
+    """Remove a directory and everything in it, following no symbolic link, itself included; a missing one is fine."""
     path = Path(path)
+    refuse_symlink(path)
     try:
         entries = list(os.scandir(path))
     except FileNotFoundError:

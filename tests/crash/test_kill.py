@@ -42,7 +42,7 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def stages(tmp_path_factory):
-    """Train, update, forget and compact, each run once to its end."""
+    """Train, update, compact and forget, each run once to its end."""
     folder = tmp_path_factory.mktemp("stages")
     texts = {}
     for name, seed, lines in (("a", 1, 2000), ("b", 2, 1700), ("c", 3, 700)):
@@ -55,7 +55,7 @@ def stages(tmp_path_factory):
     made, previous = {}, None
     for command, inputs, before, after in (
             ("train", [a, c], None, after_train), ("update", [b], after_train, after_update),
-            ("forget", [c], after_update, after_forget), ("compact", [], after_forget, after_forget)):
+            ("compact", [], after_update, after_update), ("forget", [c], after_update, after_forget)):
         stage = Stage(command, previous, inputs, before, after, 0.0)
         store = folder / f"after-{command}"
         if previous:
@@ -99,7 +99,7 @@ def finish(stage, store, rng):
 
 def stage_version(stage):
     """Return the version that the command commits."""
-    return {"train": 1, "update": 2, "forget": 3, "compact": 3}[stage.command]
+    return {"train": 1, "update": 2, "compact": 2, "forget": 3}[stage.command]
 
 
 def kill_once(stage, store, rng):

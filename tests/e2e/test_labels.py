@@ -183,3 +183,17 @@ def test_killed_purge(store, step):
     assert not holders(store, b"quagga")
     assert contents(store) == expected("base", "mon", "wed")
     assert len([path for path in store.iterdir() if path.name.startswith("root.")]) == 1
+
+
+def test_purge_with_checkpoints(store):
+    """Checkpoints that may hold the removed text are listed; with --checkpoints no file of theirs has a byte of it left."""
+    run("checkpoint", "create", store, "before")
+    held = run_json("forget", store, "--label", "tue", "--purge")
+
+    assert any("before" in sentence for sentence in held["remains"])
+    assert {path.relative_to(store).parts[0] for path in holders(store, b"quagga")} == {"checkpoints"}
+    left = run_json("forget", store, "--purge", "--checkpoints")
+
+    assert not holders(store, b"quagga")
+    assert not any("before" in sentence for sentence in left["remains"])
+    assert contents(store) == expected("base", "mon", "wed")

@@ -267,8 +267,8 @@ class Disk:
 
 
 # The commands of one log, all on one store; a number: killed at this part of its calls.
-STORY = [("train", None), ("stdin", 0.6), ("abort", None), ("stdin", 0.75), ("resume", None), ("forget", None), ("compact", None),
-         ("vacuum", None), ("checkpoint", None), ("compile", None)]
+STORY = [("train", None), ("stdin", 0.6), ("abort", None), ("stdin", 0.75), ("resume", None), ("compact", None), ("vacuum", None),
+         ("forget", None), ("purge", None), ("checkpoint", None), ("compile", None)]
 
 
 @dataclasses.dataclass

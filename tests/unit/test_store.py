@@ -577,3 +577,14 @@ def test_labels_end_with_a_version(path):
         assert store.root.state()["tokens"] == 1
         assert shard.sweep(3, None) == 3             # the chunk, and the ledger rows of jobs a and b
         assert [run.label for run in shard.runs()] == [None]
+
+
+def test_a_link_in_the_place_of_a_copy_of_text(path, tmp_path):
+    """A writer that cleans up follows no link out of the store."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "letter").touch()
+    (path / "spool").symlink_to(tmp_path / "precious")
+
+    with pytest.raises(StoreError, match="symbolic link"):
+        open_store(path, writable=True)
+    assert (tmp_path / "precious" / "letter").exists()
