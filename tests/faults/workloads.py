@@ -54,6 +54,7 @@ class Workload:
 
 
 def _paths(command: tuple, store: Path) -> list[object]:
+    """Return a command line with the paths that its words stand for."""
     depot = _folder / "after-checkpoint" / "store" / "checkpoints"
     return [{"STORE": store, "DEPOT": depot}.get(part, _folder / part if part in TEXTS else part) for part in command]
 
