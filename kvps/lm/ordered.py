@@ -15,8 +15,9 @@ from kvps._spill import Spill
 from kvps.store import files
 from kvps.text.vocabulary import Vocabulary
 
-# Rows of a partition: sorting that many takes some 10 MB a thread.
-PARTITION_ROWS = 1 << 17
+# Rows of a partition: with their keys they stay in the second-level cache while they are sorted and written; four times as
+# many took a quarter longer to export.
+PARTITION_ROWS = 1 << 15
 MAX_PARTITIONS = 1024
 
 
