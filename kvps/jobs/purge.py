@@ -18,7 +18,7 @@ from kvps.jobs.compact import compact
 from kvps.lm import cache
 from kvps.lm.pools import gathered
 from kvps.lm.runs import bits_for
-from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
+from kvps.lm.walks import summed_unigrams, survey, walk_shard
 from kvps.store import checkpoint, files
 from kvps.store.check import KEPT
 from kvps.store.directory import StoreDirectory
@@ -80,13 +80,7 @@ def sizes(store: StoreDirectory, threads: int | None = None) -> dict:
     """Return what a receipt compares: tokens, sentences, words, and by order the distinct n-grams."""
     n_words, order = store.root.next_word(), store.identity["order"]
     with store.snapshot() as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool:
-        def look(shard: int) -> Walk:
-            walk = Walk(order, order, bits_for(n_words), n_words)
-            walk_shard(snapshot, shard, order, n_words, [walk])
-            return walk
-
-        walks = gathered(pool, look, range(len(snapshot.shards)))
-        found = statistics_of(snapshot, order, walks, *summed_unigrams(walks))
+        found, _ = survey(snapshot, order, n_words, order, pool)
     return {"version": found.version, "tokens": found.tokens, "sentences": found.sentences, "words": found.vocabulary,
             "ngrams": {str(k): n for k, n in found.ngrams.items()}}
 
