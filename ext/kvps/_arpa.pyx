@@ -1,13 +1,20 @@
-"""Write rows of n-grams as text: lines of an ARPA file, and of a count listing."""
+"""Sort n-grams by their text, and write them: lines of an ARPA file, and of a count listing.
+
+An n-gram is a key in text order: the numbers of its words w1, ..., wk, and in the lowest 32 bits a number of its own.
+"""
 import numpy as np
 
 from libc.string cimport memcpy
 
+from kvps._keys cimport VALUE_BITS, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256
+from kvps._sort cimport sort_keys
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
 
 cdef enum:
     NUMBER_BYTES = 24          # longest number written: a sign, 20 digits, a point
-    SHORT = 16                 # words up to this long are copied as 16 bytes, without a call; what is too much is written over
+    SLOT = 16                  # bytes of a slot, copied without a call; what is too much is written over
+    LONG = 255
+    LARGE = 1 << 31            # marks a count that is the place of a larger one
 
 cdef byte_t PAIRS[200]         # "00", "01", ... "99"
 for _i in range(100):
@@ -67,130 +74,286 @@ cdef inline byte_t* put_log10(byte_t* p, double x) noexcept nogil:
     return p + 1
 
 
-cdef inline byte_t* put_words(byte_t* p, const uint32_t* row, int k, const uint64_t* ends, const byte_t* blob,
-                              uint64_t n_blob) noexcept nogil:
-    cdef int j
+cdef struct strings:
+    # Words by number: a slot of 16 bytes holds a word of up to 15 and its length; LONG: it is in the blob.
+    const byte_t* slots
+    const uint64_t* ends
+    const byte_t* blob
+    index_t n
+    bint missing               # OUT: a number had no word
+
+
+cdef inline byte_t* put_word(byte_t* p, const byte_t* end, strings* words, uint32_t number) noexcept nogil:
+    """Write a word; NULL if it is long and does not fit, or missing. A short one takes 16 bytes of room."""
+    cdef const byte_t* slot = words.slots + SLOT * <index_t>number
     cdef uint64_t start, size
-    for j in range(k):
+    if <index_t>number >= words.n:
+        words.missing = True
+        return NULL
+    if slot[SLOT - 1] != LONG:
+        memcpy(p, slot, SLOT)
+        return p + slot[SLOT - 1]
+    start = words.ends[number]
+    size = words.ends[number + 1] - start
+    if <uint64_t>(end - p) < size:
+        return NULL
+    memcpy(p, words.blob + start, size)
+    return p + size
+
+
+cdef inline byte_t* put_words(byte_t* p, const byte_t* end, strings* words, packed_t key, int k, int bits) noexcept nogil:
+    """Write the k words of a key, with blanks between; NULL if they do not fit before `end`."""
+    cdef int j
+    cdef uint32_t mask = <uint32_t>((<uint64_t>1 << bits) - 1)
+    for j in range(k - 1, -1, -1):
+        if end - p < SLOT + 1:
+            return NULL
+        p = put_word(p, end, words, low32(shr(key, VALUE_BITS + j * bits)) & mask)
+        if p == NULL:
+            return NULL
         if j > 0:
             p[0] = 32
             p += 1
-        start = ends[row[j]]
-        size = ends[row[j] + 1] - start
-        if size <= SHORT and start + SHORT <= n_blob:
-            memcpy(p, blob + start, SHORT)
-        else:
-            memcpy(p, blob + start, size)
-        p += size
     return p
 
 
-cdef index_t room_for(const uint32_t[:, ::1] rows, int k, const uint64_t[::1] ends, index_t per_line) except -1:
-    """How many bytes writing the lines of rows of k words may touch; ValueError for a number without a word."""
-    cdef index_t i, total = SHORT
-    cdef int j
-    cdef uint32_t most = 0
-    with nogil:
-        for i in range(rows.shape[0]):
-            for j in range(k):
-                if rows[i, j] > most:
-                    most = rows[i, j]
-    if rows.shape[0] and <index_t>most + 1 >= ends.shape[0]:
-        raise ValueError(f"word {most} of {ends.shape[0] - 1}")
-    with nogil:
-        for i in range(rows.shape[0]):
-            total += per_line + k
-            for j in range(k):
-                total += ends[rows[i, j] + 1] - ends[rows[i, j]]
-    return total
+cdef index_t arpa_block(const packed_t* keys, index_t n, const packed_t* contexts, index_t n_contexts, int k, int bits,
+                        bint has_backoff, float default, uint32_t eos, strings* words,
+                        index_t* done, index_t* joined, byte_t* out, index_t room) noexcept nogil:
+    """Write lines from keys[*done] on until the room ends; return the bytes written, and move *done and *joined on."""
+    cdef byte_t* p = out
+    cdef const byte_t* end = out + room - 2 * NUMBER_BYTES - 3
+    cdef byte_t* q
+    cdef packed_t ngram
+    cdef float backoff
+    cdef uint32_t bits32, mask = <uint32_t>((<uint64_t>1 << bits) - 1)
+    while done[0] < n:
+        if p >= end:
+            break
+        bits32 = low32(keys[done[0]])
+        q = put_log10(p, (<float*>&bits32)[0])
+        q[0] = 9
+        q = put_words(q + 1, end, words, keys[done[0]], k, bits)
+        if q == NULL:
+            break
+        if has_backoff:
+            # Both lists are sorted, so one pass joins them.
+            ngram = shr(keys[done[0]], VALUE_BITS)
+            backoff = default if low32(ngram) & mask != eos else 0
+            while joined[0] < n_contexts and shr(contexts[joined[0]], VALUE_BITS) < ngram:
+                joined[0] += 1
+            if joined[0] < n_contexts and shr(contexts[joined[0]], VALUE_BITS) == ngram:
+                bits32 = low32(contexts[joined[0]])
+                backoff = (<float*>&bits32)[0]
+            q[0] = 9
+            q = put_log10(q + 1, backoff)
+        q[0] = 10
+        p = q + 1
+        done[0] += 1
+    return p - out
 
 
-def arpa_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const float[::1] log10_backoff,
-               const uint64_t[::1] ends, const byte_t[::1] blob):
+cdef index_t count_block(const packed_t* keys, index_t n, const uint64_t* large, index_t n_large, int k, int bits,
+                         strings* words, const uint32_t[::1] last, index_t* done, byte_t* out, index_t room) noexcept nogil:
+    """Write lines from keys[*done] on until the room ends; return the bytes written, and move *done on."""
+    cdef byte_t* p = out
+    cdef const byte_t* end = out + room - NUMBER_BYTES - 2 - SLOT
+    cdef byte_t* q
+    cdef uint32_t number, value, mask = <uint32_t>((<uint64_t>1 << bits) - 1)
+    while done[0] < n:
+        if p >= end:
+            break
+        q = p
+        if k > 1:
+            q = put_words(p, end, words, shr(keys[done[0]], bits), k - 1, bits)
+            if q == NULL:
+                break
+            q[0] = 32
+            q += 1
+        if end - q < SLOT:
+            break
+        number = low32(shr(keys[done[0]], VALUE_BITS)) & mask
+        value = low32(keys[done[0]])
+        if <index_t>number >= last.shape[0] or (value & LARGE and <index_t>(value & (LARGE - 1)) >= n_large):
+            words.missing = True
+            break
+        q = put_word(q, end, words, last[number])
+        if q == NULL:
+            break
+        q[0] = 9
+        q = put_integer(q + 1, large[value & (LARGE - 1)] if value & LARGE else value)
+        q[0] = 10
+        p = q + 1
+        done[0] += 1
+    return p - out
+
+
+cdef class Strings:
+    """Words by number, as the lines of n-grams need them.
+
+    Args:
+        ends, blob: word i is blob[ends[i]:ends[i + 1]].
+    """
+    cdef strings words
+    cdef object owner
+
+    def __cinit__(self, const uint64_t[::1] ends, const byte_t[::1] blob):
+        cdef index_t i, n = ends.shape[0] - 1
+        cdef uint64_t size
+        if n < 0 or <index_t>ends[n] > blob.shape[0]:
+            raise ValueError(f"the ends of {n} words, and {blob.shape[0]} bytes")
+        slots = np.zeros((n + 1, SLOT), np.uint8)
+        cdef byte_t[:, ::1] view = slots
+        for i in range(n):
+            if ends[i + 1] < ends[i]:
+                raise ValueError(f"word {i} ends before it begins")
+            size = ends[i + 1] - ends[i]
+            view[i, SLOT - 1] = LONG
+            if size < SLOT:
+                memcpy(&view[i, 0], &blob[0] + ends[i], size)
+                view[i, SLOT - 1] = <byte_t>size
+        self.owner = (slots, ends, blob)
+        self.words.slots, self.words.ends, self.words.n = &view[0, 0], &ends[0], n
+        self.words.blob = &blob[0] if blob.shape[0] else NULL
+
+
+def text_key_width(int k, int bits):
+    """Return how many uint64 one key in text order takes, 1, 2 or 4: k words of `bits` each and a number of 32 bits."""
+    cdef index_t width = text_key_words64(k, bits)
+    if not 1 <= k or not 2 <= bits <= 32 or width > 4:
+        raise ValueError(f"{k} words of {bits} bits and a number do not fit into a key of 256 bits")
+    return width
+
+
+cdef void pack_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] values, int bits, packed_t* keys) noexcept nogil:
+    cdef index_t i, j
+    for i in range(rows.shape[0]):
+        keys[i] = 0
+        for j in range(rows.shape[1]):
+            keys[i] = shl(keys[i], bits) | <packed_t>rows[i, j]
+        keys[i] = shl(keys[i], VALUE_BITS) | <packed_t>values[i]
+
+
+def pack_text_keys(const uint32_t[:, ::1] rows, const uint32_t[::1] values, int bits):
+    """Return the keys of rows of words, uint32 (n, k) below 2**bits, and their numbers: uint64 (n * width,)."""
+    cdef index_t n = rows.shape[0], width = text_key_width(<int>rows.shape[1], bits)
+    if values.shape[0] != n:
+        raise ValueError(f"{n} rows, {values.shape[0]} values")
+    keys_array = np.empty(n * width, np.uint64)
+    if n == 0:
+        return keys_array
+    cdef uint64_t[::1] keys = keys_array
+    with nogil:
+        if width == 1:
+            pack_rows[u64](rows, values, bits, <u64*>&keys[0])
+        elif width == 2:
+            pack_rows[u128](rows, values, bits, <u128*>&keys[0])
+        else:
+            pack_rows[u256](rows, values, bits, <u256*>&keys[0])
+    return keys_array
+
+
+def sort_text_keys(uint64_t[::1] keys, int k, int bits):
+    """Sort keys in text order, in place."""
+    cdef index_t width = text_key_width(k, bits), n = keys.shape[0] // width
+    if keys.shape[0] != n * width:
+        raise ValueError(f"{keys.shape[0]} words of keys, each of {width}")
+    if n == 0:
+        return
+    cdef uint64_t[::1] scratch = np.empty(n * width, np.uint64)
+    with nogil:
+        if width == 1:
+            sort_keys[u64](<u64*>&keys[0], <u64*>&scratch[0], n)
+        elif width == 2:
+            sort_keys[u128](<u128*>&keys[0], <u128*>&scratch[0], n)
+        else:
+            sort_keys[u256](<u256*>&keys[0], <u256*>&scratch[0], n)
+
+
+cdef class _Text:
+    """The room that lines are written to; enough for short words at once, and more where it runs out."""
+    cdef object pieces
+    cdef byte_t[::1] room
+
+    def __cinit__(self, index_t n, int k):
+        self.pieces = []
+        self.room = np.empty(n * (SLOT * k + 2 * NUMBER_BYTES + 8) + 256, np.uint8)
+
+    cdef int more(self, index_t used, strings* words) except -1:
+        """Keep what is written and make new room."""
+        if words.missing:
+            raise ValueError(f"a number without a word: there are {words.n}")
+        room = np.asarray(self.room)
+        if used:
+            self.pieces.append(room[:used])
+        self.room = np.empty(len(room) if used else 2 * len(room), np.uint8)
+        return 0
+
+    cdef object whole(self, index_t used):
+        last = np.asarray(self.room)[:used]
+        return np.concatenate([*self.pieces, last]) if self.pieces else last
+
+
+def arpa_lines(const uint64_t[::1] keys, const uint64_t[::1] contexts, int k, int bits, float default, uint32_t eos,
+               Strings words):
     """Return the lines `log10_p TAB words [TAB log10_backoff]` of an ARPA file, uint8.
 
     Args:
-        rows: uint32 (n, k + 1), words in text order and log10 p as float32.
-        order: uint32 (n,), in which order to write the rows.
-        log10_backoff: float32 (n,), in that order; None at the highest order.
-        ends, blob: of the words that the rows' numbers mean.
+        keys: sorted keys in text order, with log10 p as float32.
+        contexts: the same of those among them that are contexts, with log10 of the back-off; None at the highest order.
+        default: the back-off of n-grams that are not among `contexts`; those that end in `eos` have 0.
     """
-    cdef index_t i, n = order.shape[0], row
-    cdef int k = <int>rows.shape[1] - 1
-    cdef bint has_backoff = log10_backoff is not None
-    if rows.shape[0] != n or k < 1 or (has_backoff and log10_backoff.shape[0] != n):
-        raise ValueError(f"{rows.shape[0]} rows, an order of {n}")
-    out_array = np.empty(room_for(rows, k, ends, 2 * NUMBER_BYTES + 3), np.uint8)
-    if n == 0:
-        return out_array[:0]
-    cdef byte_t[::1] out = out_array
-    cdef byte_t* p = &out[0]
-    with nogil:
-        for i in range(n):
-            row = order[i]
-            p = put_log10(p, (<const float*>&rows[row, k])[0])
-            p[0] = 9
-            p = put_words(p + 1, &rows[row, 0], k, &ends[0], &blob[0], blob.shape[0])
-            if has_backoff:
-                p[0] = 9
-                p = put_log10(p + 1, log10_backoff[i])
-            p[0] = 10
-            p += 1
-    return out_array[:p - &out[0]]
+    cdef index_t width = text_key_width(k, bits), n = keys.shape[0] // width, n_contexts = 0, used, done = 0, joined = 0
+    cdef bint has_backoff = contexts is not None
+    cdef const uint64_t* data = &keys[0] if n else NULL
+    cdef const uint64_t* data_contexts = NULL
+    if keys.shape[0] != n * width or (has_backoff and contexts.shape[0] % width):
+        raise ValueError(f"{keys.shape[0]} words of keys, each of {width}")
+    if has_backoff and contexts.shape[0]:
+        n_contexts, data_contexts = contexts.shape[0] // width, &contexts[0]
+    cdef strings text = words.words
+    cdef _Text out = _Text(n, k)
+    while True:
+        with nogil:
+            if width == 1:
+                used = arpa_block[u64](<const u64*>data, n, <const u64*>data_contexts, n_contexts, k, bits, has_backoff, default,
+                                       eos, &text, &done, &joined, &out.room[0], out.room.shape[0])
+            elif width == 2:
+                used = arpa_block[u128](<const u128*>data, n, <const u128*>data_contexts, n_contexts, k, bits, has_backoff,
+                                        default, eos, &text, &done, &joined, &out.room[0], out.room.shape[0])
+            else:
+                used = arpa_block[u256](<const u256*>data, n, <const u256*>data_contexts, n_contexts, k, bits, has_backoff,
+                                        default, eos, &text, &done, &joined, &out.room[0], out.room.shape[0])
+        if done == n:
+            return out.whole(used)
+        out.more(used, &text)
 
 
-def join_backoffs(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const uint32_t[:, ::1] contexts,
-                  const uint32_t[::1] context_order, float default, uint32_t eos):
-    """Return the back-off of each n-gram, float32 (n,), in the order given: both lists are sorted, so one pass joins them.
+def count_lines(const uint64_t[::1] keys, const uint64_t[::1] large, int k, int bits, Strings words, const uint32_t[::1] last):
+    """Return the lines `words TAB count`, uint8.
 
-    An n-gram that is no listed context has `default`, and 0 if it ends in `eos` (nothing follows it).
+    Args:
+        keys: keys in text order, with the count, or 2**31 and the place of the count in `large`.
+        last: uint32, what the number of the last word of a key means as a number of `words`.
     """
-    cdef index_t i, m = 0, n = order.shape[0]
-    cdef int k = <int>rows.shape[1] - 1, j, less
-    cdef const uint32_t* row
-    cdef const uint32_t* context
-    if contexts.shape[1] != k + 1 or context_order.shape[0] != contexts.shape[0] or rows.shape[0] != n:
-        raise ValueError(f"{n} rows of {k} words, {contexts.shape[0]} contexts of {contexts.shape[1] - 1}")
-    out_array = np.empty(n, np.float32)
-    cdef float[::1] out = out_array
-    with nogil:
-        for i in range(n):
-            row = &rows[order[i], 0]
-            out[i] = default if row[k - 1] != eos else 0
-            while m < contexts.shape[0]:
-                context = &contexts[context_order[m], 0]
-                less = 0
-                for j in range(k):
-                    if context[j] != row[j]:
-                        less = -1 if context[j] < row[j] else 1
-                        break
-                if less > 0:
-                    break
-                m += 1
-                if less == 0:
-                    out[i] = (<const float*>context)[k]
-                    break
-    return out_array
-
-
-def count_lines(const uint32_t[:, ::1] rows, const uint32_t[::1] order, const uint64_t[::1] counts,
-                const uint64_t[::1] ends, const byte_t[::1] blob):
-    """Return the lines `words TAB count`, uint8; arguments as arpa_lines."""
-    cdef index_t i, n = order.shape[0], row
-    cdef int k = <int>rows.shape[1]
-    if rows.shape[0] != n or counts.shape[0] < n:
-        raise ValueError(f"{rows.shape[0]} rows, an order of {n}, {counts.shape[0]} counts")
-    out_array = np.empty(room_for(rows, k, ends, NUMBER_BYTES + 2), np.uint8)
-    if n == 0:
-        return out_array[:0]
-    cdef byte_t[::1] out = out_array
-    cdef byte_t* p = &out[0]
-    with nogil:
-        for i in range(n):
-            row = order[i]
-            p = put_words(p, &rows[row, 0], k, &ends[0], &blob[0], blob.shape[0])
-            p[0] = 9
-            p = put_integer(p + 1, counts[row])
-            p[0] = 10
-            p += 1
-    return out_array[:p - &out[0]]
+    cdef index_t width = text_key_width(k, bits), n = keys.shape[0] // width, used, done = 0
+    cdef const uint64_t* data = &keys[0] if n else NULL
+    cdef const uint64_t* counts = &large[0] if large.shape[0] else NULL
+    if keys.shape[0] != n * width:
+        raise ValueError(f"{keys.shape[0]} words of keys, each of {width}")
+    cdef strings text = words.words
+    cdef _Text out = _Text(n, k)
+    while True:
+        with nogil:
+            if width == 1:
+                used = count_block[u64](<const u64*>data, n, counts, large.shape[0], k, bits, &text, last, &done,
+                                        &out.room[0], out.room.shape[0])
+            elif width == 2:
+                used = count_block[u128](<const u128*>data, n, counts, large.shape[0], k, bits, &text, last, &done,
+                                         &out.room[0], out.room.shape[0])
+            else:
+                used = count_block[u256](<const u256*>data, n, counts, large.shape[0], k, bits, &text, last, &done,
+                                         &out.room[0], out.room.shape[0])
+        if done == n:
+            return out.whole(used)
+        out.more(used, &text)

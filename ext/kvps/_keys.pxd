@@ -32,6 +32,15 @@ cdef extern from "keys.hpp" namespace "kvps" nogil:
     uint32_t low32(u64 x)
     uint32_t low32(u128 x)
     uint32_t low32(u256 x)
+    void store(void* at, u64 x, int width)
+    void store(void* at, u128 x, int width)
+    void store(void* at, u256 x, int width)
+    void to_bytes(void* at, u64 x)
+    void to_bytes(void* at, u128 x)
+    void to_bytes(void* at, u256 x)
+    void from_bytes(const void* at, u64* x)
+    void from_bytes(const void* at, u128* x)
+    void from_bytes(const void* at, u256* x)
 
 
 cdef inline index_t key_words64(int order, int bits) noexcept nogil:
@@ -39,6 +48,19 @@ cdef inline index_t key_words64(int order, int bits) noexcept nogil:
     if order * bits <= 64:
         return 1
     return 2 if order * bits <= 128 else 4
+
+
+# Keys in text order (w1, ..., wk) carry a number in their lowest bits, so that sorting moves it along.
+cdef enum:
+    VALUE_BITS = 32
+
+
+cdef inline index_t text_key_words64(int k, int bits) noexcept nogil:
+    """64-bit words of one key of k words and a number: 1, 2 or 4; more than 4 do not exist."""
+    cdef int total = k * bits + VALUE_BITS
+    if total <= 64:
+        return 1
+    return 2 if total <= 128 else 4 if total <= 256 else 8
 
 
 cdef inline uint32_t shard_of(word_t word, uint32_t n_shards) noexcept nogil:

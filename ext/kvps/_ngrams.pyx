@@ -5,59 +5,14 @@ Twins: tests/reference.py windows().
 """
 import numpy as np
 
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
-from kvps._keys cimport bit_length, key_words64, packed_t, shard_of, shl, shr, u64, u128, u256
+from kvps._keys cimport key_words64, packed_t, shard_of, shl, shr, u64, u128, u256
+from kvps._sort cimport sort_keys
 from kvps._types cimport BOS, EOS, MAX_ORDER, index_t, word_t, uint32_t, uint64_t
 
 cdef enum:
-    DIGIT_BITS = 8             # of a radix pass: 256 counters and their streams stay in the first cache
-    SMALL = 24                 # keys that insertion sort orders faster than another pass
     BUCKETS = 2048             # target number of buckets of the first scatter: their write streams fit the second-level TLB
-
-
-cdef void sort_keys(packed_t* a, packed_t* tmp, index_t n) noexcept nogil:
-    """Sort n keys by MSD radix; tmp is scratch of the same length. Skips bits that all keys share."""
-    cdef index_t i, j, start
-    cdef index_t ends[1 << DIGIT_BITS]
-    cdef packed_t key, differ
-    cdef int shift, digit
-    if n <= SMALL:
-        for i in range(1, n):
-            key = a[i]
-            j = i
-            while j > 0 and key < a[j - 1]:
-                a[j] = a[j - 1]
-                j -= 1
-            a[j] = key
-        return
-    differ = a[0] ^ a[1]
-    for i in range(2, n):
-        differ = differ | (a[0] ^ a[i])
-    shift = bit_length(differ)
-    if shift == 0:
-        return
-    shift = shift - DIGIT_BITS if shift > DIGIT_BITS else 0
-    memset(ends, 0, sizeof(ends))
-    for i in range(n):
-        ends[<uint64_t>shr(a[i], shift) & ((1 << DIGIT_BITS) - 1)] += 1
-    start = 0
-    for digit in range(1 << DIGIT_BITS):
-        j = ends[digit]
-        ends[digit] = start
-        start += j
-    for i in range(n):
-        digit = <uint64_t>shr(a[i], shift) & ((1 << DIGIT_BITS) - 1)
-        tmp[ends[digit]] = a[i]
-        ends[digit] += 1
-    memcpy(a, tmp, n * sizeof(packed_t))
-    if shift == 0:
-        return
-    start = 0
-    for digit in range(1 << DIGIT_BITS):
-        if ends[digit] - start > 1:
-            sort_keys(a + start, tmp + start, ends[digit] - start)
-        start = ends[digit]
 
 
 cdef index_t count_keys(
@@ -182,57 +137,3 @@ def count(const uint32_t[::1] ids, int order, int bits, index_t n_words, int n_s
 def key_width(int order, int bits):
     """Return how many uint64 one packed key takes: 1, 2 or 4."""
     return key_words64(order, bits)
-
-
-cdef void pack_rows(const uint32_t* rows, index_t n, index_t columns, int k, int bits, packed_t* keys) noexcept nogil:
-    """Pack the first k numbers of each row, followed by its place."""
-    cdef index_t i
-    cdef int j
-    cdef packed_t key
-    for i in range(n):
-        key = 0
-        for j in range(k):
-            key = shl(key, bits) | <packed_t>rows[i * columns + j]
-        keys[i] = shl(key, bits) | <packed_t>i
-
-
-cdef void places(const void* keys, index_t n, index_t width, uint64_t mask, uint32_t* out) noexcept nogil:
-    """The places that pack_rows put into the lowest bits."""
-    cdef index_t i
-    for i in range(n):
-        out[i] = <uint32_t>((<const uint64_t*>keys)[i * width + (0 if width < 4 else 2)] & mask)
-
-
-def argsort_rows(const uint32_t[:, ::1] rows, int k):
-    """Return the places of rows in the order of their first k numbers, uint32 (n,). Up to 8 numbers below 2**28."""
-    cdef index_t n = rows.shape[0], width, i
-    cdef int bits, j
-    cdef uint32_t most = 0
-    out_array = np.empty(n, np.uint32)
-    if not 1 <= k <= rows.shape[1]:
-        raise ValueError(f"{k} of {rows.shape[1]} columns")
-    if n == 0:
-        return out_array
-    with nogil:
-        for i in range(n):
-            for j in range(k):
-                if rows[i, j] > most:
-                    most = rows[i, j]
-    bits = max(2, max(int(most), n - 1).bit_length())
-    if (k + 1) * bits > 256:
-        raise ValueError(f"rows of {k} numbers of {bits} bits do not fit into a key")
-    width = key_words64(k + 1, bits)
-    cdef uint32_t[::1] out = out_array
-    cdef uint64_t[::1] keys = np.empty(n * width, np.uint64), scratch = np.empty(n * width, np.uint64)
-    with nogil:
-        if width == 1:
-            pack_rows[u64](&rows[0, 0], n, rows.shape[1], k, bits, <u64*>&keys[0])
-            sort_keys[u64](<u64*>&keys[0], <u64*>&scratch[0], n)
-        elif width == 2:
-            pack_rows[u128](&rows[0, 0], n, rows.shape[1], k, bits, <u128*>&keys[0])
-            sort_keys[u128](<u128*>&keys[0], <u128*>&scratch[0], n)
-        else:
-            pack_rows[u256](&rows[0, 0], n, rows.shape[1], k, bits, <u256*>&keys[0])
-            sort_keys[u256](<u256*>&keys[0], <u256*>&scratch[0], n)
-        places(&keys[0], n, width, (<uint64_t>1 << bits) - 1, &out[0])
-    return out_array

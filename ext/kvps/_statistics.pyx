@@ -16,7 +16,9 @@ from libc.math cimport log10
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
-from kvps._keys cimport bit_length, key_words64, low32, mix, packed_t, shr, u64, u128, u256
+from kvps._keys cimport (
+    VALUE_BITS, bit_length, key_words64, low32, mix, packed_t, shl, shr, store, text_key_words64, u64, u128, u256,
+)
 from kvps._totals cimport NO_TUPLE, TotalsTable, totals
 from kvps._types cimport BOS, EOS, MAX_ORDER, byte_t, count_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
@@ -118,6 +120,7 @@ cdef class Walk:
     cdef buffer nodes, pairs               # closed contexts below the open one of depth 1, and their n-grams
     cdef double* p[MAX_ORDER]              # p[d][w]: p(w | c1..cd) of the contexts on the way down
     cdef const uint32_t* rank
+    cdef index_t width[MAX_ORDER + 1]      # 64-bit words of a key in text order, by order
     cdef double discount[MAX_ORDER + 1][4]
     cdef double* unigram_backoffs
 
@@ -173,7 +176,10 @@ cdef class Walk:
         if self.raw or discounts.shape[0] != self.top + 1 or unigram_p.shape[0] != self.n_words or rank.shape[0] != self.n_words:
             raise ValueError(f"estimates of order {self.top} for {self.n_words} words")
         self.estimate_owner = (unigram_p, rank)
+        if text_key_words64(self.top, self.bits) > 4:
+            raise ValueError(f"{self.top} words of {self.bits} bits and a number do not fit into a key")
         for k in range(self.top + 1):
+            self.width[k] = text_key_words64(k, self.bits)
             for j in range(4):
                 self.discount[k][j] = discounts[k, j]
         self.rank = &rank[0]
@@ -200,49 +206,17 @@ cdef class Walk:
 
     cdef void resolve(self) noexcept nogil:
         """Estimate everything below the context of depth 1 that has just closed."""
-        cdef node* nodes = <node*>self.nodes.data
+        cdef const node* nodes = <const node*>self.nodes.data
         cdef const pair* pairs = <const pair*>self.pairs.data
-        cdef const pair* item
-        cdef node* x
-        cdef index_t i, j, n = self.nodes.n // <index_t>sizeof(node)
-        cdef int d, k
-        cdef uint32_t context[MAX_ORDER]       # ranks of cd..c1
-        cdef word_t path[MAX_ORDER]
-        cdef double gamma, p
-        cdef uint32_t* row
-        cdef bint last
-        for i in range(n - 1, -1, -1):
-            x = &nodes[i]
-            d = x.d
-            path[d] = x.word
-            for k in range(d):
-                context[k] = self.rank[path[d - k]]
-            gamma = (self.discount[d + 1][1] * <double>x.t.n1 + self.discount[d + 1][2] * <double>x.t.n2
-                     + self.discount[d + 1][3] * <double>x.t.n3) / <double>x.t.den
-            if d == 1:
-                self.unigram_backoffs[x.word] = log10(gamma)
-            elif x.t.den != 1:                 # (1, 1, 0, 0) goes without saying
-                row = <uint32_t*>claim(&self.context_rows[d], 4 * (d + 1))
-                if row == NULL:
-                    self.status = ERR_MEMORY
-                    return
-                memcpy(row, context, 4 * d)
-                (<float*>row)[d] = <float>log10(gamma)
-            row = <uint32_t*>claim(&self.rows[d + 1], 4 * (d + 2) * x.n)
-            if row == NULL:
-                self.status = ERR_MEMORY
-                return
-            last = d == self.top - 1           # nobody below asks for its probabilities
-            for j in range(x.n):
-                item = &pairs[x.start + j]
-                p = (<double>item.value - self.discount[d + 1][3 if item.value > 3 else item.value]) / <double>x.t.den \
-                    + gamma * self.p[d - 1][item.word]
-                if not last:
-                    self.p[d][item.word] = p
-                memcpy(row, context, 4 * d)
-                row[d] = self.rank[item.word]
-                (<float*>row)[d + 1] = <float>log10(p)
-                row += d + 2
+        cdef index_t i, width
+        for i in range(self.nodes.n // <index_t>sizeof(node) - 1, -1, -1):
+            width = self.width[nodes[i].d + 1]
+            if width == 1:
+                estimate_context[u64](self, &nodes[i], pairs + nodes[i].start, 0)
+            elif width == 2:
+                estimate_context[u128](self, &nodes[i], pairs + nodes[i].start, 0)
+            else:
+                estimate_context[u256](self, &nodes[i], pairs + nodes[i].start, 0)
         self.nodes.n = self.pairs.n = 0
 
     cdef inline void push(self, int d, word_t word, uint64_t value) noexcept nogil:
@@ -457,13 +431,12 @@ cdef class Walk:
         return take(&self.rows[k], np.uint32, True).reshape(-1, k), take(&self.row_values[k], np.uint64, True)
 
     def take_estimates(self, int k):
-        """Return and clear what `estimate` collected of order k: (n-grams, contexts).
+        """Return and clear what `estimate` collected of order k: (n-grams, contexts), keys in text order, uint64.
 
-        n-grams: uint32 (n, k + 1), the ranks of the words in text order, and log10 p as float32 in the last column.
-        contexts: uint32 (m, k + 1), the same with log10 of the back-off; those of totals (1, 1, 0, 0) are left out.
+        n-grams: the ranks of the words, and log10 p as a float32.
+        contexts: the same with log10 of the back-off; those of totals (1, 1, 0, 0) are left out.
         """
-        return (take(&self.rows[k], np.uint32, True).reshape(-1, k + 1),
-                take(&self.context_rows[k], np.uint32, True).reshape(-1, k + 1))
+        return take(&self.rows[k], np.uint64, True), take(&self.context_rows[k], np.uint64, True)
 
     def unigram_backoffs_log10(self):
         """Return log10 of each word's back-off, float64 (n_words,); 0 where it is no context of this shard."""
@@ -483,6 +456,46 @@ cdef take(buffer* b, dtype, bint clear):
     if clear:
         b.n = 0
     return out
+
+
+cdef inline uint32_t log10_bits(double x) noexcept nogil:
+    """log10 x as the bits of a float32."""
+    cdef float value = <float>log10(x)
+    return (<uint32_t*>&value)[0]
+
+
+cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t key) noexcept nogil:
+    """Collect the back-off of a context and the probabilities of its n-grams; its parent has been here. `key` comes in as 0."""
+    cdef index_t j, width = w.width[x.d + 1]
+    cdef int k, d = x.d, bits = w.bits
+    cdef bint last = d == w.top - 1            # nobody below asks for its probabilities
+    cdef double p, gamma
+    cdef byte_t* at
+    w.path[d] = x.word
+    for k in range(d, 0, -1):
+        key = shl(key, bits) | <packed_t>w.rank[w.path[k]]
+    gamma = (w.discount[d + 1][1] * <double>x.t.n1 + w.discount[d + 1][2] * <double>x.t.n2
+             + w.discount[d + 1][3] * <double>x.t.n3) / <double>x.t.den
+    if d == 1:
+        w.unigram_backoffs[x.word] = log10(gamma)
+    elif x.t.den != 1:                         # (1, 1, 0, 0) goes without saying
+        at = claim(&w.context_rows[d], 8 * w.width[d])
+        if at == NULL:
+            w.status = ERR_MEMORY
+            return
+        store(at, shl(key, VALUE_BITS) | <packed_t>log10_bits(gamma), <int>w.width[d])
+    at = claim(&w.rows[d + 1], 8 * width * x.n)
+    if at == NULL:
+        w.status = ERR_MEMORY
+        return
+    key = shl(key, bits + VALUE_BITS)
+    for j in range(x.n):
+        p = (<double>items[j].value - w.discount[d + 1][3 if items[j].value > 3 else items[j].value]) / <double>x.t.den \
+            + gamma * w.p[d - 1][items[j].word]
+        if not last:
+            w.p[d][items[j].word] = p
+        store(at, key | shl(<packed_t>w.rank[items[j].word], VALUE_BITS) | <packed_t>log10_bits(p), <int>width)
+        at += 8 * width
 
 
 cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_t n, packed_t* previous) noexcept nogil:

@@ -8,6 +8,8 @@
 //   mix(a, b)          64 bits of hash from two (multiply to 128 bits, fold); equal on every machine
 //   fetch(p)           prefetch for reading. A macro: gcc 12 drops calls of an inline function that only prefetches
 //   load64, load32     unaligned little-endian loads
+//   store              a key where a narrower one is expected
+//   to_bytes, from_bytes   a key as bytes, lowest first
 #pragma once
 #include <cstdint>
 #include <cstring>
@@ -58,6 +60,19 @@ inline int bit_length(u256 x) { return x.hi ? 128 + bit_length(x.hi) : bit_lengt
 inline uint32_t low32(uint64_t x) { return (uint32_t)x; }
 inline uint32_t low32(u128 x) { return (uint32_t)x; }
 inline uint32_t low32(u256 x) { return (uint32_t)x.lo; }
+
+// Write the lowest `width` 64-bit words of a key where a key of that width is expected.
+inline void store(void* at, uint64_t x, int) { memcpy(at, &x, 8); }
+inline void store(void* at, u128 x, int width) { memcpy(at, &x, 8 * width); }
+inline void store(void* at, u256 x, int width) { if (width < 4) store(at, x.lo, width); else memcpy(at, &x, 32); }
+
+// The bytes of a key, lowest first, all 8, 16 or 32 of them.
+inline void to_bytes(void* at, uint64_t x) { memcpy(at, &x, 8); }
+inline void to_bytes(void* at, u128 x) { memcpy(at, &x, 16); }
+inline void to_bytes(void* at, u256 x) { memcpy(at, &x.lo, 16); memcpy((char*)at + 16, &x.hi, 16); }
+inline void from_bytes(const void* at, uint64_t* x) { memcpy(x, at, 8); }
+inline void from_bytes(const void* at, u128* x) { memcpy(x, at, 16); }
+inline void from_bytes(const void* at, u256* x) { memcpy(&x->lo, at, 16); memcpy(&x->hi, (const char*)at + 16, 16); }
 
 inline uint64_t mix(uint64_t a, uint64_t b) {
   u128 p = (u128)(a ^ 0x9e3779b97f4a7c15ull) * (b ^ 0xd6e8feb86659fd93ull);

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvps._arpa import arpa_lines, join_backoffs
-from kvps._ngrams import argsort_rows
+from kvps._arpa import arpa_lines, pack_text_keys
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words
@@ -32,6 +31,8 @@ from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
 
+BITS = 32                    # of a word's number where it stands alone
+
 
 def export(store: StoreDirectory, path: str | Path, *, order: int | None = None, labels: Iterable[str] | None = None,
            threads: int | None = None, scratch: Path | None = None,
@@ -42,7 +43,8 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
     Args:
         order: highest order, at most the store's.
         labels: only the text of these, as in StoreDirectory.snapshot().
-        scratch: folder for temporary files (4 bytes a word, and 4, of every n-gram); the store's own by default.
+        scratch: folder for temporary files, the store's own by default: of each n-gram and context the bits of its word ids,
+            and 4 bytes.
         write: takes the file's pieces instead of `path`.
         progress: called with (n-grams written, n-grams in all).
 
@@ -88,7 +90,7 @@ class _Estimates:
         """Run steps 1 and 2."""
         vocabulary = Vocabulary(store.root.words())
         stored, n_words, n_shards = store.identity["order"], len(vocabulary), len(snapshot.shards)
-        self.top, self.pool, self.words = top, pool, Words(vocabulary)
+        self.top, self.pool, self.words, self.bits = top, pool, Words(vocabulary), bits_for(n_words)
         self.statistics, self.unigrams = survey(snapshot, stored, n_words, top, pool)
         self.discounts = np.array(self.statistics.discounts_or_warn())
         self.unigram_p = unigram_probabilities(self.statistics, self.unigrams, self.discounts)
@@ -96,19 +98,19 @@ class _Estimates:
         mass[BOS] = self.statistics.sentences
         mass = mass[self.words.by_rank]
         ngrams = self.statistics.ngrams
-        self.ngrams = {k: Partitions(stack, k + 1, ngrams[k], n_shards, mass, scratch) for k in range(2, top + 1)}
+        self.ngrams = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards, mass, scratch) for k in range(2, top + 1)}
         # Contexts are dealt as the n-grams that they are, so that both meet in one partition.
-        self.contexts = {k: Partitions(stack, k + 1, ngrams[k], n_shards, mass, scratch) for k in range(2, top)}
+        self.contexts = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards, mass, scratch) for k in range(2, top)}
         self.unigram_backoffs = np.zeros(n_words)
 
         def estimate(shard: int) -> np.ndarray:
-            walk = Walk(stored, top, bits_for(n_words), n_words)
+            walk = Walk(stored, top, self.bits, n_words)
             walk.estimate(self.discounts, self.unigram_p, self.words.rank)
 
             def drain() -> None:
                 for k, part in self.ngrams.items():
-                    rows, contexts = walk.take_estimates(k)
-                    part.add(shard, rows)
+                    keys, contexts = walk.take_estimates(k)
+                    part.add(shard, keys)
                     if k in self.contexts:
                         self.contexts[k].add(shard, contexts)
 
@@ -124,7 +126,7 @@ class _Estimates:
         """Run step 3: yield the file in pieces."""
         ngrams, words = self.statistics.ngrams, self.words
         total, written = sum(ngrams.values()), ngrams[1]
-        ends, blob = words.in_rank_order()
+        strings = words.strings(words.by_rank)
         eos = int(words.rank[EOS])
         yield b"\\data\\\n" + b"".join(b"ngram %d=%d\n" % (k, n) for k, n in ngrams.items())
         yield b"\n\\1-grams:\n"
@@ -136,13 +138,9 @@ class _Estimates:
             default = float(np.log10(self.discounts[k + 1, 1])) if k < self.top else 0.0
 
             def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[memoryview, int]:
-                rows = part.read(partition)
-                order = argsort_rows(rows, k)
-                backoffs = None
-                if k < self.top:
-                    contexts = self.contexts[k].read(partition)
-                    backoffs = join_backoffs(rows, order, contexts, argsort_rows(contexts, k), default, eos)
-                return memoryview(arpa_lines(rows, order, backoffs, ends, blob)), len(rows)
+                contexts = self.contexts[k].read(partition) if k < self.top else None
+                text = arpa_lines(part.read(partition), contexts, k, self.bits, default, eos, strings)
+                return memoryview(text), part.size(partition)
 
             for text, n in windowed(self.pool, lines, range(part.n), window):
                 yield text
@@ -157,9 +155,14 @@ class _Estimates:
         alive = np.flatnonzero(self.unigrams[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
         alive = alive[np.argsort(self.words.rank[alive])]
         ids = np.concatenate([np.array([UNK, BOS, EOS], np.uint32), alive])
-        rows = np.stack([ids, log10_p[ids].astype(np.float32).view(np.uint32)], axis=1)
-        backoffs = self.unigram_backoffs[ids].astype(np.float32) if self.top > 1 else None
-        return memoryview(arpa_lines(rows, np.arange(len(ids), dtype=np.uint32), backoffs, self.words.ends, self.words.blob))
+        return memoryview(arpa_lines(_keys(log10_p[ids]), _keys(self.unigram_backoffs[ids]) if self.top > 1 else None, 1,
+                                     BITS, 0.0, 0, self.words.strings(ids)))
+
+
+def _keys(numbers: np.ndarray) -> np.ndarray:
+    """Return keys of one word, 0, 1, 2, ..., with these numbers as float32."""
+    places = np.arange(len(numbers), dtype=np.uint32).reshape(-1, 1)
+    return pack_text_keys(places, numbers.astype(np.float32).view(np.uint32), BITS)
 
 
 def unigram_probabilities(statistics: Statistics, unigrams: np.ndarray, discounts: np.ndarray) -> np.ndarray:

@@ -2,13 +2,14 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from kvps._arpa import count_lines
+from kvps._arpa import count_lines, pack_text_keys
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words, text_order
@@ -37,43 +38,66 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, threads: int 
     with store.snapshot() as snapshot, ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
         vocabulary = Vocabulary(store.root.words())
         words = Words(vocabulary)
+        lines = _Lines(words, k, bits_for(len(vocabulary)))
         if k == 1:
             counts = _unigrams(snapshot, order, len(vocabulary), pool)
             ids = np.flatnonzero(counts).astype(np.uint32)
             if in_order:
                 ids = ids[np.argsort(words.last_rank[ids])]
-            yield _text(words, ids.reshape(-1, 1), counts[ids])
+            yield lines.text(lines.keys(ids.reshape(-1, 1), counts[ids]))
             return
         if not in_order:
             for shard in range(len(snapshot.shards)):
                 for rows, values in _rows(snapshot, shard, order, k, len(vocabulary)):
-                    yield _text(words, np.ascontiguousarray(rows[:, text_order(k)]), values)
+                    yield lines.text(lines.keys(rows, values))
             return
         n_keys = snapshot.n_keys()
         mass = _unigrams(snapshot, order, len(vocabulary), pool)[words.by_rank]
-        # Records: the ranks of the words in text order, and the count in two halves.
-        partitions = Partitions(stack, k + 2, n_keys, len(snapshot.shards), mass, scratch or store.path)
+        partitions = Partitions(stack, k, lines.bits, n_keys, len(snapshot.shards), mass, scratch or store.path)
 
         def collect(shard: int) -> None:
             for rows, values in _rows(snapshot, shard, order, k, len(vocabulary)):
-                partitions.add(shard, np.concatenate([words.rank[rows[:, text_order(k)]],
-                                                      values.view(np.uint32).reshape(-1, 2)], axis=1))
+                partitions.add(shard, lines.keys(rows, values))
             partitions.finish(shard)
 
-        def lines(partition: int) -> bytes:
-            records = partitions.read(partition)
-            values = np.ascontiguousarray(records[:, k:]).view(np.uint64).reshape(-1)
-            return _text(words, np.ascontiguousarray(words.by_rank[records[:, :k]]), values, words.line_order(records, k))
-
         gathered(pool, collect, range(len(snapshot.shards)))
-        yield from windowed(pool, lines, range(partitions.n), 2 * threads)
+        yield from windowed(pool, lambda partition: lines.text(partitions.read(partition)), range(partitions.n), 2 * threads)
 
 
-def _text(words: Words, rows: np.ndarray, values: np.ndarray, order: np.ndarray | None = None) -> bytes:
-    """Return the lines of rows of word ids in text order."""
-    if order is None:
-        order = np.arange(len(rows), dtype=np.uint32)
-    return count_lines(rows, order, values, words.ends, words.blob).tobytes()
+class _Lines:
+    """The lines of k-grams, by way of keys whose order is the byte order of the lines.
+
+    A key has 32 bits for a count; one of LARGE and more stands in a list, and the key has its place there.
+    """
+
+    LARGE = 1 << 31
+
+    def __init__(self, words: Words, k: int, bits: int) -> None:
+        self.words, self.k, self.bits = words, k, bits
+        self._strings = words.strings(words.by_rank)
+        # The last word stands before a tab and the others before a blank, so it has ranks of its own.
+        self._last = words.rank[words.by_last_rank]
+        self._large: list[int] = []
+        self._lock = threading.Lock()
+
+    def keys(self, rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+        """Return the keys of rows of word ids in context order and their counts."""
+        ranks = np.empty_like(rows)
+        for i, column in enumerate(text_order(self.k)):
+            ranks[:, i] = (self.words.rank if i < self.k - 1 else self.words.last_rank)[rows[:, column]]
+        large = np.flatnonzero(values >= self.LARGE)
+        if len(large):
+            with self._lock:
+                start = len(self._large)
+                self._large += values[large].tolist()
+            values = values.copy()
+            values[large] = self.LARGE + start + np.arange(len(large), dtype=np.uint64)
+        return pack_text_keys(ranks, values.astype(np.uint32), self.bits)
+
+    def text(self, keys: np.ndarray) -> bytes:
+        """Return the lines of keys."""
+        large = np.array(self._large, np.uint64)
+        return count_lines(keys, large, self.k, self.bits, self._strings, self._last).tobytes()
 
 
 def _rows(snapshot: StoreSnapshot, shard: int, order: int, k: int, n_words: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:

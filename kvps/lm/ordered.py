@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from kvps._ngrams import argsort_rows
+from kvps._arpa import Strings, sort_text_keys, text_key_width
 from kvps._spill import Spill
 from kvps.store import files
 from kvps.text.vocabulary import Vocabulary
@@ -19,6 +19,7 @@ from kvps.text.vocabulary import Vocabulary
 # many took a quarter longer to export.
 PARTITION_ROWS = 1 << 15
 MAX_PARTITIONS = 1024
+VALUE_BITS = 32              # of the number that an n-gram carries
 
 
 class Words:
@@ -32,23 +33,17 @@ class Words:
         # What follows a word decides where it stands: "a" and a blank come before "a!", but after "a" and a byte below.
         self.by_rank = np.array(sorted(range(n), key=[word + b" " for word in words].__getitem__), np.uint32)
         self.rank = _inverse(self.by_rank)
-        self.last_rank = _inverse(np.array(sorted(range(n), key=[word + b"\t" for word in words].__getitem__), np.uint32))
+        self.by_last_rank = np.array(sorted(range(n), key=[word + b"\t" for word in words].__getitem__), np.uint32)
+        self.last_rank = _inverse(self.by_last_rank)
 
-    def line_order(self, ranks: np.ndarray, k: int) -> np.ndarray:
-        """Return the places of rows of k ranks (and more columns) in the byte order of their lines `w1 ... wk TAB`."""
-        if not np.array_equal(self.rank, self.last_rank):          # some word has a byte below the blank in it
-            ranks = ranks.copy()
-            ranks[:, k - 1] = self.last_rank[self.by_rank[ranks[:, k - 1]]]
-        return argsort_rows(ranks, k)
-
-    def in_rank_order(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return (ends, blob) of the words in the order of their ranks."""
-        lengths = np.diff(self.ends)[self.by_rank]
+    def strings(self, order: np.ndarray) -> Strings:
+        """Return the words of some ids, the i-th being the word of order[i]."""
+        lengths = np.diff(self.ends)[order]
         ends = np.concatenate([np.zeros(1, np.uint64), np.cumsum(lengths, dtype=np.uint64)])
         blob = self.blob.tobytes()
-        starts, stops = self.ends[self.by_rank].tolist(), self.ends[self.by_rank.astype(np.int64) + 1].tolist()
+        starts, stops = self.ends[order].tolist(), self.ends[order.astype(np.int64) + 1].tolist()
         joined = b"".join(blob[a:b] for a, b in zip(starts, stops, strict=True))
-        return ends, np.frombuffer(joined or b"\0", np.uint8)
+        return Strings(ends, np.frombuffer(joined or b"\0", np.uint8))
 
 
 def _inverse(permutation: np.ndarray) -> np.ndarray:
@@ -63,42 +58,48 @@ def text_order(k: int) -> list[int]:
 
 
 class Partitions:
-    """Records that begin with the rank of a word, dealt by it; one spill per shard, so that shards work side by side."""
+    """Keys in text order (kvps._arpa), dealt by their first word; one spill per shard, so that shards work side by side."""
 
-    def __init__(self, stack: contextlib.ExitStack, columns: int, n_rows: int, n_shards: int, mass: np.ndarray,
+    def __init__(self, stack: contextlib.ExitStack, k: int, bits: int, n_ngrams: int, n_shards: int, mass: np.ndarray,
                  scratch: Path) -> None:
         """Prepare.
 
         Args:
             stack: closes the scratch files in the end.
-            columns: uint32 numbers of a record, the first one a rank.
-            n_rows: about how many records there will be.
-            mass: per rank, how often it begins a record, roughly: makes partitions of like size.
+            k, bits: words of an n-gram, and the bits of a word's rank.
+            n_ngrams: about how many n-grams there will be.
+            mass: per rank, how often it begins an n-gram, roughly: makes partitions of like size.
         """
-        self.columns, self._scratch = columns, scratch
-        self.n = max(1, min(MAX_PARTITIONS, n_rows // PARTITION_ROWS))
+        self._k, self._bits, self._scratch = k, bits, scratch
+        self._width = text_key_width(k, bits)
+        self.n = max(1, min(MAX_PARTITIONS, n_ngrams // PARTITION_ROWS))
         reached = np.cumsum(mass, dtype=np.float64)
         self._of = np.zeros(len(mass), np.uint16)
         if reached[-1] > 0:
             self._of[:] = np.minimum(reached / reached[-1] * self.n, self.n - 1)
-        self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n, 4 * columns) for _ in range(n_shards)]
+        record_bytes = (k * bits + VALUE_BITS + 7) // 8
+        self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n, record_bytes) for _ in range(n_shards)]
 
-    def add(self, shard: int, records: np.ndarray) -> None:
-        """Add records, uint32 (n, columns)."""
-        if len(records):
-            with files.reporting(self._scratch):       # the kernel knows no name of its file
-                self._spills[shard].add(self._of[records[:, 0]], records.view(np.uint8))
+    def add(self, shard: int, keys: np.ndarray) -> None:
+        """Add n-grams, uint64 (n * width,)."""
+        with files.reporting(self._scratch):           # the kernel knows no name of its file
+            self._spills[shard].add_keys(keys, self._k, self._bits, self._of)
 
     def finish(self, shard: int) -> None:
-        """Say that a shard has no more records."""
+        """Say that a shard has no more n-grams."""
         with files.reporting(self._scratch):
             self._spills[shard].finish()
 
+    def size(self, partition: int) -> int:
+        """Return the number of n-grams of a partition."""
+        return int(sum(spill.sizes()[partition] for spill in self._spills))
+
     def read(self, partition: int) -> np.ndarray:
-        """Return the records of a partition, uint32 (n, columns), not sorted yet."""
+        """Return the n-grams of a partition, sorted, uint64 (n * width,)."""
+        ends = np.cumsum([self._width * int(spill.sizes()[partition]) for spill in self._spills]).tolist()
+        keys = np.empty(ends[-1], np.uint64)
         with files.reporting(self._scratch):
-            ends = np.cumsum([spill.sizes()[partition] for spill in self._spills]).astype(int).tolist()
-            out = np.empty((ends[-1], 4 * self.columns), np.uint8)
             for spill, start, end in zip(self._spills, [0, *ends], ends, strict=False):
-                spill.read(partition, out[start:end])
-            return out.view(np.uint32)
+                spill.read_keys(partition, keys[start:end])
+        sort_text_keys(keys, self._k, self._bits)
+        return keys

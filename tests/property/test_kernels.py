@@ -6,7 +6,8 @@ import reference
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from kvps._ngrams import argsort_rows, count, key_width
+from kvps._arpa import pack_text_keys, sort_text_keys
+from kvps._ngrams import count, key_width
 from kvps._runs import Merge, encode, encoded_room, first_key, pack, unpack
 from kvps._statistics import Walk
 from kvps._vocabulary import FrozenWords, WordTable, encode_frozen
@@ -298,9 +299,15 @@ def test_text_to_ids_is_the_reference(texts, heldout):
                                  for i in (1, *(twin.get(word.encode(), 0) for word in sentence), 2)]
 
 
-@given(st.integers(1, 8), st.lists(st.lists(st.integers(0, 2**28 - 1), min_size=9, max_size=9), max_size=40))
-def test_argsort_is_sorted(k, rows):
-    """Rows are sorted by their first k numbers, stably."""
-    found = argsort_rows(np.array(rows, np.uint32).reshape(-1, 9), k)
+@given(st.integers(1, 8), st.integers(2, 28), st.lists(st.lists(st.integers(0, 2**28 - 1), min_size=9, max_size=9), max_size=90))
+def test_text_keys_are_sorted(k, bits, rows):
+    """Keys in text order are sorted by their words, one after the other, and then by their number."""
+    rows = [[number % 2**bits for number in row] for row in rows]
+    table = np.array(rows, np.uint32).reshape(-1, 9)
+    keys = pack_text_keys(np.ascontiguousarray(table[:, :k]), np.ascontiguousarray(table[:, 8]), bits)
+    sort_text_keys(keys, k, bits)
+    ordered = sorted(row[:k] + row[8:] for row in rows)
 
-    assert found.tolist() == sorted(range(len(rows)), key=lambda i: rows[i][:k])
+    expected = np.array(ordered, np.uint32).reshape(-1, k + 1)
+    assert keys.tolist() == pack_text_keys(
+        np.ascontiguousarray(expected[:, :k]), np.ascontiguousarray(expected[:, k]), bits).tolist()

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from kvps._arpa import arpa_lines, count_lines, join_backoffs
+from kvps._arpa import Strings, arpa_lines, count_lines, pack_text_keys, sort_text_keys, text_key_width
 from kvps._buckets import fill, slots_per_bucket
 from kvps._model import Tables, histories
-from kvps._ngrams import argsort_rows, count, key_width
+from kvps._ngrams import count, key_width
 from kvps._runs import Merge, encode, encoded_room, first_key, pack, unpack
 from kvps._spill import Spill
 from kvps._statistics import Walk, chain_start
@@ -267,20 +267,6 @@ def test_count_room():
     for keys, scratch, counts in ((1, 2, 2), (2, 1, 2), (2, 2, 1)):
         with pytest.raises(ValueError, match="need"):
             count(ids, 2, 8, 4, 1, np.empty(keys, np.uint64), np.empty(scratch, np.uint64), np.empty(counts, np.uint32))
-
-
-def test_argsort_rows(rng):
-    """Rows are ordered by their first k numbers, equal ones in the order in which they came."""
-    for k in range(1, 9):
-        rows = np.array([[rng.choice([0, 1, 2**27, rng.randrange(2**28)]) for _ in range(k)] + [rng.randrange(2**32)]
-                         for _ in range(300)], np.uint32)
-        assert argsort_rows(rows, k).tolist() == sorted(range(300), key=lambda i: rows[i, :k].tolist())
-    assert argsort_rows(np.empty((0, 3), np.uint32), 3).tolist() == []
-    assert argsort_rows(np.array([[BIG], [0]], np.uint32), 1).tolist() == [1, 0]
-    with pytest.raises(ValueError, match="do not fit"):
-        argsort_rows(np.full((2, 8), BIG, np.uint32), 8)
-    with pytest.raises(ValueError, match="columns"):
-        argsort_rows(rows, 10)
 
 
 # ---- runs
@@ -554,25 +540,45 @@ def test_spill(buffer_bytes, rng):
             assert [spill.read(p).tobytes() for p in range(n_partitions)] == [b"".join(part) for part in expected]
 
 
-def test_spill_by_partition():
-    """Records of any length go where they are told; partitions that do not exist, and odd arguments, are refused."""
+@pytest.mark.parametrize(("k", "bits"), [(1, 2), (2, 16), (2, 17), (3, 32), (4, 32), (8, 28)])
+def test_spill_of_keys(k, bits, rng):
+    """Keys of every width come back whole, in the order in which they were added, from the partition of their first word."""
+    width, most = text_key_width(k, bits), 2**min(bits, 10)
+    partition_of = np.array([rng.randrange(3) for _ in range(most)], np.uint16)
+    rows = np.array([[rng.randrange(most), *(rng.choice([0, 2**bits - 1, rng.randrange(2**bits)]) for _ in range(k - 1))]
+                     for _ in range(500)], np.uint32)
+    keys = pack_text_keys(rows, np.array([rng.getrandbits(32) for _ in rows], np.uint32), bits)
     with tempfile.TemporaryFile() as file:
-        spill = Spill(file.fileno(), 3, 5, 16)
-        records = np.arange(50, dtype=np.uint8).reshape(10, 5)
-        spill.add(np.array([0, 2] * 5, np.uint16), records)
+        spill = Spill(file.fileno(), 3, max(8 if k == 1 else 0, (k * bits + 32 + 7) // 8), 100)
+        for part in np.split(keys.reshape(-1, width), [0, 200]):
+            spill.add_keys(part.reshape(-1), k, bits, partition_of)
+        spill.finish()
+        for p in range(3):
+            found = np.empty(int(spill.sizes()[p]) * width, np.uint64)
+            spill.read_keys(p, found)
+            assert found.tolist() == keys.reshape(-1, width)[partition_of[rows[:, 0]] == p].reshape(-1).tolist()
+        with pytest.raises(ValueError, match="room for"):
+            spill.read_keys(0, np.empty(1, np.uint64))
+
+
+def test_spill_refusals():
+    """Partitions and words that do not exist, keys that do not fit, records after the end, and odd arguments are refused."""
+    with tempfile.TemporaryFile() as file:
+        spill = Spill(file.fileno(), 3, 8, 16)
+        keys = pack_text_keys(np.array([[2, 5]], np.uint32), np.array([9], np.uint32), 16)
         with pytest.raises(ValueError, match="beyond 2"):
-            spill.add(np.array([3], np.uint16), records[:1])
-        with pytest.raises(ValueError, match="partition numbers"):
-            spill.add(np.array([0, 0], np.uint16), records[:1])
+            spill.add_keys(keys, 2, 16, np.array([0, 1, 3], np.uint16))
+        with pytest.raises(ValueError, match="word without a partition"):
+            spill.add_keys(keys, 2, 16, np.array([0, 1], np.uint16))
+        for k, bits in ((2, 17), (0, 16), (8, 32)):
+            with pytest.raises(ValueError, match="words of keys"):
+                spill.add_keys(keys, k, bits, np.zeros(3, np.uint16))
         with pytest.raises(ValueError, match="power of two"):
             spill.add_hashed(np.zeros(1, np.uint64), np.zeros(1, np.uint32))
         spill.finish()
-
-        assert spill.read(0).tolist() == records[::2].tolist()
-        assert spill.read(1).shape == (0, 5)
-        assert spill.read(2).tolist() == records[1::2].tolist()
-        with pytest.raises(ValueError):
-            spill.add(np.array([0], np.uint16), records[:1])           # finished
+        assert spill.read(0).shape == (0, 8)
+        with pytest.raises(ValueError, match="words of keys"):
+            spill.add_keys(keys, 2, 16, np.zeros(3, np.uint16))            # finished
     for arguments in ((0, 12), (1, 0), (70_000, 12), (1, 20, 10)):
         with pytest.raises(ValueError, match="partitions of"):
             Spill(0, *arguments)
@@ -686,47 +692,128 @@ def test_tables_arguments():
 
 # ---- text of listings and ARPA files
 
-def lines(rows, values, backoffs):
-    """Return the lines of arpa_lines for words a, bb, ccc."""
-    rows = np.array(rows, np.uint32)
-    table = np.concatenate([rows, np.array(values, np.float32).view(np.uint32).reshape(-1, 1)], axis=1)
-    ends, blob = np.array([0, 1, 3, 6], np.uint64), np.frombuffer(b"abbccc", np.uint8)
-    backoffs = None if backoffs is None else np.array(backoffs, np.float32)
-    return arpa_lines(table, np.arange(len(rows), dtype=np.uint32), backoffs, ends, blob).tobytes().decode().split("\n")[:-1]
+def integers(keys, k, bits):
+    """Return keys in text order as Python's integers."""
+    halves = keys.reshape(-1, text_key_width(k, bits)).tolist()
+    places = {1: (0,), 2: (0, 1), 4: (2, 3, 0, 1)}[len(halves[0]) if halves else 1]
+    return [sum(half[place] << 64 * i for i, place in enumerate(places)) for half in halves]
+
+
+@pytest.mark.parametrize(("k", "bits"), [(1, 2), (1, 32), (2, 16), (2, 17), (3, 32), (4, 32), (8, 28)])
+def test_text_keys(k, bits, rng):
+    """A key is its words and its number in a row, first word highest; keys are sorted as integers are."""
+    rows = [[rng.choice([0, 2**bits - 1, rng.randrange(2**bits)]) for _ in range(k)] for _ in range(300)]
+    values = [rng.choice([0, BIG, rng.randrange(2**32)]) for _ in rows]
+    keys = pack_text_keys(np.array(rows, np.uint32), np.array(values, np.uint32), bits)
+    expected = [int("".join(f"{word:0{bits}b}" for word in row) + f"{value:032b}", 2)
+                for row, value in zip(rows, values, strict=True)]
+
+    assert integers(keys, k, bits) == expected
+    sort_text_keys(keys, k, bits)
+    assert integers(keys, k, bits) == sorted(expected)
+
+
+def test_text_keys_that_cannot_be():
+    """Keys of more than 256 bits, of no word, of half a key, and numbers that are missing are refused."""
+    for k, bits in ((8, 29), (0, 8), (2, 33), (2, 1)):
+        with pytest.raises(ValueError, match="do not fit"):
+            text_key_width(k, bits)
+    with pytest.raises(ValueError, match="each of 2"):
+        sort_text_keys(np.zeros(3, np.uint64), 3, 32)
+    with pytest.raises(ValueError, match="1 rows, 2 values"):
+        pack_text_keys(np.zeros((1, 2), np.uint32), np.zeros(2, np.uint32), 8)
+    sort_text_keys(np.zeros(0, np.uint64), 3, 32)
+
+
+def strings_of(*words):
+    """Return words as the kernels take them."""
+    ends = np.cumsum([0, *map(len, words)]).astype(np.uint64)
+    return Strings(ends, np.frombuffer(b"".join(words) or b"\0", np.uint8))
+
+
+def float_keys(rows, values, bits):
+    """Return keys with numbers of 32 bits in them."""
+    return pack_text_keys(np.array(rows, np.uint32), np.array(values, np.float32).view(np.uint32), bits)
+
+
+def lines(rows, values, backoffs=None, words=(b"a", b"bb", b"ccc"), bits=8):
+    """Return the lines of arpa_lines, every n-gram being a context if there are back-offs."""
+    contexts = None if backoffs is None else float_keys(rows, backoffs, bits)
+    text = arpa_lines(float_keys(rows, values, bits), contexts, len(rows[0]), bits, 0, 0, strings_of(*words))
+    return text.tobytes().decode().split("\n")[:-1]
 
 
 def test_arpa_lines():
     """Numbers have seven decimals at most, without trailing zeros; zero has no sign, and log 0 is -99."""
     values = [-1.5, -0.0625, 0.0, -1e-9, -12.25, -7.0, -float("inf"), -150.0]
 
-    assert lines([[0, 2]] * 8, values, None) == [f"{x}\ta ccc" for x in (
+    assert lines([[0, 2]] * 8, values) == [f"{x}\ta ccc" for x in (
         "-1.5", "-0.0625", "0", "0", "-12.25", "-7", "-99", "-99")]
     assert lines([[0], [1]], [-1, -2], [-0.5, 0.25]) == ["-1\ta\t-0.5", "-2\tbb\t0.25"]
-    assert lines(np.empty((0, 2)), [], None) == []
-    with pytest.raises(ValueError, match="word 3 of 3"):
-        lines([[3]], [0], None)
+    assert arpa_lines(np.zeros(0, np.uint64), None, 3, 8, 0, 0, strings_of(b"a")).tolist() == []
+    with pytest.raises(ValueError, match="number without a word"):
+        lines([[3]], [0])
+
+
+@pytest.mark.parametrize(("k", "bits"), [(1, 2), (2, 16), (3, 32), (8, 28)])
+def test_lines_of_words_of_any_length(k, bits, rng):
+    """Short words, words of 14 to 17 bytes, no byte at all, and longer ones than all room are written whole."""
+    words = [b"", *(bytes([97 + n % 26]) * n for n in (1, 14, 15, 16, 17, 300)), b"z" * 100_000][:2**min(bits, 3)]
+    rows = [[rng.randrange(len(words)) for _ in range(k)] for _ in range(40)]
+
+    assert lines(rows, [-1] * 40, words=words, bits=bits) == [
+        "-1\t" + " ".join(words[word].decode() for word in row) for row in rows]
+    counts = count_lines(pack_text_keys(np.array(rows, np.uint32), np.arange(40, dtype=np.uint32), bits), np.zeros(0, np.uint64),
+                         k, bits, strings_of(*words), np.arange(len(words), dtype=np.uint32))
+    assert counts.tobytes() == b"".join(b" ".join(words[word] for word in row) + b"\t%d\n" % i for i, row in enumerate(rows))
+
+
+def test_strings_that_cannot_be():
+    """Words that end beyond their bytes, or before they begin, are refused."""
+    for ends in ([0, 9], [2, 1], []):
+        with pytest.raises(ValueError):
+            Strings(np.array(ends, np.uint64), np.zeros(3, np.uint8))
 
 
 def test_count_lines():
-    """Counts of every length are written in full, in the order asked for."""
-    ends, blob = np.array([0, 1, 1], np.uint64), np.frombuffer(b"a", np.uint8)
-    counts = np.array([0, 9, 10, 2**64 - 1], np.uint64)
-    text = count_lines(np.zeros((4, 2), np.uint32), np.array([3, 0, 1, 2], np.uint32), counts, ends, blob)
+    """Counts of every length are written in full; the last word has numbers of its own."""
+    words, last = strings_of(b"a", b"b"), np.array([1, 0], np.uint32)
+    large = np.array([2**31, 2**64 - 1], np.uint64)
+    values = np.array([0, 9, 10, 2**31 - 1, 2**31, 2**31 + 1], np.uint32)
+    keys = pack_text_keys(np.array([[0, 0]] * 5 + [[0, 1]], np.uint32), values, 8)
 
-    assert text.tobytes() == b"a a\t18446744073709551615\na a\t0\na a\t9\na a\t10\n"
-    with pytest.raises(ValueError, match="rows"):
-        count_lines(np.zeros((4, 2), np.uint32), np.arange(4, dtype=np.uint32), counts[:3], ends, blob)
+    assert count_lines(keys, large, 2, 8, words, last).tobytes() == (
+        b"a b\t0\na b\t9\na b\t10\na b\t2147483647\na b\t2147483648\na a\t18446744073709551615\n")
+    for too_few, known in ((large[:1], last), (large, last[:1])):
+        with pytest.raises(ValueError, match="without"):
+            count_lines(keys, too_few, 2, 8, words, known)
 
 
-def test_join_backoffs(rng):
+@pytest.mark.parametrize("bits", [3, 20, 32])
+def test_joined_backoffs(bits, rng):
     """Each n-gram gets the back-off of the context that it is, the default where it is not listed, 0 before the end."""
-    grams = sorted({(rng.randrange(5), rng.randrange(5)) for _ in range(20)})
-    listed = {gram: -rng.random() for gram in rng.sample(grams, len(grams) // 2) if gram[1] != 2}
-    rows = np.array([(*gram, 0) for gram in rng.sample(grams, len(grams))], np.uint32)
-    contexts = np.zeros((len(listed), 3), np.uint32)
-    for i, gram in enumerate(rng.sample(sorted(listed), len(listed))):
-        contexts[i, :2] = gram
-        contexts.view(np.float32)[i, 2] = listed[gram]
-    found = join_backoffs(rows, argsort_rows(rows, 2), contexts, argsort_rows(contexts, 2), -0.5, 2)
+    for k in (2, 5):
+        grams = sorted({tuple(rng.randrange(5) for _ in range(k)) for _ in range(20)})
+        listed = {gram: -rng.randrange(1, 2**20) / 2**20 for gram in sorted(rng.sample(grams, len(grams) // 2)) if gram[-1] != 2}
+        found = arpa_lines(float_keys(grams, [-1] * len(grams), bits), float_keys(list(listed), list(listed.values()), bits),
+                           k, bits, -0.5, 2, strings_of(*(b"%d" % i for i in range(5)))).tobytes().decode().splitlines()
 
-    assert found.tolist() == pytest.approx([listed.get(gram, 0 if gram[1] == 2 else -0.5) for gram in grams])
+        assert [float(line.split("\t")[2]) for line in found] == pytest.approx(
+            [listed.get(gram, 0 if gram[-1] == 2 else -0.5) for gram in grams], abs=1e-7)
+
+
+@pytest.mark.parametrize("order", [2, 3, 5])
+def test_estimates_of_every_width(order):
+    """Keys of 64, 128 and 256 bits carry the same words and the same probabilities."""
+    rows = sorted({tuple((i * j + i // 3) % 4 + 3 for j in range(1, order + 1)) for i in range(200)})
+    found = []
+    for bits in (3, 16, 32):
+        walk = Walk(order, order, bits, 7)
+        walk.estimate(np.tile([0.0, 0.25, 0.5, 0.75], (order + 1, 1)), np.full(7, 1 / 7), np.arange(7, dtype=np.uint32))
+        walk.feed(pack(np.array(rows, np.uint32), bits), np.arange(1, len(rows) + 1))
+        walk.finish()
+        found.append([[[(key & BIG, [key >> 32 + bits * (k - 1 - j) & 7 for j in range(k)]) for key in integers(keys, k, bits)]
+                       for keys in walk.take_estimates(k)] for k in range(2, order + 1)])
+
+    assert found[0] == found[1] == found[2]
+    assert len(found[0][-1][0]) == len(rows)
