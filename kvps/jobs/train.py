@@ -217,6 +217,7 @@ def roll_back(store: StoreDirectory, job: dict) -> None:
     """Undo a job that has not committed."""
     version = store.root.state()["version"]
     store.root.claim()
+    store.reseal()               # a root that does not know of this job any more is noticed
     for shard in store.shards:
         shard.drop(job["id"], version)
     store.root.clear_job()
@@ -367,6 +368,7 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
     """Steps 3 to 6: from a recorded job to its commit; used by a first run and by every resumption."""
     state = store.root.state()
     store.root.claim()
+    store.reseal()               # a root that does not know of this job any more is noticed
     for shard in store.shards:
         shard.sweep(state["version"], job["id"])
     _drop_changed(store, job, _fingerprints(inputs, job))

@@ -106,6 +106,17 @@ def test_resume_after_a_half_abort(store, texts):
     assert contents(store) == counted(texts[0][1] + texts[1][1], ORDER)
 
 
+def test_root_that_forgot_the_job(store, texts):
+    """A root put back to the time before an interrupted job is refused, not taken for a store without a job."""
+    root = store / "root.0" / "data.mdb"
+    before = root.read_bytes()
+    run("update", store, texts[1][0], *SMALL, stop_at=f"SIGKILL {MIDDLE}", check=-9)
+    root.write_bytes(before + bytes(max(0, root.stat().st_size - len(before))))
+
+    for command in ("resume", "stats"):
+        assert "went back in time" in run(command, store, check=3).stderr
+
+
 def test_nothing_to_resume_or_abort(store):
     """Resume and abort with nothing to do say so, exit 0 and change no byte."""
     before = tree(store)
