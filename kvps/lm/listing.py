@@ -20,6 +20,8 @@ from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count
 
+MAX_SEEKS = 256                # n-grams that are looked up one by one; for more, one scan is as fast
+
 
 def dump(store: StoreDirectory, k: int, *, in_order: bool = False, threads: int | None = None,
          scratch: Path | None = None) -> Iterator[bytes]:
@@ -126,7 +128,8 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
     """Return {"ngram", "order", "raw", "adjusted"} of each n-gram, a text of words between blanks or a list of words.
 
     raw: how often it occurs among the windows of the sentences; adjusted: what Kneser-Ney counts in its place, seen from
-    the store's highest order. Both are 0 for n-grams that do not occur. One scan of the counts answers all.
+    the store's highest order. Both are 0 for n-grams that do not occur. Only the parts of the counts are read that answer;
+    words alone, or very many n-grams, take a scan of them all.
     """
     order = store.identity["order"]
     texts = [ngram.split(" ") if isinstance(ngram, str) else list(ngram) for ngram in ngrams]
@@ -143,6 +146,10 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
             if None not in row:
                 asked.setdefault(len(row), set()).add((*row[-2::-1], row[-1]) if len(row) > 1 else tuple(row))
 
+        below = None if 1 in asked else _prefixes(asked)
+        if below is not None and len(below) > MAX_SEEKS:
+            below = None
+
         def look(shard: int) -> tuple[dict, dict, Walk]:
             raw, adjusted = {}, {}
             wanted = {k: np.unique(np.array([row[-1] for row in rows], np.uint32)) for k, rows in asked.items() if k > 1}
@@ -157,7 +164,7 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
                             if (row := tuple(rows[i].tolist())) in asked[k]:
                                 found[row] = int(values[i])
 
-            walk_shard(snapshot, shard, order, n_words, [walk for walk, _ in walks], take)
+            walk_shard(snapshot, shard, order, n_words, [walk for walk, _ in walks], take, below=below)
             return raw, adjusted, walks[1][0]
 
         looked = gathered(pool, look, range(len(snapshot.shards)))
@@ -174,3 +181,12 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
                 pair = raw.get(key, 0), adjusted.get(key, 0)
             results.append({"ngram": " ".join(words), "order": len(row), "raw": pair[0], "adjusted": pair[1]})
         return results
+
+
+def _prefixes(asked: dict[int, set[tuple[int, ...]]]) -> list[tuple[int, ...]]:
+    """Return the contexts of n-grams, in context order and sorted, without those that begin with another."""
+    kept: list[tuple[int, ...]] = []
+    for prefix in sorted({row[:-1] for rows in asked.values() for row in rows}):
+        if not kept or prefix[:len(kept[-1])] != kept[-1]:
+            kept.append(prefix)
+    return kept

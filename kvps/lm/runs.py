@@ -1,13 +1,14 @@
 """The counts of a store as sorted streams: the runs of a shard merged, block by block."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 
 import numpy as np
 
 from kvps._ngrams import key_width
-from kvps._runs import Merge, encode, encoded_room
+from kvps._runs import Merge, encode, encoded_room, first_key, unpack
 from kvps.errors import CorruptionError
 from kvps.store.format import CHUNK_HEADER_BYTES
 from kvps.store.shard import Run, Snapshot
@@ -31,8 +32,11 @@ class Block:
     counts: np.ndarray
 
 
-def merged(snapshot: Snapshot, runs: list[Run], order: int, bits: int) -> Iterator[Block]:
-    """Yield the sum of some runs of a shard, keys strictly increasing, sums of 0 left out."""
+def merged(snapshot: Snapshot, runs: list[Run], order: int, bits: int, first_chunks: list[int] | None = None) -> Iterator[Block]:
+    """Yield the sum of some runs of a shard, keys strictly increasing, sums of 0 left out.
+
+    first_chunks: per run, where to begin reading; the first keys are then those of some runs only.
+    """
     def fetch(source: int, index: int) -> tuple[memoryview, int] | None:
         run = runs[source]
         return snapshot.chunk(run, index) if index < run.n_chunks else None
@@ -43,12 +47,43 @@ def merged(snapshot: Snapshot, runs: list[Run], order: int, bits: int) -> Iterat
 
     width = key_width(order, bits)
     keys, counts = np.empty(BLOCK_KEYS * width, np.uint64), np.empty(BLOCK_KEYS, np.int64)
-    merge = Merge(len(runs), order, bits, fetch, damaged)
+    merge = Merge(len(runs), order, bits, fetch, damaged, first_chunks=first_chunks)
     try:
         while n := merge.read(keys, counts):
             yield Block(keys[:n * width], counts[:n])
     finally:
         merge.close()
+
+
+def merged_below(snapshot: Snapshot, runs: list[Run], order: int, bits: int, prefixes: list[tuple[int, ...]]) -> Iterator[Block]:
+    """Yield what merged() yields, but only keys that begin with one of some prefixes, in order, none of which begins another.
+
+    Chunks that hold none of them are not read, but for the few that tell where to begin.
+    """
+    width = key_width(order, bits)
+    for prefix in prefixes:
+        first = [_chunk_of(snapshot, run, order, prefix) for run in runs]
+        with contextlib.closing(merged(snapshot, runs, order, bits, first)) as blocks:
+            for block in blocks:
+                ours = unpack(block.keys, order, bits)[:, :len(prefix)]
+                i = np.flatnonzero((ours == np.array(prefix, np.uint32)).all(axis=1))
+                if len(i):
+                    yield Block(block.keys[i[0] * width:(i[-1] + 1) * width], block.counts[i[0]:i[-1] + 1])
+                if tuple(ours[-1].tolist()) > prefix:
+                    break
+
+
+def _chunk_of(snapshot: Snapshot, run: Run, order: int, prefix: tuple[int, ...]) -> int:
+    """Return the last chunk of a run that begins before all keys with a prefix, or 0."""
+    low, high = 0, run.n_chunks - 1
+    while low < high:
+        middle = (low + high + 1) // 2
+        key = first_key(snapshot.chunk(run, middle)[0], order)
+        if key is not None and key < prefix:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def encoded(blocks: Iterator[Block], order: int, bits: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, int]]:

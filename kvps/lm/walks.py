@@ -9,16 +9,23 @@ import numpy as np
 
 from kvps._statistics import Walk
 from kvps.lm.pools import gathered
-from kvps.lm.runs import bits_for, merged
+from kvps.lm.runs import bits_for, merged, merged_below
 from kvps.lm.statistics import Statistics
 from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD
 
 
 def walk_shard(snapshot: StoreSnapshot, shard: int, order: int, n_words: int, walks: Sequence[Walk],
-               drain: Callable[[], None] = lambda: None, progress: Callable[[int], None] = lambda n: None) -> None:
-    """Feed one shard's counts to walks; `drain` is called after every block and at the end, to take what they collect."""
-    with contextlib.closing(merged(snapshot.shards[shard], snapshot.runs(shard), order, bits_for(n_words))) as blocks:
+               drain: Callable[[], None] = lambda: None, progress: Callable[[int], None] = lambda n: None, *,
+               below: list[tuple[int, ...]] | None = None) -> None:
+    """Feed one shard's counts to walks.
+
+    Args:
+        drain: called after every block and at the end, to take what the walks collect.
+        below: only keys with these prefixes, as in merged_below().
+    """
+    source = snapshot.shards[shard], snapshot.runs(shard), order, bits_for(n_words)
+    with contextlib.closing(merged(*source) if below is None else merged_below(*source, below)) as blocks:
         for block in blocks:
             for walk in walks:
                 walk.feed(block.keys, block.counts)
