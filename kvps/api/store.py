@@ -301,7 +301,7 @@ class Store:
         return self.counts([ngram])[0]
 
     def counts(self, ngrams: Iterable[Ngram]) -> list[int]:
-        """Return the raw counts of n-grams in their order; one scan of the store answers all.
+        """Return the raw counts of n-grams in their order; see kvps.lm.listing.counts() for what is read.
 
         ngrams: each words between blanks, or a list of words; never tokenised. A bare str is refused.
         """
