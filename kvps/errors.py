@@ -9,7 +9,8 @@
     ├─ StoreError                 a store cannot do it now                path, shard         exit 1
     │  ├─ StoreLocked             another process is writing              pid                 exit 5
     │  ├─ StoreFull               the disk is full; make room and resume  needs, has          exit 4
-    │  └─ VersionMismatch         another format than this kvps reads     found, expected     exit 1
+    │  ├─ VersionMismatch         another format than this kvps reads     found, expected     exit 1
+    │  └─ Unreachable             a server gives no answer                                    exit 4
     ├─ CorruptionError            bytes are not what FORMAT.md says       path, key, found, expected   exit 3
     └─ Stopped                    asked to stop (SIGTERM); resume goes on                     exit 4
 
@@ -124,6 +125,12 @@ class VersionMismatch(StoreError):
     facts = (*StoreError.facts, "found", "expected")
     found: object
     expected: object
+
+
+class Unreachable(StoreError):
+    """A server gives no answer; a job that needs it can be resumed when it does."""
+
+    exit_code = 4
 
 
 class CorruptionError(KvpsError):

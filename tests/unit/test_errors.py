@@ -16,7 +16,8 @@ def test_exit_codes():
 
     assert codes == {
         "KvpsError": 1, "ArgumentError": 2, "DataError": 1, "InputGone": 4, "DiscountError": 1, "VocabularyFull": 1,
-        "StoreError": 1, "StoreLocked": 5, "StoreFull": 4, "VersionMismatch": 1, "CorruptionError": 3, "Stopped": 4}
+        "StoreError": 1, "StoreLocked": 5, "StoreFull": 4, "VersionMismatch": 1, "Unreachable": 4, "CorruptionError": 3,
+        "Stopped": 4}
 
 
 def test_tree_is_drawn():
