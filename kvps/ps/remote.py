@@ -15,7 +15,7 @@ import zmq
 
 import kvps.errors
 from kvps.errors import ArgumentError, KvpsError, Unreachable
-from kvps.ps import keys as keyfiles
+from kvps.ps import curve as keyfiles
 from kvps.ps import protocol
 from kvps.ps.protocol import ERROR, REPLY, REQUEST, Message, ProtocolError
 
@@ -33,7 +33,7 @@ class Connection:
 
     Args:
         address: "ipc:///path" or "tcp://host:port".
-        keys: our folder of keys (keys.py), for a server that has some.
+        keys: our folder of keys (curve.py), for a server that has some.
         client: 16 bytes that name us, for changes that must happen exactly once.
         epoch: of this life of the client.
     """

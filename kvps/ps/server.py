@@ -25,7 +25,7 @@ import zmq.auth
 from zmq.auth.thread import ThreadAuthenticator
 
 from kvps.errors import ArgumentError, KvpsError, StoreError
-from kvps.ps import keys as keyfiles
+from kvps.ps import curve as keyfiles
 from kvps.ps import protocol
 from kvps.ps.protocol import ERROR, REPLY, REQUEST, Message, ProtocolError
 
@@ -66,7 +66,7 @@ class Server:
     Args:
         bind: "ipc:///path" or "tcp://host:port"; port 0 takes a free one, which `address` then names.
         functions: by the name that requests call them by.
-        keys: folder with our secret key and the clients' public ones (keys.py); None: no encryption, and only an address
+        keys: folder with our secret key and the clients' public ones (curve.py); None: no encryption, and only an address
             that no other machine can reach.
         threads: how many requests that change nothing are answered side by side.
         in_flight: requests taken in and not answered yet; more wait in their senders.

@@ -11,7 +11,7 @@ import zmq
 
 from kvps import errors
 from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError, Unreachable
-from kvps.ps import keys as keyfiles
+from kvps.ps import curve as keyfiles
 from kvps.ps import protocol, server
 from kvps.ps.protocol import REQUEST, Message, ProtocolError
 from kvps.ps.remote import Connection
