@@ -16,7 +16,7 @@ from reference import read_sentences
 
 import kvps.errors
 from kvps._runs import unpack
-from kvps.lm.runs import bits_for, merged
+from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import open_store
 from kvps.text.vocabulary import Vocabulary
 

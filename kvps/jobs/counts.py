@@ -11,8 +11,8 @@ import numpy as np
 from kvps._runs import unpack
 from kvps._statistics import Walk
 from kvps.lm import cache, container
-from kvps.lm.runs import bits_for, merged
 from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
+from kvps.ps.runs import bits_for, merged
 from kvps.store.check import Report, damage
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.store.shard import Run, Snapshot

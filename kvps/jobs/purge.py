@@ -17,8 +17,8 @@ from kvps._statistics import Walk
 from kvps.jobs.compact import compact
 from kvps.lm import cache
 from kvps.lm.pools import gathered
-from kvps.lm.runs import bits_for
 from kvps.lm.walks import summed_unigrams, survey, walk_shard
+from kvps.ps.runs import bits_for
 from kvps.store import checkpoint, files
 from kvps.store.check import KEPT
 from kvps.store.directory import StoreDirectory

@@ -23,9 +23,9 @@ from typing import Any
 from kvps.errors import CorruptionError, InputGone, KvpsError, StoreError
 from kvps.jobs import train
 from kvps.jobs.check import Check, is_damaged
-from kvps.jobs.compact import tidy
 from kvps.jobs.counting import count_splits, split_bytes
 from kvps.lm.cache import FOLDER as MODELS
+from kvps.ps.merging import tidy
 from kvps.store import check as looks
 from kvps.store import directory, files, lock, rebuild
 from kvps.store.check import DAMAGE, Finding, Report

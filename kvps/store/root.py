@@ -239,6 +239,12 @@ class Root:
                 self._put_input(txn, input_key, {**found["times"], label: 0}, found["version"])
         return row
 
+    def note_generations(self, generations: Sequence[int]) -> None:
+        """Record each shard's generation: one that is found below it later has lost commits."""
+        with self._write() as (_, state):
+            for place, generation in zip(state["shards"], generations, strict=True):
+                place["generation"] = generation
+
     def move_shard(self, shard: int, name: str, generation: int) -> None:
         """Let the directory `name` hold shard number `shard` from now on."""
         with self._write() as (_, state):
