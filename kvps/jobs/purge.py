@@ -18,6 +18,7 @@ from kvps.jobs.compact import compact
 from kvps.lm import cache
 from kvps.lm.pools import gathered
 from kvps.lm.walks import summed_unigrams, survey, walk_shard
+from kvps.ps import tables
 from kvps.ps.runs import bits_for
 from kvps.store import checkpoint, files
 from kvps.store.check import KEPT
@@ -93,6 +94,8 @@ def remains(store: StoreDirectory, purged: bool, checkpoints: Iterable[str]) -> 
         "compiled models of earlier versions, until the next one is made: kvps forget --purge"]
     if names:
         found.append(f"the checkpoints {', '.join(names)}: kvps checkpoint delete, or kvps forget --purge --checkpoints")
+    if held := tables.names(store.path):
+        found.append(f"the tables {', '.join(held)}, if it was pushed to them")
     if (store.path / KEPT).exists():
         found.append(f"what kvps recover put aside in {store.path / KEPT}: remove it when it is not needed any more")
     return [*found, "copies of the store or of its disk, and exports made earlier, of which kvps does not know"]

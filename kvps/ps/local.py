@@ -67,7 +67,7 @@ class LocalShards:
         if client is None:
             wanted = sorted(by_shard)
         else:
-            wanted = self._lacking(directory, client, sequence)
+            wanted = self._lacking(directory, client, sequence, note)
         if not wanted:
             return client is None
         self._begin(directory)
@@ -81,9 +81,13 @@ class LocalShards:
                 tidy(shard, self._order, N_WORDS, version=0, job=None, fan_in=FAN_IN, at_most=1)
         return True
 
-    def _lacking(self, directory: StoreDirectory, client: str, sequence: int) -> list[int]:
+    def _lacking(self, directory: StoreDirectory, client: str, sequence: int, note: str | None) -> list[int]:
         """Return the shards that have not applied a number of a client; StoreError where one lacks an earlier number too."""
-        lasts = [_client(shard, client)["sequence"] for shard in directory.shards]
+        rows = [_client(shard, client) for shard in directory.shards]
+        lasts = [row["sequence"] for row in rows]
+        if any(row["sequence"] == sequence and row["note"] != note for row in rows):
+            raise StoreError(f"{self.path}: client {client} has pushed something else as number {sequence}: give the same "
+                             "input, in batches of the same size, or use another client", path=str(self.path))
         if sequence > min(lasts) + 1:
             raise StoreError(f"{self.path}: client {client} pushed number {min(lasts)} last, so {min(lasts) + 1} is expected, not "
                              f"{sequence}", path=str(self.path), expected=min(lasts) + 1, found=sequence)

@@ -56,7 +56,7 @@ class CountTable:
             deltas: int64 (n,), or one int for all; negative ones take away. A count that gets 0 is gone.
             client: names who pushes, so that a push that may have arrived can be sent again and counts once.
             sequence: the client's number of this push: 1, 2, 3 ...
-            note: kept with the number, see client().
+            note: kept with the number, see client(); a repeated push must have the same one.
 
         Returns:
             False if this number of this client had arrived before; nothing has changed then.
@@ -64,7 +64,8 @@ class CountTable:
         Raises:
             ArgumentError: no such keys or deltas.
             DataError: a count would leave +-2**62; nothing is changed.
-            StoreError: the number is not the next one, which the message names (and its attribute `expected`).
+            StoreError: the number is not the next one, which the message names (and its attribute `expected`), or it has
+                another note than the first time.
             StoreLocked: another process is writing. StoreFull: make room; with a client, push again.
         """
         if (client is None) != (sequence is None):

@@ -10,7 +10,7 @@ from kvps.errors import ArgumentError, CorruptionError, StoreError
 from kvps.ps.keys import check_key_bytes
 from kvps.ps.local import LocalShards
 from kvps.ps.table import KINDS, CountTable
-from kvps.store import directory, files, lock, seal
+from kvps.store import directory, files, lock
 from kvps.store.directory import TABLES, create_store, open_store
 from kvps.units import check_name
 
@@ -41,12 +41,12 @@ def names(store: Path) -> list[str]:
         return []
     with files.reporting(folder):
         found = sorted(os.listdir(folder))
-    return [name for name in found if ".tmp-" not in name and seal.exists(folder / name)]
+    return [name for name in found if ".tmp-" not in name and (folder / name).is_dir()]
 
 
 def exists(store: Path, name: str) -> bool:
     """Return whether a store has a table of this name."""
-    return seal.exists(table_path(store, name))
+    return files.exists(table_path(store, name))
 
 
 def create(store: Path, name: str, kind: str, key_bytes: int, shards: int = DEFAULT_SHARDS) -> None:
@@ -61,6 +61,8 @@ def create(store: Path, name: str, kind: str, key_bytes: int, shards: int = DEFA
     check_key_bytes(key_bytes)
     if not isinstance(shards, int) or isinstance(shards, bool) or not 1 <= shards <= MAX_SHARDS:
         raise ArgumentError(f"a table of {shards} shards is not possible, expected 1 to {MAX_SHARDS}")
+    if files.exists(path):
+        raise StoreError(f"{store}: has a table {name} already", path=str(path))
     if not files.exists(path.parent):
         with contextlib.suppress(FileExistsError):
             files.make_dir(path.parent)
@@ -82,7 +84,7 @@ def open_table(store: Path, name: str, *, kind: str | None = None, key_bytes: in
         StoreError: no such table, or of another kind or width. StoreLocked: another process is writing.
     """
     path = table_path(store, name)
-    if not seal.exists(path):
+    if not files.exists(path):
         raise StoreError(f"{store}: has no table {name}; there are: {', '.join(names(store)) or '(none)'}", path=str(path))
     opened = open_store(path, writable, wait, command="table", table=True)
     try:
@@ -115,7 +117,7 @@ def listed(store: Path) -> dict[str, dict]:
 def drop(store: Path, name: str, *, wait: float = 0.0) -> None:
     """Delete a table and everything in it, all or nothing; StoreLocked while another process is writing to it."""
     path = table_path(store, name)
-    if not seal.exists(path):
+    if not files.exists(path):
         raise StoreError(f"{store}: has no table {name}; there are: {', '.join(names(store)) or '(none)'}", path=str(path))
     _sweep(path.parent)
     with contextlib.closing(lock.OwnerLock(path, wait_s=wait, command="table drop")):

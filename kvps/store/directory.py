@@ -387,7 +387,7 @@ def _check_kind(store: StoreDirectory, table: bool | None) -> None:
     kind = store.identity.get("table")
     if table is False and kind is not None:
         raise StoreError(f"{store.path}: is a table ({kind.get('kind')}, keys of {kind.get('key_bytes')} bytes), not a store of "
-                         "n-grams; kvps table STORE NAME reads it", path=str(store.path))
+                         "n-grams; kvps table pull and scan read it", path=str(store.path))
     if table and kind is None:
         raise StoreError(f"{store.path}: is a store of n-grams, not a table", path=str(store.path))
 
