@@ -188,6 +188,9 @@ class Store:
 
         Returns:
             {"words": how many lost their letters, "bytes": {"before", "after"}}.
+
+        Raises:
+            StoreError: an interrupted job is pending: resume() or abort() it.
         """
         from kvps.jobs import purge
 
