@@ -191,6 +191,9 @@ class Store:
 
         Returns:
             {"words": how many lost their letters, "bytes": {"before", "after"}}.
+
+        Raises:
+            StoreError: an interrupted job is pending: resume() or abort() it.
         """
         from kvps.jobs import purge
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from kvps._statistics import Walk
+from kvps.errors import StoreError
 from kvps.jobs.compact import compact
 from kvps.lm import cache
 from kvps.lm.pools import gathered
@@ -37,8 +38,15 @@ def purge(store: StoreDirectory, *, threads: int | None = None) -> dict:
 
     Returns:
         {"words": how many lost their letters, "bytes": of the store's data files before and after}.
+
+    Raises:
+        StoreError: a job is pending, whose words are not counted yet.
     """
     threads = threads or cpu_count()
+    job = store.root.job()
+    if job is not None:
+        raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with kvps "
+                         "abort, before what is forgotten can be purged", path=str(store.path))
     before = store.bytes()["file"]
     dead = dead_words(store, threads)
     store.root.claim()

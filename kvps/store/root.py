@@ -221,7 +221,7 @@ class Root:
         key = fmt.named_key(fmt.LABEL, label)
         row = self._get(txn, self._env, key) or {"tokens": 0, "sentences": 0, "first": version}
         row = {**row, "tokens": row["tokens"] + d_tokens, "sentences": row["sentences"] + d_sentences, "last": version}
-        if row["sentences"]:
+        if row["sentences"] or row["tokens"]:          # words may be left of which no sentence is
             txn.put(key, fmt.pack_row(key, row))
         else:
             txn.delete(key)
