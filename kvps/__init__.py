@@ -2,6 +2,7 @@
 
     create(path, order=5)     make a Store          Store.train / update / forget, count, vocabulary, model ...
     open(path)                open one              Model.score / perplexity / log10 / refresh ...
+                                                    CountTable.push / pull / scan: of Store.table(name)
     load(path, smoothing)     open one as a Model   errors: KvpsError and what is below it, in kvps.errors
     restore(place, into)      make one of a checkpoint
     check(path, level)        look for damage
@@ -16,6 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvps import errors as errors
     from kvps.api import Change as Change
+    from kvps.api import CountTable as CountTable
     from kvps.api import Finding as Finding
     from kvps.api import Model as Model
     from kvps.api import Score as Score
@@ -43,8 +45,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # as in pyproject.toml
 
-_API = ("Change", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "create", "load", "open",
-        "restore")
+_API = ("Change", "CountTable", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "create",
+        "load", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

@@ -16,8 +16,9 @@ from reference import read_sentences
 
 import kvps.errors
 from kvps._runs import unpack
-from kvps.lm.runs import bits_for, merged
+from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import open_store
+from kvps.store.format import CHUNK_MAGIC
 from kvps.text.vocabulary import Vocabulary
 
 DRIVER = Path(__file__).with_name("driver.py")
@@ -167,6 +168,20 @@ def summary(path):
     with open_store(path) as store:
         state = store.root.state()
         return state["version"], state["tokens"], state["sentences"], store.root.job() is not None
+
+
+def damage_shard(store, kind, number=0):
+    """Damage a shard: "deleted", "cut" in half, "empty", or "a bit" of each of its chunks."""
+    data = next((store / "shards").glob(f"{number:04d}.*")) / "data.mdb"
+    if kind == "deleted":
+        shutil.rmtree(data.parent)
+    elif kind == "a bit":
+        pages, at = bytearray(data.read_bytes()), -1
+        while (at := pages.find(CHUNK_MAGIC, at + 1)) >= 0:
+            pages[at + 99] ^= 4
+        data.write_bytes(pages)
+    else:
+        os.truncate(data, 0 if kind == "empty" else data.stat().st_size // 2)
 
 
 def tree(path):

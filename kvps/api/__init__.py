@@ -15,7 +15,8 @@ from kvps.api.store import Change, Store, check, create, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
+from kvps.ps.table import CountTable
 from kvps.store.check import Finding
 
-__all__ = ["Change", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "create", "load",
-           "open", "restore"]
+__all__ = ["Change", "CountTable", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check",
+           "create", "load", "open", "restore"]

@@ -19,6 +19,8 @@ from kvps.jobs.train import DEFAULT_ORDER, DEFAULT_SHARDS, Options, Progress
 from kvps.lm import cache, container, listing
 from kvps.lm.model import CompiledModel
 from kvps.lm.statistics import Statistics
+from kvps.ps import tables
+from kvps.ps.table import CountTable
 from kvps.store import checkpoint as checkpoints
 from kvps.store import files
 from kvps.store.check import Finding
@@ -136,6 +138,7 @@ class Store:
         self._directory: StoreDirectory | None = directory
         self._named = tokenizer
         self._vocabulary: Vocabulary | None = None
+        self._tables: dict[str, CountTable] = {}     # those that are open
         self.path: Path = directory.path
         self.order: int = directory.identity["order"]
         if tokenizer is not None:
@@ -188,6 +191,9 @@ class Store:
 
         Returns:
             {"words": how many lost their letters, "bytes": {"before", "after"}}.
+
+        Raises:
+            StoreError: an interrupted job is pending: resume() or abort() it.
         """
         from kvps.jobs import purge
 
@@ -230,6 +236,58 @@ class Store:
         """
         with self._writer("compact", wait) as directory:
             return compacting.compact(directory, threads=threads or cpu_count(), vacuum=vacuum, progress=progress)
+
+    # tables
+
+    def table(self, name: str, *, kind: str | None = None, key_bytes: int | None = None, shards: int = 1,
+              wait: float = 0.0) -> CountTable:
+        """Return a table of this store, which is made if it is not there and the store is open for writing.
+
+        A table lies in the store and has writers and checkpoints of its own. Opened from a store that is open for writing
+        it keeps other writers away until it is closed, as the store does; otherwise only while a push writes.
+
+        Args:
+            name: 1 to 64 letters, digits, _, . and -.
+            kind: "count": int64 sums. Needed to make one; otherwise what is expected.
+            key_bytes: width of the keys, 1 to 32. Needed to make one; otherwise what is expected.
+            shards: of a new table, 1 to 64; a push is all or nothing in each of them.
+            wait: how long to wait for another writer [s].
+
+        Returns:
+            The table, open; the same one as long as it is not closed. Closed with the store.
+
+        Raises:
+            ArgumentError: a name, kind, width or number of shards that is not possible.
+            StoreError: no such table, and the store is open for reading; or the table is of another kind or width.
+            StoreLocked: another process is writing to the table.
+        """
+        directory = self._reader()
+        path = tables.table_path(self.path, name)
+        known = self._tables.get(name)
+        if known is not None and not known.closed:
+            if (kind or known.kind, key_bytes or known.key_bytes) == (known.kind, known.key_bytes):
+                return known
+            raise StoreError(f"{path}: is a table with kind {known.kind} and key_bytes {known.key_bytes}", path=str(path))
+        if directory.writable and not tables.exists(self.path, name):
+            if kind is None or key_bytes is None:
+                raise StoreError(f"{self.path}: has no table {name}; to make one, give kind and key_bytes", path=str(path))
+            tables.create(self.path, name, kind, key_bytes, shards)
+        opened = tables.open_table(self.path, name, kind=kind, key_bytes=key_bytes, writable=directory.writable, wait=wait)
+        self._tables[name] = opened
+        return opened
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Return what CountTable.stats() says of each table, by name."""
+        self._reader()
+        return tables.listed(self.path)
+
+    def drop_table(self, name: str, *, wait: float = 0.0) -> None:
+        """Delete a table and everything in it; StoreLocked while another process is writing to it."""
+        self._reader()
+        known = self._tables.pop(name, None)
+        if known is not None:
+            known.close()
+        tables.drop(self.path, name, wait=wait)
 
     # checkpoints
 
@@ -345,8 +403,12 @@ class Store:
     def close(self) -> None:
         """Close the store, and let the next writer in if it was writable."""
         directory, self._directory = self._directory, None
-        if directory is not None:
-            directory.close()
+        with contextlib.ExitStack() as stack:
+            if directory is not None:
+                stack.callback(directory.close)
+            for table in self._tables.values():
+                stack.callback(table.close)
+        self._tables.clear()
 
     def __enter__(self) -> Self:
         return self

@@ -27,6 +27,7 @@ COMMANDS = {
     "abort": "Roll back the job that was interrupted.",
     "status": "Tell whether a store is idle, running (being written) or interrupted.",
     "history": "List the versions of a store: when, by which command, what each added.",
+    "table": "Make, list, fill and read the tables of a store.",
     "checkpoint": "Make, list, verify, delete and restore checkpoints of a store.",
     "perplexity": "Score text with a model.",
     "export": "Write the model as an ARPA file: modified Kneser-Ney, unpruned.",

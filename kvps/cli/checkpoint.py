@@ -64,22 +64,26 @@ def create(store: str, name: str | None, to: str | None, keep: int | None, wait:
     """Make a checkpoint of the last committed version.
 
     Use it every day, from cron: jobs and readers go on meanwhile, and what an interrupted one has sent is not sent again.
-    NAME is v and the version by default. The same version under the same name is made once.
+    NAME is v and the version by default. The same version under the same name is made once. The tables of a store are
+    not in its checkpoints: each has its own, of STORE/tables/NAME, where NAME is g and a number that rises.
 
     \b
     Example:
       kvps checkpoint create novels.kvps --to /backup/novels --keep 7
       kvps checkpoint create novels.kvps before-the-purge --to s3://bucket/novels
+      kvps checkpoint create novels.kvps/tables/clicks --to /backup/clicks
     """
     from kvps.cli.output import emit, say
     from kvps.cli.progress import Progress
+    from kvps.ps.tables import names
     from kvps.store.checkpoint import create
     from kvps.store.directory import open_store
     from kvps.units import format_bytes
 
     began = time.monotonic()
-    with open_store(store) as opened, Progress(["copying"]) as progress:
+    with open_store(store, table=None) as opened, Progress(["copying"]) as progress:
         made = create(opened, name, to=to, keep=keep, wait=wait, progress=progress.stage("copying"))
+        left_out = names(opened.path)
     elapsed_s = time.monotonic() - began
     if as_json:
         emit({**made, "elapsed_s": round(elapsed_s, 3)})
@@ -91,6 +95,9 @@ def create(store: str, name: str | None, to: str | None, keep: int | None, wait:
             f"{format_bytes(made['new_bytes'])} of it new ({elapsed_s:.1f} s)")
     for gone in made["deleted"]:
         say(f"{made['place']}: deleted checkpoint {gone}")
+    if left_out:
+        click.echo(f"kvps: the tables {', '.join(left_out)} are not in it; kvps checkpoint create {store}/tables/NAME keeps one",
+                   err=True)
 
 
 @command.command("list")

@@ -30,7 +30,7 @@ def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json:
     from kvps.store.directory import open_store
     from kvps.units import cpu_count, format_bytes
 
-    with open_store(store, writable=True, wait=wait, command="compact") as opened, \
+    with open_store(store, writable=True, wait=wait, command="compact", table=None) as opened, \
             Progress(["merging"], unit=" n-grams") as progress:
         result = compact(opened, threads=threads or cpu_count(), vacuum=vacuum, progress=progress.stage("merging"))
     if as_json:

@@ -63,16 +63,19 @@ def label_sizes(store: StoreDirectory) -> dict[str, dict]:
 
 def statistics(path: str, *, threads: int | None, stale: str) -> dict:
     """Return what `kvps stats --json` prints."""
+    from kvps.ps.tables import listed
+
     with open_store(path) as store, Progress(["compiling"], unit=" n-grams") as progress:
         meta, _ = cache.load(store, container.read, threads=threads, stale=stale,
                                 progress=progress.stage("compiling"))
         known = Statistics.from_json(meta["statistics"])
-        n_bytes, identity, labels = store.bytes(), store.identity, label_sizes(store)
+        n_bytes, identity, labels, tables = store.bytes(), store.identity, label_sizes(store), listed(store.path)
     table, fallen = known.discounts()
     return {
         "order": known.order, "version": known.version, "tokens": known.tokens, "sentences": known.sentences,
         "vocabulary": known.vocabulary, "shards": identity["shards"],
-        "bytes": n_bytes["file"], "live_bytes": n_bytes["live"], "labels": labels, **identity["tokenizer"],
+        "bytes": n_bytes["file"], "live_bytes": n_bytes["live"], "labels": labels, "tables": tables,
+        **identity["tokenizer"],
         "ngrams": {str(k): n for k, n in known.ngrams.items()},
         "t": {str(k): t for k, t in known.t.items()},
         "discounts": {str(k): table[k][1:] for k in known.ngrams},

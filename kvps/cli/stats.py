@@ -45,6 +45,8 @@ def _show(record: dict) -> None:
     say(f"{'tokenizer':12} {tokenizer:>16}")
     for label, row in record["labels"].items():
         say(f"label {label}: {row['tokens']:,} tokens, versions {row['first']} to {row['last']}, {format_bytes(row['bytes'])}")
+    for name, row in record["tables"].items():
+        say(f"table {name}: {row.get('damaged') or format_bytes(row['bytes'])}")
     say(f"{'order':5} {'n-grams':>14} {'t1':>14} {'t2':>12} {'t3':>12} {'t4':>12} {'D1':>7} {'D2':>7} {'D3+':>7}")
     for k, n in record["ngrams"].items():
         t = " ".join(f"{count:>{width},}" for count, width in zip(record["t"][k], (14, 12, 12, 12), strict=True))

@@ -36,7 +36,7 @@ def no_progress(stage: str, done: int, total: int | None) -> None:
 class Check:
     """One look at a store; iterate to have it done. Afterwards `version` and `n_shards` say what was looked at."""
 
-    def __init__(self, path: str | Path, level: str = "checksums", *, quiet: bool = False,
+    def __init__(self, path: str | Path, level: str = "checksums", *, quiet: bool = False, tables: bool = True,
                  progress: Progress = no_progress) -> None:
         """Note what to do.
 
@@ -44,6 +44,7 @@ class Check:
             path: of the store, perhaps a copy or one of somebody else.
             level: one of LEVELS.
             quiet: the caller holds the owner lock, so nobody else writes.
+            tables: look at the tables of the store too.
             progress: called with (stage, done, total).
 
         Raises:
@@ -54,11 +55,38 @@ class Check:
         self.path, self.level = Path(os.path.abspath(path)), level
         self.version: int | None = None        # None where the root cannot tell
         self.n_shards: int | None = None
-        self._quiet, self._progress = quiet, progress
+        self._quiet, self._tables, self._progress = quiet, tables, progress
         looks.refuse_other(self.path)
 
     def __iter__(self) -> Iterator[Finding]:
         """Yield what is found."""
+        yield from self._store()
+        if self._tables:
+            yield from self._of_tables()
+
+    def _of_tables(self) -> Iterator[Finding]:
+        """Yield what is found in the tables, each being a store directory with a writer of its own."""
+        folder = self.path / directory.TABLES
+        if folder.is_symlink() or not folder.is_dir():
+            return
+        for place in sorted(folder.iterdir()):
+            if ".tmp-" in place.name:
+                yield warning("leftover", f"{place}: was not finished", path=str(place),
+                              next="the next kvps table create removes it")
+                continue
+            if place.is_symlink():
+                yield damage("root", f"{place}: is a symbolic link, which is not allowed inside a store", path=str(place),
+                             found="a symbolic link", expected="the table itself", next=looks.LINK)
+                continue
+            try:
+                inner = Check(place, self.level, tables=False, progress=self._progress)
+            except KvpsError as exc:
+                yield damage("root", str(exc).partition("; ")[0], path=str(place), found="no table", expected="a table")
+            else:
+                yield from inner
+
+    def _store(self) -> Iterator[Finding]:
+        """Yield what is found in the store itself."""
         quiet = self._quiet
         if not quiet:
             writer = _writer(self.path)
@@ -208,13 +236,14 @@ class _Look:
 
     def look_inside(self, n_shards: int) -> None:
         """Decode everything, where the files are sound enough."""
-        from kvps.jobs.counts import look_at_counts, look_at_models
+        from kvps.jobs.counts import look_at_counts, look_at_models, look_at_table
 
         bad = self.bad | {finding.shard for finding in self.report.found if finding.severity == DAMAGE}
         try:
             with directory.StoreDirectory(self.path, False, None) as store, store.snapshot() as snapshot:
-                sound = look_at_counts(store, snapshot, bad, self.report, self.begin, _ended, _progress_of("counts"))
-                if self.begin("models"):
+                look = look_at_table if "table" in store.identity else look_at_counts
+                sound = look(store, snapshot, bad, self.report, self.begin, _ended, _progress_of("counts"))
+                if look is look_at_counts and self.begin("models"):
                     look_at_models(store, snapshot, self.report, _progress_of("models"), walk=sound)
                     _ended("models")
         except (CorruptionError, StoreError) as exc:

@@ -16,8 +16,8 @@ import numpy as np
 from kvps._ngrams import count, key_width
 from kvps._runs import encode, encoded_room
 from kvps.errors import DataError
-from kvps.jobs.compact import tidy
-from kvps.lm.runs import CHUNK_BYTES, bits_for
+from kvps.ps.merging import tidy
+from kvps.ps.runs import CHUNK_BYTES, bits_for
 from kvps.store.directory import StoreDirectory
 from kvps.text.corpus import Input, Split
 from kvps.text.tokenize import Tokenizer

@@ -10,9 +10,10 @@ import numpy as np
 
 from kvps._runs import unpack
 from kvps._statistics import Walk
+from kvps._table import arrange
 from kvps.lm import cache, container
-from kvps.lm.runs import bits_for, merged
 from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
+from kvps.ps.runs import bits_for, merged
 from kvps.store.check import Report, damage
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.store.shard import Run, Snapshot
@@ -128,6 +129,40 @@ class _Look:
         """Report damage of a run."""
         self.report.add(damage("shard", f"{self.data}: run {run.id} {what}", path=self.data, shard=self.shard, run=run.id,
                                found=found, expected=expected))
+
+
+def look_at_table(store: StoreDirectory, snapshot: StoreSnapshot, bad: Collection[int], report: Report,
+                  begin: Callable[..., bool], ended: Callable[..., None], progress: Told) -> bool:
+    """Decode every run of a table: its keys are of the table's width, and in the shard where they belong; as look_at_counts()."""
+    key_bytes, n_shards, order = store.identity["table"]["key_bytes"], store.identity["shards"], store.identity["order"]
+    total, done, before = snapshot.n_keys(), 0, len(report.found)
+    for number, snap in enumerate(snapshot.shards):
+        if number in bad or not begin("counts", number):
+            continue
+        data = str(store.path / snapshot.state["shards"][number]["dir"] / "data.mdb")
+        for run in snap.runs(snapshot.version):
+            n = strangers = 0
+            with report.guarding("shard", shard=number, run=run.id, path=data), \
+                    contextlib.closing(merged(snap, [run], order, 32)) as blocks:
+                for block in blocks:
+                    raw = unpack(block.keys, order, 32).astype(">u4").view(np.uint8).reshape(len(block.counts), -1)
+                    _, _, ends = arrange(np.ascontiguousarray(raw[:, :key_bytes]).reshape(-1), key_bytes, n_shards, native=False)
+                    ours = int(ends[number] - (ends[number - 1] if number else 0))
+                    strangers += max(len(raw) - ours, int(np.count_nonzero(raw[:, key_bytes:].any(axis=1))))
+                    n += len(raw)
+                    done += len(raw)
+                    progress(done, total)
+                for what, found in (("keys that do not belong to this shard, or to this table", strangers),
+                                    ("keys with a count of 0", run.n_keys - n)):
+                    if found:
+                        report.add(damage("shard", f"{data}: run {run.id} has {found} {what}", path=data, shard=number, run=run.id,
+                                          found=found, expected=0))
+        with report.guarding("shard", shard=number, path=data), \
+                contextlib.closing(merged(snap, snap.runs(snapshot.version), order, 32)) as blocks:
+            for _ in blocks:                   # no sum leaves 62 bits
+                pass
+        ended("counts", number)
+    return len(report.found) == before
 
 
 # Compiled models

@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from kvps._statistics import Walk
+from kvps.errors import StoreError
 from kvps.jobs.compact import compact
 from kvps.lm import cache
 from kvps.lm.pools import gathered
-from kvps.lm.runs import bits_for
 from kvps.lm.walks import summed_unigrams, survey, walk_shard
+from kvps.ps import tables
+from kvps.ps.runs import bits_for
 from kvps.store import checkpoint, files
 from kvps.store.check import KEPT
 from kvps.store.directory import StoreDirectory
@@ -36,8 +38,15 @@ def purge(store: StoreDirectory, *, threads: int | None = None) -> dict:
 
     Returns:
         {"words": how many lost their letters, "bytes": of the store's data files before and after}.
+
+    Raises:
+        StoreError: a job is pending, whose words are not counted yet.
     """
     threads = threads or cpu_count()
+    job = store.root.job()
+    if job is not None:
+        raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with kvps "
+                         "abort, before what is forgotten can be purged", path=str(store.path))
     before = store.bytes()["file"]
     dead = dead_words(store, threads)
     store.root.claim()
@@ -93,6 +102,8 @@ def remains(store: StoreDirectory, purged: bool, checkpoints: Iterable[str]) -> 
         "compiled models of earlier versions, until the next one is made: kvps forget --purge"]
     if names:
         found.append(f"the checkpoints {', '.join(names)}: kvps checkpoint delete, or kvps forget --purge --checkpoints")
+    if held := tables.names(store.path):
+        found.append(f"the tables {', '.join(held)}, if it was pushed to them")
     if (store.path / KEPT).exists():
         found.append(f"what kvps recover put aside in {store.path / KEPT}: remove it when it is not needed any more")
     return [*found, "copies of the store or of its disk, and exports made earlier, of which kvps does not know"]

@@ -23,9 +23,9 @@ from typing import Any
 from kvps.errors import CorruptionError, InputGone, KvpsError, StoreError
 from kvps.jobs import train
 from kvps.jobs.check import Check, is_damaged
-from kvps.jobs.compact import tidy
 from kvps.jobs.counting import count_splits, split_bytes
 from kvps.lm.cache import FOLDER as MODELS
+from kvps.ps.merging import tidy
 from kvps.store import check as looks
 from kvps.store import directory, files, lock, rebuild
 from kvps.store.check import DAMAGE, Finding, Report
@@ -154,7 +154,7 @@ class Recovery:
 
     def _plan(self) -> None:
         level = "full" if self.options.full else "checksums"
-        self.findings = list(Check(self.path, level, quiet=True, progress=self.options.job.progress))
+        self.findings = list(Check(self.path, level, quiet=True, tables=False, progress=self.options.job.progress))
         damage = [finding for finding in self.findings if finding.severity == DAMAGE]
         self._refuse_hopeless(damage)
         with self._root() as (name, root):
@@ -163,7 +163,10 @@ class Recovery:
             bad = {finding.shard for finding in damage if finding.shard is not None}
             if any(finding.part == "counts" and finding.shard is None for finding in damage):
                 bad = set(range(len(state["shards"])))
-            if self._older(damage) and not bad and not self._add_up(root, state):
+            if bad and "table" in root.identity:
+                what = next(finding.what for finding in damage if finding.shard is not None)
+                raise CorruptionError(f"{what}; no text can make a table again: {self._restore()}", path=str(self.path))
+            if "table" not in root.identity and self._older(damage) and not bad and not self._add_up(root, state):
                 bad = set(range(len(state["shards"])))
             self._shards = sorted(bad)
             if bad:
@@ -302,7 +305,7 @@ class Recovery:
                 version = kept.state["version"]
                 # The same store, perhaps copied: the history tells whether it is also the same past.
                 if version <= known.get(kept.uuid, -1) and kept.history == history[:version] \
-                        and all(kept.identity[name] == root.identity[name] for name in ("order", "shards", "tokenizer")):
+                        and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "shards", "tokenizer")):
                     found.append((version, kept.created, depot, kept))
         for _, _, depot, kept in sorted(found, key=lambda item: item[:2], reverse=True):
             yield Base(depot, kept, *text_since(history, kept.state["version"]))
@@ -372,7 +375,7 @@ class Recovery:
             self._remove_files(keep_spool=job is not None)
             store.reseal()
             level = "full" if self._shards or self.options.full else "checksums"
-            left = list(Check(self.path, level, quiet=True, progress=self.options.job.progress))
+            left = list(Check(self.path, level, quiet=True, tables=False, progress=self.options.job.progress))
         # A damaged checkpoint says so, and is no part of the store.
         worst = next((finding for finding in left if finding.severity == DAMAGE and finding.part != "checkpoint"), None)
         if worst is not None:

@@ -23,10 +23,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
-from kvps.jobs.compact import cancel, tidy
 from kvps.jobs.counting import count_splits, split_bytes
 from kvps.jobs.estimate import announce, estimate
 from kvps.jobs.verify import refuse_negative
+from kvps.ps.merging import cancel, tidy
 from kvps.store import files, seal
 from kvps.store.directory import SPOOL, StoreDirectory, create_store, open_store
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvps._runs import unpack
 from kvps.errors import DataError
-from kvps.lm.runs import bits_for, merged
+from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Shard
 from kvps.text.vocabulary import BOS, Vocabulary

@@ -23,9 +23,9 @@ from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pools import gathered, windowed
-from kvps.lm.runs import bits_for
 from kvps.lm.statistics import Statistics
 from kvps.lm.walks import survey, walk_shard
+from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary

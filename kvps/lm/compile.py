@@ -26,8 +26,8 @@ from kvps._statistics import Walk, chain_start
 from kvps._totals import TotalsTable
 from kvps.lm import container
 from kvps.lm.pools import gathered, windowed
-from kvps.lm.runs import bits_for
 from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
+from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, UNK, Vocabulary

@@ -14,8 +14,8 @@ from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words, text_order
 from kvps.lm.pools import gathered, windowed
-from kvps.lm.runs import bits_for, merged
 from kvps.lm.walks import summed_unigrams, walk_shard
+from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import cpu_count

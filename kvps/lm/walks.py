@@ -9,8 +9,8 @@ import numpy as np
 
 from kvps._statistics import Walk
 from kvps.lm.pools import gathered
-from kvps.lm.runs import bits_for, merged, merged_below
 from kvps.lm.statistics import Statistics
+from kvps.ps.runs import bits_for, merged, merged_below
 from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD
 

@@ -1,1 +1,1 @@
-"""The parameter server: tables over shards, wherever the shards live."""
+"""The parameter server: tables over shards, wherever the shards live. It knows no language model; DESIGN.md."""

@@ -175,7 +175,7 @@ def look_at_root(path: Path, report: Report, *, quiet: bool) -> dict | None:
         What look_at_shard() wants to know: "name", "identity", "state", "seal", "job", "words"; None where the root is
         not sound enough to tell.
     """
-    for name in (directory.SHARDS, lock.NAME, directory.SPOOL, "models", "checkpoints", KEPT):
+    for name in (directory.SHARDS, lock.NAME, directory.SPOOL, directory.TABLES, "models", "checkpoints", KEPT):
         _is_link(report, path / name, "root")
     sealed = None
     if not _is_link(report, path / seal.NAME, "seal"):
@@ -346,6 +346,11 @@ def _read_shard(txn: Txn, where: str, number: int, root: dict, report: Report, c
     for row in txn.scan(fmt.LEDGER):
         with report.guarding("shard", shard=number):
             fmt.unpack_row(*row, where)
+    for key, value in txn.scan(fmt.CLIENT):
+        with report.guarding("shard", shard=number):
+            row = fmt.unpack_row(key, value, where)
+            if not isinstance(row["sequence"], int) or row["sequence"] < 1:
+                raise fmt.damaged(where, key, "sequence", row["sequence"], "1 or more")
     _look_for_leftovers(txn, where, number, root, runs, report)
     if chunks:
         for run in runs:

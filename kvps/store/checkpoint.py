@@ -24,13 +24,14 @@ from kvps.store import format as fmt
 from kvps.store.depot import Depot, ahead, is_object_name, is_url, object_name, open_depot
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.store.root import FIRST_WORD, Root
-from kvps.store.shard import DIRTY_BYTES, Run, Shard, Snapshot, _run_row
+from kvps.store.shard import DIRTY_BYTES, MOST, Run, Shard, Snapshot, _run_row
 from kvps.store.transaction import Txn
 from kvps.units import check_name
 
 FOLDER = "checkpoints"           # STORE/checkpoints, where no other place is named
 CHECKPOINT_FORMAT = 1            # do not change without a new section in CHECKPOINT.md
-IDENTITY = ("order", "shards", "tokenizer", "created")
+IDENTITY = ("order", "shards", "created")
+KIND = ("tokenizer", "table")    # of a store of n-grams, of a table: one of them
 STATE = ("version", "tokens", "sentences", "words")
 VIEW_TRIES = 100                 # a retry means that a version was committed while the root's rows were read
 
@@ -59,7 +60,7 @@ class Checkpoint:
     name: str
     created: float                     # seconds since 1970
     uuid: str                          # of the store
-    identity: dict                     # its order, shards, tokenizer, created
+    identity: dict                     # its order, shards, tokenizer (of a table: table), created
     state: dict                        # its version, tokens, sentences, words
     history: list[dict]
     inputs: dict[str, dict]
@@ -68,6 +69,7 @@ class Checkpoint:
     shards: list[list[Kept]]           # the runs that readers of this version see
     bytes: int                         # of all its objects
     new_bytes: int                     # of those that it put
+    ledgers: list[dict] | None = None  # of a table, by shard: its clients' rows and its "most"; None for a store of n-grams
 
     def objects(self) -> Iterator[Object]:
         """Yield every object that it needs."""
@@ -91,6 +93,8 @@ class Checkpoint:
         """Return the description (CHECKPOINT.md, "Description")."""
         row = {name: getattr(self, name) for name in ("name", "created", "uuid", "identity", "state", "history", "inputs",
                                                       "labels", "words", "bytes", "new_bytes")}
+        if self.ledgers is not None:
+            row["ledgers"] = self.ledgers
         row["shards"] = [[{**_run_row(kept.run), "objects": kept.objects} for kept in runs] for runs in self.shards]
         return fmt.pack_row(_key(self.name), {"checkpoint": CHECKPOINT_FORMAT, "format": fmt.FORMAT_VERSION, **row})
 
@@ -133,6 +137,11 @@ def _from_row(row: dict) -> Checkpoint:
     for number in (*state.values(), row["bytes"], row["new_bytes"]):
         _natural(number)
     _natural(identity["order"], 2**8)
+    if sum(kind in row["identity"] for kind in KIND) != 1:
+        raise ValueError("neither a store of n-grams nor a table")
+    ledgers = [_ledger(found) for found in row["ledgers"]] if "table" in row["identity"] else None
+    if ledgers is not None and len(ledgers) != identity["shards"]:
+        raise ValueError(f"{len(ledgers)} ledgers, expected {identity['shards']}")
     if len(row["shards"]) != identity["shards"] or not 1 <= identity["shards"] <= directory.MAX_SHARDS:
         raise ValueError(f"{len(row['shards'])} shards, expected {identity['shards']}")
     words = [(_natural(first, 2**32), _object(found)) for first, found in row["words"]]
@@ -145,7 +154,14 @@ def _from_row(row: dict) -> Checkpoint:
         history=[{**version, "version": _natural(version["version"], 2**32)} for version in row["history"]],
         inputs={digest: {**found} for digest, found in row["inputs"].items()},
         labels={label: {**found} for label, found in row["labels"].items()}, words=words, shards=shards, bytes=row["bytes"],
-        new_bytes=row["new_bytes"])
+        new_bytes=row["new_bytes"], ledgers=ledgers)
+
+
+def _ledger(row: dict) -> dict:
+    for name, client in row["clients"].items():
+        fmt.named_key(fmt.CLIENT, name)
+        _natural(client["sequence"])
+    return {"most": _natural(row["most"], MOST + 1), "clients": {name: {**client} for name, client in row["clients"].items()}}
 
 
 def _kept(row: dict, version: int) -> Kept:
@@ -302,13 +318,17 @@ def create(store: StoreDirectory, name: str | None = None, *, to: Place | None =
 def _create(store: StoreDirectory, view: _View, depot: Depot, name: str | None, progress: Progress) -> tuple[Checkpoint, bool]:
     """Steps 2 and 3; return the checkpoint and whether it was there."""
     version, uuid = view.snapshot.version, store.identity["uuid"]
-    name = name or f"v{version:06d}"
+    ledgers = _ledgers(store, view)
+    name = name or _default_name(view, ledgers)
     earlier, damaged = _all(depot)
     if name in damaged:
         raise damaged[name]
     for other in earlier:
         if other.name == name:
-            if (other.uuid, other.state["version"], other.history) != (uuid, version, _plain(view.history)):
+            if (other.uuid, other.state["version"], other.history, other.ledgers) != (
+                    uuid, version, _plain(view.history), ledgers and _plain(ledgers)) or (
+                    ledgers and _runs_of(other) != [[_identity(number, run) for run in snap.runs(version)]
+                                                    for number, snap in enumerate(view.snapshot.shards)]):
                 raise StoreError(f"{depot.place}: has a checkpoint {name} already, of version {other.state['version']} of store "
                                  f"{other.uuid}; choose another name, or delete that one first", path=depot.place)
             return other, True
@@ -317,8 +337,9 @@ def _create(store: StoreDirectory, view: _View, depot: Depot, name: str | None, 
                      + sum(len(segment) for _, segment in view.words))
     words, shards = sender.send(view, store.identity["order"])
     state = {field: view.snapshot.state[field] for field in STATE}
-    made = Checkpoint(name, time.time(), uuid, {k: v for k, v in store.identity.items() if k in (*IDENTITY, "restored_from")},
-                      state, view.history, view.inputs, view.labels, words, shards, sender.total, sender.new_bytes)
+    identity = {k: v for k, v in store.identity.items() if k in (*IDENTITY, *KIND, "restored_from")}
+    made = Checkpoint(name, time.time(), uuid, identity, state, view.history, view.inputs, view.labels, words, shards,
+                      sender.total, sender.new_bytes, ledgers)
     data = made.pack()
     with _in_all(depot, len(data)):
         depot.write_description(name, data, {found for found, _ in made.objects()} - sender.listed)
@@ -329,6 +350,24 @@ def _create(store: StoreDirectory, view: _View, depot: Depot, name: str | None, 
             raise StoreError(f"{depot.place}: {len(gone)} objects were deleted while this checkpoint was made; run it again, and "
                              "let one process write there at a time", path=depot.place)
     return made, False
+
+
+def _default_name(view: _View, ledgers: list[dict] | None) -> str:
+    """Return v and the version; a table has none, so g and how many transactions its shards have seen."""
+    if ledgers is None:
+        return f"v{view.snapshot.version:06d}"
+    return f"g{sum(snap.generation for snap in view.snapshot.shards):09d}"
+
+
+def _ledgers(store: StoreDirectory, view: _View) -> list[dict] | None:
+    """Return what a table's shards know of their clients, as of the snapshot; None for a store of n-grams."""
+    if "table" not in store.identity:
+        return None
+    return [{"most": snap.most, "clients": snap.clients()} for snap in view.snapshot.shards]
+
+
+def _runs_of(checkpoint: Checkpoint) -> list[list[tuple]]:
+    return [[_identity(number, kept.run) for kept in runs] for number, runs in enumerate(checkpoint.shards)]
 
 
 def _plain(rows: T) -> T:
@@ -674,7 +713,7 @@ def _write_store(depot: Depot, chosen: Checkpoint, folder: Path, uuid: str, prog
         identity = {"uuid": uuid, "shard": number, "shards": n_shards, "order": order}
         with contextlib.closing(Shard.create(folder / name, identity, map_bytes=directory.map_bytes(n_shards))) as shard, \
                 contextlib.closing(_chunks(depot, runs, order, advance)) as chunks:
-            _fill(shard, [kept.run for kept in runs], chunks)
+            _fill(shard, [kept.run for kept in runs], chunks, chosen.ledgers and chosen.ledgers[number])
             places.append({"dir": name, "generation": shard.generation})
         files.fsync_dir(folder / name)
     identity = {**chosen.identity, "uuid": uuid, "restored_from": {"uuid": chosen.uuid, "version": chosen.state["version"]}}
@@ -704,8 +743,8 @@ def _chunks(depot: Depot, runs: list[Kept], order: int, advance: Callable[[int],
             total.check(f"run {kept.run.id}", depot.place)
 
 
-def _fill(shard: Shard, runs: list[Run], chunks: Iterator[tuple[bytes, bytes]]) -> None:
-    """Write chunks under the keys that they had; the last transaction lists their runs."""
+def _fill(shard: Shard, runs: list[Run], chunks: Iterator[tuple[bytes, bytes]], ledger: dict | None = None) -> None:
+    """Write chunks under the keys that they had; the last transaction lists their runs, and has the ledger of a table."""
     done = False
     while not done:
         with shard._write() as (txn, manifest):
@@ -713,6 +752,11 @@ def _fill(shard: Shard, runs: list[Run], chunks: Iterator[tuple[bytes, bytes]]) 
             if done:
                 manifest["runs"] = [_run_row(run) for run in runs]
                 manifest["next_run"] = max((run.id for run in runs), default=0) + 1
+                if ledger is not None:
+                    manifest["most"] = ledger["most"]
+                    for name, row in ledger["clients"].items():
+                        key = fmt.named_key(fmt.CLIENT, name)
+                        txn.put(key, fmt.pack_row(key, row))
 
 
 def _put_some(txn: Txn, pairs: Iterator[tuple[bytes, bytes]]) -> bool:

@@ -23,6 +23,7 @@ from kvps.store.shard import Run, Shard, Snapshot
 
 ROOT = "root."                # and a number
 SHARDS = "shards"
+TABLES = "tables"             # each a directory like that of a store (kvps/ps/tables.py)
 SPOOL = "spool"               # where a job keeps copies of text that can be read only once
 UNLABELLED = "-"              # names text without a label where labels are chosen
 T = TypeVar("T")
@@ -38,14 +39,16 @@ def map_bytes(n_shards: int) -> int:
     return min(environment.MAP_BYTES, ADDRESS_BYTES // n_shards // 4096 * 4096)
 
 
-def create_store(path: str | Path, order: int, shards: int, tokenizer: dict, *, force: bool = False) -> None:
+def create_store(path: str | Path, order: int, shards: int, tokenizer: dict | None, *, table: dict | None = None,
+                 force: bool = False) -> None:
     """Make an empty store, at version 0, that is there as a whole or not at all.
 
     Args:
         path: must not exist, or be an empty directory.
         order: of the n-grams, recorded in every shard and chunk.
         shards: how many, 1 to 1024; fixed for the life of the store.
-        tokenizer: recorded as it is; JSON.
+        tokenizer: recorded as it is; JSON. None: a table is made.
+        table: recorded in its place: what kind of table it is.
         force: allow a network file system.
     """
     path = Path(os.path.abspath(path))
@@ -66,7 +69,8 @@ def create_store(path: str | Path, order: int, shards: int, tokenizer: dict, *, 
             identity = {"uuid": uuid, "shard": number, "shards": shards, "order": order}
             Shard.create(temporary / name, identity, map_bytes=map_bytes(shards)).close()
             files.fsync_dir(temporary / name)
-        identity = {"uuid": uuid, "order": order, "shards": shards, "tokenizer": tokenizer, "created": time.time()}
+        kind = {"tokenizer": tokenizer} if table is None else {"table": table}
+        identity = {"uuid": uuid, "order": order, "shards": shards, "created": time.time(), **kind}
         with contextlib.closing(Root.create(temporary / f"{ROOT}0", identity, names)) as root:
             seal_store(temporary, f"{ROOT}0", root)
         for folder in (temporary / f"{ROOT}0", temporary / SHARDS, temporary):
@@ -379,8 +383,17 @@ def _committed(state: dict) -> tuple[int, list[str]]:
     return state["version"], [place["dir"] for place in state["shards"]]
 
 
+def _check_kind(store: StoreDirectory, table: bool | None) -> None:
+    kind = store.identity.get("table")
+    if table is False and kind is not None:
+        raise StoreError(f"{store.path}: is a table ({kind.get('kind')}, keys of {kind.get('key_bytes')} bytes), not a store of "
+                         "n-grams; kvps table pull and scan read it", path=str(store.path))
+    if table and kind is None:
+        raise StoreError(f"{store.path}: is a store of n-grams, not a table", path=str(store.path))
+
+
 def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, command: str = "",
-               force: bool = False) -> StoreDirectory:
+               force: bool = False, table: bool | None = False) -> StoreDirectory:
     """Open a store; a writer takes the owner lock first, a reader takes none.
 
     Args:
@@ -389,9 +402,10 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
         wait: how long a writer waits for the lock [s].
         command: what the writer is about to do, for the messages of others.
         force: allow a network file system.
+        table: expect a table, and not a store of n-grams; None: either will do.
 
     Raises:
-        StoreError: `path` is no store, or may not be read.
+        StoreError: `path` is no store, or may not be read; or is a table, or none, against what was expected.
         StoreLocked: somebody else is writing.
         VersionMismatch: a format that this kvps does not read.
         CorruptionError: damaged.
@@ -417,6 +431,7 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
     store = None
     try:
         store = StoreDirectory(path, writable, owner)
+        _check_kind(store, table)
         with store.snapshot():
             pass
         if writable:

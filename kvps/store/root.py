@@ -221,7 +221,7 @@ class Root:
         key = fmt.named_key(fmt.LABEL, label)
         row = self._get(txn, self._env, key) or {"tokens": 0, "sentences": 0, "first": version}
         row = {**row, "tokens": row["tokens"] + d_tokens, "sentences": row["sentences"] + d_sentences, "last": version}
-        if row["sentences"]:
+        if row["sentences"] or row["tokens"]:          # words may be left of which no sentence is
             txn.put(key, fmt.pack_row(key, row))
         else:
             txn.delete(key)
@@ -238,6 +238,12 @@ class Root:
             if label in found["times"]:
                 self._put_input(txn, input_key, {**found["times"], label: 0}, found["version"])
         return row
+
+    def note_generations(self, generations: Sequence[int]) -> None:
+        """Record each shard's generation: one that is found below it later has lost commits."""
+        with self._write() as (_, state):
+            for place, generation in zip(state["shards"], generations, strict=True):
+                place["generation"] = generation
 
     def move_shard(self, shard: int, name: str, generation: int) -> None:
         """Let the directory `name` hold shard number `shard` from now on."""

@@ -18,6 +18,9 @@ from kvps.store import format as fmt
 from kvps.store.environment import MAP_BYTES, Environment
 from kvps.store.transaction import Txn
 
+# No sum of counts in a table is above it, or below its negative.
+MOST = 1 << 62
+
 # LMDB keeps what a transaction writes in memory until its commit; longer runs take several transactions.
 DIRTY_BYTES = 64 << 20
 
@@ -124,6 +127,43 @@ class Shard:
             self._write_run(chunks, version, job, label, ledger=(key, fmt.pack_row(key, row)))
         return True
 
+    def push(self, chunks: Iterable[tuple[bytes, int]], most: int, *, client: str | None = None, sequence: int = 0,
+             note: str | None = None) -> bool:
+        """Add chunks as a run that readers see at once: a push to a table, all or nothing, durably, and once only.
+
+        Args:
+            chunks: (payload, number of keys) in key order, or none.
+            most: the greatest absolute value of their counts.
+            client: who pushes, or None: then the ledger does not change, and nobody can tell whether it was pushed before.
+            sequence: the client's number of this push.
+            note: kept in the ledger with it.
+
+        Returns:
+            False, and nothing is changed, if the ledger has this number of this client, or a greater one.
+
+        Raises:
+            StoreError: `sequence` is not the next one.
+        """
+        with self._turn:
+            ledger = None
+            if client is not None:
+                with self.snapshot() as snap:
+                    last = snap.client(client)["sequence"]
+                if sequence <= last:
+                    return False
+                if sequence != last + 1:
+                    raise StoreError(f"{self.path}: client {client} pushed number {last} last, so {last + 1} is expected, not "
+                                     f"{sequence}", path=str(self.path), shard=self.shard, expected=last + 1, found=sequence)
+                key = fmt.named_key(fmt.CLIENT, client)
+                ledger = key, fmt.pack_row(key, {"note": note, "sequence": sequence})
+            self._write_run(chunks, 0, None, None, ledger=ledger, most=most)
+        return True
+
+    def set_most(self, most: int) -> None:
+        """Note that no sum of counts is above `most`; REQUIRES: the caller has looked, and nobody pushes meanwhile."""
+        with self._turn, self._write() as (_, manifest):
+            manifest["most"] = most
+
     def replace(self, old_run_ids: Iterable[int], version: int, chunks: Iterable[tuple[bytes, int]]) -> None:
         """Put one run in the place of several: a merge. Killed at any instant, it leaves the old runs or the new one.
 
@@ -144,7 +184,8 @@ class Shard:
             self._write_run(chunks, version, jobs.pop() if len(jobs) == 1 else None, labels.pop(), removed=old)
 
     def _write_run(self, chunks: Iterable[tuple[bytes, int]], version: int, job: str | None, label: str | None, *,
-                   ledger: tuple[bytes, bytes] | None = None, removed: set[int] = frozenset()) -> None:
+                   ledger: tuple[bytes, bytes] | None = None, removed: set[int] = frozenset(),
+                   most: int | None = None) -> None:
         """Write a run in transactions of about DIRTY_BYTES; the last one lists it in the manifest."""
         order = self.identity["order"]
         source = iter(chunks)
@@ -172,6 +213,8 @@ class Shard:
                     for row in [row for row in manifest["runs"] if row["id"] in removed]:
                         _delete_chunks(txn, row)
                     manifest["runs"] = [row for row in manifest["runs"] if row["id"] not in removed]
+                    if most is not None:
+                        manifest["most"] = min(_most(manifest) + most, MOST)
                     if run.n_chunks:
                         manifest["runs"].append(_run_row(run))
 
@@ -282,8 +325,23 @@ class Snapshot:
         """Return the runs that make up `version` of the store, oldest first."""
         return [run for run in self.all_runs() if run.seen(version)]
 
-    def chunk(self, run: Run, index: int) -> tuple[memoryview, int]:
-        """Return (payload, number of keys) of one chunk, its checksum verified now, at every call.
+    @property
+    def most(self) -> int:
+        """What no sum of some counts of one key in a table's runs is above, or below its negative; at most MOST."""
+        return _most(self._manifest)
+
+    def client(self, name: str) -> dict:
+        """Return the ledger's row of a client of a table: {"sequence": of its last push, 0 for none, "note"}."""
+        key = fmt.named_key(fmt.CLIENT, name)
+        value = self._txn.get(key)
+        return {"sequence": 0, "note": None} if value is None else fmt.unpack_row(key, value, self._path)
+
+    def clients(self) -> dict[str, dict]:
+        """Return the rows of all clients of a table, by name."""
+        return {key[1:].decode(): fmt.unpack_row(key, value, self._path) for key, value in self._txn.scan(fmt.CLIENT)}
+
+    def chunk(self, run: Run, index: int, *, trusted: bool = False) -> tuple[memoryview, int]:
+        """Return (payload, number of keys) of one chunk, its checksum verified now, at every call, unless `trusted`.
 
         The payload is LMDB's own page: no copy, and released when the snapshot is closed.
         Whoever holds a part of it by then (a slice, an array, a kernel) makes close() fail.
@@ -292,7 +350,7 @@ class Snapshot:
         value = self._txn.view(key)
         if value is None:
             raise fmt.damaged(self._path, key, "value", "none", f"chunk {index} of {run.n_chunks}")
-        payload, n_keys, _ = fmt.unpack_chunk(key, value, self._path)
+        payload, n_keys, _ = fmt.unpack_chunk(key, value, self._path, trusted=trusted)
         return self._txn.lend(payload), n_keys
 
     def chunks(self, run: Run) -> Iterator[tuple[memoryview, int]]:
@@ -331,6 +389,11 @@ def _put_manifest(txn: Txn, manifest: dict) -> None:
     """Write the manifest of this transaction; REQUIRES: once in every write transaction."""
     manifest = {**manifest, "txn": txn.id, "generation": manifest["generation"] + 1}
     txn.put(fmt.MANIFEST, fmt.pack_row(fmt.MANIFEST, manifest))
+
+
+def _most(manifest: dict) -> int:
+    """Return Snapshot.most; a manifest with runs that does not say it, a copy's, could have anything."""
+    return manifest.get("most", MOST if manifest["runs"] else 0)
 
 
 def _run_row(run: Run) -> dict:

@@ -56,7 +56,8 @@ def test_faults(server, seed, rng):
     faults = possible(calls)
     chosen = []
     kinds = [kind for kind in Kind if kind != Kind.NONE]
-    for number in range(DEFAULT_FAULTS):                # every pair of a workload and a kind
+    rng.shuffle(kinds)
+    for number in range(DEFAULT_FAULTS):                # each workload with as many kinds as there is time for
         name, kind = list(calls)[number % len(calls)], kinds[number // len(calls) % len(kinds)]
         chosen.append(rng.choice([fault for fault in faults if fault[0] == name and fault[2] == kind]))
 

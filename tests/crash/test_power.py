@@ -29,7 +29,8 @@ def cut(recorded, seed, n_states, max_s, *, lies=False):
     chosen = []
     for number in range(n_states):
         command = number % (len(places) - 1)
-        chosen.append(rng.randint(places[command] + 1, places[command + 1]))
+        # The first time not after its end.
+        chosen.append(rng.randint(places[command] + 1, places[command + 1] - (number < len(places) - 1)))
     began, reached, failures = time.monotonic(), Counter(), []
     try:
         for number, position in enumerate(sorted(chosen)):

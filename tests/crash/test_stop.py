@@ -1,4 +1,5 @@
 """A job that is stopped politely, rolled back, or met by others while it runs."""
+import contextlib
 import os
 import shutil
 import signal
@@ -279,19 +280,31 @@ def test_train_that_takes_its_store_away_again(tmp_path, texts):
     assert contents(tmp_path / "store") == counted(texts[0][1], ORDER)
 
 
+def until_it_waits(process, store):
+    """Wait until a process has the lock file of the store that is there now open."""
+    lock = os.stat(store / "owner.lock")
+    for _ in range(3000):
+        for entry in os.listdir(f"/proc/{process.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(f"/proc/{process.pid}/fd/{entry}"), lock):
+                    return
+        time.sleep(0.02)
+    raise AssertionError("it does not wait")
+
+
 def test_lock_of_a_store_that_was_removed(tmp_path, texts):
     """Who waits for a store that is removed meanwhile, and made anew, waits for the new one's lock."""
     store = tmp_path / "store"
     run("train", store, texts[0][0], "--order", ORDER)
     first = stopped("update", store, texts[1][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
     waiting = start("update", store, texts[1][0], "--wait", 60)
-    time.sleep(0.5)
+    until_it_waits(waiting, store)
     shutil.rmtree(store)
     run("train", store, texts[0][0], "--order", ORDER)
     second = stopped("forget", store, texts[0][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
     first.kill()
     first.communicate()
-    time.sleep(0.5)
+    until_it_waits(waiting, store)
     assert waiting.poll() is None
     assert go_on(second)[0] == 0
     out, err = waiting.communicate(timeout=60)

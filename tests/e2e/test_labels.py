@@ -51,6 +51,17 @@ def test_forget_a_label(store):
     assert contents(store) == expected(*TEXTS)
 
 
+def test_words_of_no_sentence(tmp_path):
+    """A label keeps its place while n-grams of it are there, even if no whole sentence is; what goes with it is exact."""
+    with kvps.create(tmp_path / "s", order=2, shards=1) as store:
+        store.update(["a b a b"], label="x")
+        store.forget(["a b"], label="x")
+        assert store.labels == {"x": {"tokens": 2, "sentences": 0, "first": 1, "last": 2}}
+        store.forget_labels(["x"])
+        assert (store.labels, list(store.dump(1)), store.statistics.tokens) == ({}, [], 0)
+    assert kvps.check(tmp_path / "s", "full") == []
+
+
 def test_sliding_window(store):
     """--keep-labels forgets the oldest labels, with an update in one version, or alone; text without a label stays."""
     (store.parent / "thu").write_bytes(b"thursday has come\n")
@@ -156,6 +167,18 @@ def test_purge_leaves_no_byte(store, texts):
     assert contents(store) == expected("base", "wed", "tue")
 
 
+def test_purge_of_a_store_with_a_pending_job(store, texts):
+    """While a job is pending a purge is refused: the words of its text are not counted yet, and must keep their letters."""
+    (texts / "new").write_bytes(zipf_text(9, 300).replace(b"w", b"word"))
+    run("update", store, texts / "new", stop_at="SIGKILL after kvps.store.shard:Shard.apply 2", check=-9)
+
+    with kvps.open(store) as opened, pytest.raises(kvps.StoreError, match="was interrupted"):
+        opened.purge()
+    assert "was interrupted" in refused("forget", store, "--purge")
+    run("resume", store)
+    assert contents(store) == expected(*TEXTS) + counted((texts / "new").read_bytes(), ORDER)
+
+
 def test_purge_while_it_is_read(store, texts):
     """A reader that was open before a purge goes on with the store that the purge left."""
     with kvps.open(store) as opened:
@@ -168,7 +191,7 @@ def test_purge_while_it_is_read(store, texts):
 
 
 STEPS = ["after kvps.store.root:Root.replace_words 1", "before kvps.store.root:Root.move_shard 2",
-         "before kvps.store.directory:seal_store 2", "after kvps.store.directory:seal_store 2", "after kvps.store.seal:write 1",
+         "before kvps.store.directory:seal_store 3", "after kvps.store.directory:seal_store 3", "after kvps.store.seal:write 2",
          "before kvps.store.files:remove_tree 4"]
 
 

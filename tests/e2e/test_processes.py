@@ -18,7 +18,7 @@ COMPILING = "SIGSTOP before kvps.lm.compile:compile_model 1"
 # their sum is tokens + sentences, unless shards of different versions are mixed. Prints the versions it saw.
 READER = """
 import sys, os
-from kvps.lm.runs import bits_for, merged
+from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import open_store
 path, seen, rounds = sys.argv[1], [], 0
 with open_store(path) as store:

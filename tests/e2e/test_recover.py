@@ -7,10 +7,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from processes import contents, refused, run, run_json, start, stopped, tree, zipf_text
+from processes import contents, damage_shard, refused, run, run_json, start, stopped, tree, zipf_text
 
 import kvps
-from kvps.store import format as fmt
 
 pytestmark = pytest.mark.crash
 
@@ -67,23 +66,9 @@ def right(made):
     return found[False]
 
 
-def shard_folder(store, number=1):
-    """Return the folder of a shard."""
-    return next((store / "shards").glob(f"{number:04d}.*"))
-
-
 def damage(store, kind, number=1):
     """Damage a shard."""
-    data = shard_folder(store, number) / "data.mdb"
-    if kind == "deleted":
-        shutil.rmtree(data.parent)
-    elif kind == "a bit":
-        pages, at = bytearray(data.read_bytes()), -1
-        while (at := pages.find(fmt.CHUNK_MAGIC, at + 1)) >= 0:
-            pages[at + 99] ^= 4
-        data.write_bytes(pages)
-    else:
-        os.truncate(data, 0 if kind == "empty" else data.stat().st_size // 2)
+    damage_shard(store, kind, number)
 
 
 def is_sound(store):
@@ -370,7 +355,7 @@ def test_a_link_in_the_place_of_a_folder(folder, name):
 
 def test_a_link_in_the_store(folder):
     """A link in the place of a shard is not followed."""
-    shard = shard_folder(folder / "s")
+    shard = next((folder / "s" / "shards").glob("0001.*"))
     shard.rename(folder / "elsewhere")
     shard.symlink_to(folder / "elsewhere")
     before = tree(folder / "elsewhere")

@@ -13,7 +13,7 @@ from processes import summary
 
 from faults.library import Kind, Loaded
 from faults.server import Ended, cli, forked
-from faults.workloads import WORKLOADS, Workload, check_end, finish, fresh, run, same
+from faults.workloads import WORKLOADS, Workload, check_end, finish, fresh, readable, run, same
 
 BALLAST = "ballast"
 
@@ -31,7 +31,7 @@ def level(folder: str, name: str, leave: int, seed: int | str) -> dict:
     """Run a workload on a disk, FOLDER/disk, that is full but for `leave` bytes; as workloads.fault()."""
     disk, workload = Path(folder) / "disk", WORKLOADS[name]
     store = fresh(workload, disk)
-    if workload.start and not workload.killed_at:       # a store with free pages would need no room
+    if workload.start and not workload.killed_at and not workload.finds:       # a store with free pages would need no room
         ended = cli(["compact", store, "--vacuum"], first=lambda: Loaded().arm(None))
         assert ended.code == 0, ended.err
     with open(disk / BALLAST, "wb") as file:
@@ -72,9 +72,12 @@ def _check(workload: Workload, store: Path, fired: str, ended: Ended, rng: rando
 def _readers(workload: Workload, store: Path, stay_full: Callable[[], None]) -> None:
     """Read a store on a full disk, by commands that need no compiled model."""
     stay_full()
+    if workload.finds and not readable(workload, store):
+        return
     version, base = summary(store)[0], workload.base
     assert version in (base.version if base else 0, workload.version)
-    same(store, workload.holds if version == workload.version and workload.is_job else base.holds if base else "")
+    done = workload.finds or (version == workload.version and workload.is_job)
+    same(store, workload.holds if done else base.holds if base else "")
     for command in (["status", store], ["dump", store, "--order", 2]):
         ended = cli(command, first=stay_full)
         assert ended.code == 0, ended.err

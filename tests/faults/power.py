@@ -20,8 +20,9 @@ import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from processes import summary
+from processes import damage_shard, summary
 
+from faults import workloads
 from faults.library import CREATED, DIRECTORY, NO_LENGTH, SYNCED, Call, Kind, Loaded, Op, read_log
 from faults.server import forked
 from faults.workloads import WORKLOADS, finish, fresh, in_child, run, same
@@ -266,9 +267,11 @@ class Disk:
                     made[inner] = place
 
 
-# The commands of one log, all on one store; a number: killed at this part of its calls.
+# The commands of one log, all on one store; a number: killed at this part of its calls. DAMAGE is none: a shard is cut.
+DAMAGE = "damage"
 STORY = [("train", None), ("stdin", 0.6), ("abort", None), ("stdin", 0.75), ("resume", None), ("compact", None), ("vacuum", None),
-         ("forget", None), ("purge", None), ("checkpoint", None), ("compile", None)]
+         ("forget", None), ("purge", None), ("checkpoint", None), ("compile", None), ("label-more", None), ("keep-labels", None),
+         (DAMAGE, None), ("recover", None), ("delete", None)]
 
 
 @dataclasses.dataclass
@@ -317,6 +320,10 @@ def record(folder: str, n_calls: dict[str, int]) -> list[int]:
         return first
 
     for name, part in STORY:
+        if name == DAMAGE:
+            in_child(lambda: _damage(loaded, begin(DAMAGE, 0), disk / "store"))
+            workloads.remember_cut(disk / "store")
+            continue
         workload = WORKLOADS[name]
         ended = run(workload, disk / "store", begin(name, int(part * n_calls[name]) if part else 0),
                     last=lambda: loaded.mark(f"done {name}"))      # noqa: B023 - called before the next turn
@@ -327,6 +334,16 @@ def record(folder: str, n_calls: dict[str, int]) -> list[int]:
     log.unlink()
     _restart(inode, False)
     return [place for place, call in enumerate(_calls) if call.path.startswith("begin ")] + [len(_calls)]
+
+
+def _damage(loaded: Loaded, begin: Callable[[], None], store: Path) -> None:
+    """Cut a shard, as durably as the rest of the log is."""
+    begin()
+    damage_shard(store, "cut")
+    fd = os.open(next((store / "shards").glob("0000.*/data.mdb")), os.O_RDWR)
+    os.fsync(fd)
+    os.close(fd)
+    loaded.mark(f"done {DAMAGE}")
 
 
 def _restart(inode: int, lies: bool) -> None:
@@ -370,6 +387,10 @@ def cut(folder: str, position: int, seed: int | str, lies: bool) -> dict:
 
 def check(moment: Moment, store: Path, rng: random.Random) -> str:
     """Assert that a store after a power cut holds what was acknowledged, and that the work can be ended; return how."""
+    if DAMAGE in (moment.done, moment.current):
+        if moment.current == DAMAGE:
+            workloads._cut = b""                               # it may be whole yet
+        return finish(WORKLOADS["recover"], store, rng)
     if moment.done or moment.committed:
         holds = WORKLOADS[moment.current if moment.committed else moment.done]
         version, _, _, pending = summary(store)

@@ -13,16 +13,19 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from processes import contents, counted, summary, zipf_text
+from processes import contents, counted, damage_shard, summary, zipf_text
 
+import kvps
 from faults.library import CREATED, Kind, Loaded, read_log
 from faults.server import Ended, cli, forked
+from kvps.errors import KvpsError
 from kvps.store import depot
 
 ORDER, SHARDS = 3, 2
 NEW = ("--order", ORDER, "--shards", SHARDS)
 # One thread, so that the calls of a command have the same numbers every time; splits of 2 KiB.
 WORK = ("--threads", 1, "--memory", "32K")
+V1 = Path(__file__).parents[1] / "data" / "v1"        # stores of format 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +44,8 @@ class Workload:
     anew: str | None = None      # the workload to run after the job was aborted, if it is another one
     models: bool = False         # it makes a compiled model
     then: tuple = ()             # a command that must end well when the work is ended
+    deletes: str = ""            # the checkpoint that is gone then; `repeat` is meant for a store without it
+    finds: str = ""              # "damaged": a shard is cut when it begins; "old": a store of format 1; readers refuse both
 
     def arguments(self, store: Path) -> list[object]:
         """Return the command line."""
@@ -75,15 +80,22 @@ WORKLOADS = {workload.name: workload for workload in [
     Workload("compile", "forget", ("compile", "STORE", "--threads", 1), 3, "ab", is_job=False, models=True),
     Workload("checkpoint", "forget", ("checkpoint", "create", "STORE", "x"), 3, "ab", is_job=False,
              then=("checkpoint", "verify", "STORE", "x")),
+    Workload("label-more", "checkpoint", ("update", "STORE", "c", "--label", "mon", *WORK), 4, "abc"),
+    Workload("keep-labels", "label-more", ("update", "STORE", "d", "--label", "tue", "--keep-labels", 1, *WORK), 5, "abd"),
+    Workload("recover", "keep-labels", ("recover", "STORE", "--yes", *WORK), 5, "abd", is_job=False, finds="damaged"),
+    Workload("delete", "keep-labels", ("checkpoint", "delete", "STORE", "x"), 5, "abd", is_job=False, repeat=1, deletes="x"),
+    Workload("upgrade", None, ("upgrade", "STORE"), 4, "o", is_job=False, finds="old"),
     Workload("restore", None, ("checkpoint", "restore", "--from", "DEPOT", "x", "--into", "STORE"), 3, "ab", repeat=1),
 ]}
 # Text a has more splits than runs may pile up before they are merged. Long words make many splits of few tokens.
-TEXTS = {"a": (1, 300), "b": (2, 40), "c": (3, 40)}        # seed, lines
+TEXTS = {"a": (1, 300), "b": (2, 40), "c": (3, 40), "d": (4, 40)}        # seed, lines
+OLD = "o"                                         # stands for the text of the store of format 1
 
 _folder = Path()                                  # the texts, and a store after each workload
 _texts: dict[str, bytes] = {}
 _expected: dict[str, Counter] = {}                # what a store holds that holds these texts
 _figures: dict[str, object] = {}                  # what a model of it says about text b
+_cut = b""                                        # what is in the file that was damaged, which must be kept
 
 
 def prepare(folder: str) -> dict[str, list[tuple[int, bool]]]:
@@ -94,6 +106,7 @@ def prepare(folder: str) -> dict[str, list[tuple[int, bool]]]:
     for name, (seed, n_lines) in TEXTS.items():
         _texts[name] = zipf_text(seed, n_lines, n_words=200, words_per_line=8).replace(b"w", b"quite-a-word")
         (_folder / name).write_bytes(_texts[name])
+    _texts[OLD] = (V1 / "a.txt").read_bytes() + b"the cat of stdin\n"
     for texts in ("", *(workload.holds for workload in WORKLOADS.values())):
         _expected[texts] = counted(b"".join(_texts[name] for name in texts), ORDER)
     found = {}
@@ -126,13 +139,26 @@ def _pending(workload: Workload, at: int) -> None:
 
 def fresh(workload: Workload, disk: Path) -> Path:
     """Empty `disk`, put there the store that a workload starts from, if there is one, and return the store's path."""
+    global _cut
     disk.mkdir(exist_ok=True)          # a disk of its own perhaps, which cannot be removed
     for entry in disk.iterdir():
         shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     if workload.start:
         shutil.copytree(_folder / (f"killed-{workload.name}" if workload.killed_at else f"after-{workload.start}") / "store",
                         disk / "store")
+    _cut = b""
+    if workload.finds == "old":
+        shutil.copytree(V1 / "idle", disk / "store")
+    if workload.finds == "damaged":
+        damage_shard(disk / "store", "cut")
+        remember_cut(disk / "store")
     return disk / "store"
+
+
+def remember_cut(store: Path) -> None:
+    """Note what is in the damaged file of a store, which must not be lost."""
+    global _cut
+    _cut = next((store / "shards").glob("0000.*/data.mdb")).read_bytes()
 
 
 def run(workload: Workload, store: Path, first: Callable[[], None], **more: Callable[[], None]) -> Ended:
@@ -150,6 +176,27 @@ def in_child(function: Callable[[], object]) -> object:
 def same(store: Path, texts: str) -> None:
     """Assert that a store holds the counts of these texts and no others."""
     assert contents(store) == _expected[texts]
+
+
+def readable(workload: Workload, store: Path) -> bool:
+    """Return whether a store that readers refused at first is as it should be now, and assert that it is nothing else.
+
+    Of a damaged shard nothing may be lost meanwhile.
+    """
+    assert not _cut or any(file.read_bytes() == _cut for file in store.rglob("data.mdb")), "the damaged shard is lost"
+    try:
+        same(store, workload.holds)
+    except KvpsError:
+        return False
+    return True
+
+
+def is_deleted(workload: Workload, store: Path) -> bool:
+    """Return whether a workload has deleted its checkpoint."""
+    if not workload.deletes:
+        return False
+    with kvps.open(store) as opened:
+        return workload.deletes not in [found["name"] for found in opened.checkpoints()]
 
 
 def figures(store: Path) -> object:
@@ -215,12 +262,15 @@ def finish(workload: Workload, store: Path, rng: random.Random, how: str | None 
     base = workload.base
     version, before = (base.version, base.holds) if base else (0, "")
     done, pending = False, False
-    if workload.start or store.exists():
+    if workload.finds and not readable(workload, store):
+        how = "again"
+    elif workload.start or store.exists():
         found, _, _, pending = summary(store)
         assert found in (version, workload.version)
-        done = workload.is_job and found == workload.version
+        done = (workload.is_job and found == workload.version) or is_deleted(workload, store)
         assert not (done and pending)
-        same(store, workload.holds if done else before)        # readers never see half a job
+        # Readers never see half a job.
+        same(store, workload.holds if done or workload.finds else before)
     how = how or rng.choice(["abort", "resume", "again", "nothing"])
     if not done and (how == "nothing" or not (pending and workload.is_job)):
         how = "again"                                          # there is nothing to resume or to abort
@@ -237,6 +287,8 @@ def finish(workload: Workload, store: Path, rng: random.Random, how: str | None 
     found, _, _, pending = summary(store)
     assert (found, pending) == (workload.version, False)
     same(store, workload.holds)
+    assert not workload.finds or readable(workload, store)
+    assert not workload.deletes or is_deleted(workload, store)
     if workload.models:
         assert figures(store) == _figures[workload.holds]
     if workload.then:

@@ -15,10 +15,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import kvps
-from kvps.jobs import compact as compacting
 from kvps.jobs import train as jobs
 from kvps.lm import arpa, cache
 from kvps.lm.model import CompiledModel
+from kvps.ps import merging
 from kvps.store.directory import open_store
 
 # Few words, so that n-grams repeat; odd ones, since words are bytes: with a no-break space, a separator of Python's but
@@ -88,7 +88,7 @@ def test_every_way_of_counting_is_the_same(sentences, order, shards, split_bytes
         n = data.draw(st.integers(1, len(rest))) if data else 1
         parts, rest = [*parts, rest[:n]], rest[n:]
     with (new_store(order, shards) as store, mock.patch.object(jobs, "split_bytes", lambda *_: split_bytes),
-          mock.patch.object(compacting, "FAN_IN", fan_in)):
+          mock.patch.object(merging, "FAN_IN", fan_in)):
         for number, part in enumerate(parts):
             store.update(part, again=True, threads=threads)
             if data and data.draw(st.integers(0, 3)) == 0:

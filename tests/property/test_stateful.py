@@ -1,9 +1,10 @@
 """The public interface against a model of three lines: counters that are added to and taken from, whatever happens.
 
-Hypothesis makes up histories: train, update, forget what is there and what is not, compact, reopen, be interrupted by an
-exception or by kill -9 at any step, resume, abort, do it again. After each change the store must hold what the counters
-hold, and its models must score as the textbook does.
+Hypothesis makes up histories: train, update, forget what is there and what is not, with labels and without, forget labels,
+purge, compact, reopen, be interrupted by an exception or by kill -9 at any step, resume, abort, do it again. After each
+change the store must hold what the counters hold, and its models, also of some labels, must score as the textbook does.
 """
+import dataclasses
 import math
 import shutil
 import signal
@@ -26,6 +27,8 @@ from kvps.jobs import counting
 # Few words and short sentences, so that n-grams repeat and counts come back to zero.
 SENTENCE = st.lists(st.sampled_from(["a", "b", "c", "\u732b"]), max_size=4).map(" ".join)
 TEXT = st.lists(SENTENCE, min_size=1, max_size=4)
+LABEL = st.sampled_from([None, None, "x", "y", "z"])
+KEEP = st.sampled_from([None, None, 1, 2])
 HELDOUT = ["a b c", "b b", "", "c unheard-of a \u732b"]
 SMOOTHINGS = {"modified-kneser-ney": None, "kneser-ney": "kneser_ney", "witten-bell": "witten_bell", "laplace": "laplace"}
 PART, WHEN = st.integers(0, 999), st.sampled_from(["before", "after"])
@@ -37,6 +40,31 @@ MINIMAL = {"memory": "16b", "threads": 1}
 
 class Interrupted(Exception):
     """What the test throws into a job."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a job does: adds or takes away a text, if there is one, and takes away labels."""
+
+    command: str
+    text: list | None
+    label: str | None = None
+    gone: tuple = ()
+
+    @property
+    def sign(self):
+        """Whether it adds or takes away."""
+        return -1 if self.command == "forget" else 1
+
+
+@dataclasses.dataclass
+class Part:
+    """The text of one label, or that without one: counts by order, (tokens, sentences), the first and last version."""
+
+    counts: dict
+    size: tuple = (0, 0)
+    first: int = 0
+    last: int = 0
 
 
 def counts_of(text, order):
@@ -53,8 +81,8 @@ def size_of(text):
 class Machine(RuleBasedStateMachine):
     """A store, and what it should hold.
 
-    `counts` are all counts by order; a text that is added or removed changes them, `times` and `size`. Counts that are
-    kept apart by a label have their place here too: a Counter each, whose sum `counts` is.
+    `parts` are the counts by label, None for text without one; `counts` and `size` are their sums. A text that is added or
+    removed changes one part and `times`; a label that goes takes both with it.
     """
 
     server = None                      # a ForkServer, set for the run
@@ -68,16 +96,16 @@ class Machine(RuleBasedStateMachine):
         self.store = None
         self.writable = False          # whether it is open as the one writer
         self.version = 0
-        self.size = (0, 0)
-        self.times = Counter()         # how often each text counts as added
-        self.pending = None            # (command, text) of an interrupted job
+        self.parts = {}
+        self.times = {}                # by label, how often each text counts as added
+        self.pending = None            # the Job that was interrupted
         self.fresh = False             # whether anything has happened since the store was last looked at
 
     @initialize(order=st.integers(1, 4), shards=st.integers(1, 3))
     def made(self, order, shards):
         """A new store is empty."""
         self.order, self.shards = order, shards
-        self.counts = counts_of([], order)
+        self.parts[None] = Part(counts_of([], order))
         self.store = kvps.create(self.path, order=order, shards=shards)
         self.fresh = True
 
@@ -89,86 +117,162 @@ class Machine(RuleBasedStateMachine):
 
     # the model
 
-    def removable(self, text):
-        """Return whether each n-gram of a text is there often enough: all that forget can know."""
-        return all(Counter(self.counts[n]) >= grams for n, grams in counts_of(text, self.order).items())
+    def sum_of(self, labels=None):
+        """Return (counts by order, size) of the text of some labels, of all by default."""
+        parts = [part for label, part in self.parts.items() if labels is None or (label or "-") in labels]
+        counts = {n: sum((part.counts[n] for part in parts), Counter()) for n in range(1, self.order + 1)}
+        return counts, tuple(map(sum, zip((0, 0), *(part.size for part in parts), strict=True)))
 
-    def apply(self, command, text):
+    @property
+    def counts(self):
+        """All counts by order."""
+        return self.sum_of()[0]
+
+    @property
+    def size(self):
+        """Tokens and sentences."""
+        return self.sum_of()[1]
+
+    @property
+    def labels(self):
+        """The labels that have text, oldest first."""
+        there = [(part.first, label) for label, part in self.parts.items() if label is not None]
+        return [label for _, label in sorted(there)]
+
+    def added(self, text):
+        """Return whether a text counts as added, under any label."""
+        return any(times[tuple(text)] for times in self.times.values())
+
+    def removable(self, text, label=None):
+        """Return whether each n-gram of a text is there often enough: all that forget can know."""
+        part = self.parts.get(label)
+        return part is not None and all(part.counts[n] >= grams for n, grams in counts_of(text, self.order).items())
+
+    def possible(self, job):
+        """Return whether a job can commit."""
+        return job.command != "forget" or job.text is None or self.removable(job.text, job.label)
+
+    def beyond(self, keep, label=None):
+        """Return the labels that go where so many are kept, of which `label` has new text."""
+        there = self.labels + ([label] if label is not None and label not in self.labels else [])
+        return tuple(old for old in there[:max(0, len(there) - keep)] if old != label) if keep is not None else ()
+
+    def apply(self, job):
         """Change the model as a job that commits changes the store."""
-        sign = -1 if command == "forget" else 1
-        for n, grams in counts_of(text, self.order).items():
-            for gram, count in grams.items():
-                self.counts[n][gram] += sign * count
-            self.counts[n] = +self.counts[n]
-        self.size = tuple(mine + sign * theirs for mine, theirs in zip(self.size, size_of(text), strict=True))
-        self.times[tuple(text)] = max(0, self.times[tuple(text)] + sign)
         self.version += 1
+        if job.text is not None:
+            part = self.parts.setdefault(job.label, Part(counts_of([], self.order), first=self.version))
+            for n, grams in counts_of(job.text, self.order).items():
+                for gram, count in grams.items():
+                    part.counts[n][gram] += job.sign * count
+                part.counts[n] = +part.counts[n]
+            part.size = tuple(mine + job.sign * theirs for mine, theirs in zip(part.size, size_of(job.text), strict=True))
+            part.last = self.version
+            if job.label is not None and part.size == (0, 0):
+                del self.parts[job.label]
+            times = self.times.setdefault(job.label, Counter())
+            times[tuple(job.text)] = max(0, times[tuple(job.text)] + job.sign)
+        for label in job.gone:
+            del self.parts[label]
+            self.times.pop(label, None)
         self.pending = None
         self.fresh = True
 
-    def committed(self, command, text, change):
+    def committed(self, job, change):
         """Compare what a job said with what it should have done, and do it."""
-        self.apply(command, text)
-        sign = -1 if command == "forget" else 1
-        tokens, sentences = size_of(text)
-        self.met[command, "done"] += 1
-        assert change["command"] == command
-        assert (change["version"], change["inputs"]) == (self.version, 1)
-        assert (change["tokens"], change["sentences"]) == (sign * tokens, sign * sentences)
+        before = self.size
+        self.apply(job)
+        self.met[job.command if job.text is not None else "forget labels", "done"] += 1
+        if job.gone:
+            self.met["labels", "gone"] += 1
+        assert change["command"] == job.command
+        assert (change["version"], change["inputs"]) == (self.version, int(job.text is not None))
+        assert (change["tokens"], change["sentences"]) == tuple(now - then for now, then in zip(self.size, before, strict=True))
+        assert tuple(change.get("labels", ())) == job.gone
 
-    def call(self, command, text, **options):
+    def call(self, job, **options):
         """Call train, update or forget."""
         with mock.patch.object(counting, "MIN_SPLIT_BYTES", SPLIT_BYTES):
-            return getattr(self.store, command)(text, **MINIMAL, **options)
+            return getattr(self.store, job.command)(job.text, **MINIMAL, label=job.label, **options)
 
     # jobs that nobody disturbs
 
     @precondition(lambda self: self.pending is None)
-    @rule(text=TEXT, again=st.booleans())
-    def update(self, text, again):
-        """A text is added, unless it is counted already and not to be counted again."""
-        change = self.call("update", text, again=again)
-        if self.times[tuple(text)] and not again:
+    @rule(text=TEXT, again=st.booleans(), label=LABEL, keep=KEEP)
+    def update(self, text, again, label, keep):
+        """A text is added, unless it is counted already and not to be counted again; the oldest labels go."""
+        job = Job("update", text, label, self.beyond(keep, label))
+        change = self.call(job, again=again, keep_labels=keep)
+        if self.added(text) and not again:
             assert change["inputs"] == 0
             assert list(change["already"]) == ["(iterable)"]
         else:
-            self.committed("update", text, change)
+            self.committed(job, change)
 
     @precondition(lambda self: self.pending is None)
     @rule(text=TEXT)
     def train(self, text):
         """Train is for the first text; later it is refused, and changes nothing."""
-        if self.version and not self.times[tuple(text)]:
+        job = Job("train", text)
+        if self.version and not self.added(text):
             with pytest.raises(kvps.StoreError, match="trained already"):
-                self.call("train", text)
+                self.call(job)
         elif self.version:
-            assert self.call("train", text)["inputs"] == 0
+            assert self.call(job)["inputs"] == 0
         else:
-            self.committed("train", text, self.call("train", text))
+            self.committed(job, self.call(job))
         self.fresh = True
 
     @precondition(lambda self: self.pending is None)
-    @rule(text=TEXT)
-    def forget(self, text):
-        """A text is removed if all its n-grams are there; otherwise it is refused, and nothing changes."""
-        if self.removable(text):
-            self.committed("forget", text, self.call("forget", text))
+    @rule(text=TEXT, label=LABEL)
+    def forget(self, text, label):
+        """A text is removed if all its n-grams are there, under this label; otherwise it is refused, and nothing changes."""
+        job = Job("forget", text, label)
+        if self.possible(job):
+            self.committed(job, self.call(job))
         else:
             with pytest.raises(kvps.DataError, match="would have count"):
-                self.call("forget", text)
+                self.call(job)
             self.met["forget", "refused"] += 1
             self.fresh = True
 
-    @precondition(lambda self: self.pending is None and +self.times)
+    @precondition(lambda self: self.pending is None and any(+times for times in self.times.values()))
     @rule(data=st.data())
     def forget_what_was_added(self, data):
         """A text that was added is removed; what was forgotten otherwise may have taken some of it away."""
-        self.forget(list(data.draw(st.sampled_from(sorted(+self.times)))))
+        there = [(label or "", text) for label, times in self.times.items() for text in +times]
+        label, text = data.draw(st.sampled_from(sorted(there)))
+        self.forget(list(text), label or None)
 
-    @rule(vacuum=st.booleans())
-    def compact(self, vacuum):
-        """To compact changes no version and no count, with a pending job or without."""
-        assert self.store.compact(vacuum=vacuum, threads=1)["version"] == self.version
+    @precondition(lambda self: self.pending is None)
+    @rule(label=LABEL, keep=KEEP)
+    def forget_labels(self, label, keep):
+        """All text of a label goes without the text, and that of the oldest labels; where there is none it is refused."""
+        chosen = [label] if label is not None else []
+        if label is not None and label not in self.labels:
+            with pytest.raises(kvps.StoreError, match="no text has the label"):
+                self.store.forget_labels(chosen, keep_labels=keep, **MINIMAL)
+            self.fresh = True
+            return
+        others = [old for old in self.labels if old != label]
+        gone = (*chosen, *(others[:max(0, len(others) - keep)] if keep is not None else ()))
+        change = self.store.forget_labels(chosen, keep_labels=keep, **MINIMAL)
+        if gone:
+            self.committed(Job("forget", None, gone=gone), change)
+        else:
+            assert (change["version"], change["tokens"], change["labels"]) == (self.version, 0, [])
+
+    @rule(how=st.sampled_from(["compact", "vacuum", "purge"]))
+    def compact(self, how):
+        """To compact changes no version and no count, with a pending job or without; so does a purge, but only without."""
+        if how != "purge":
+            assert self.store.compact(vacuum=how == "vacuum", threads=1)["version"] == self.version
+        elif self.pending is None:
+            self.store.purge(threads=1)
+        else:
+            with pytest.raises(kvps.StoreError, match="was interrupted"):
+                self.store.purge(threads=1)
+        self.met[how, "done" if self.pending is None else "pending"] += 1
         self.fresh = True
 
     @rule(writable=st.booleans())
@@ -182,8 +286,8 @@ class Machine(RuleBasedStateMachine):
     # jobs that are disturbed
 
     @precondition(lambda self: self.pending is None)
-    @rule(command=st.sampled_from(["update", "forget"]), text=TEXT, after=st.integers(0, 5))
-    def interrupted(self, command, text, after):
+    @rule(command=st.sampled_from(["update", "forget"]), text=TEXT, label=LABEL, keep=KEEP, after=st.integers(0, 5))
+    def interrupted(self, command, text, label, keep, after):
         """An exception in the middle of a job leaves it pending, unless it was over by then."""
         def progress(*_):
             nonlocal after
@@ -191,37 +295,58 @@ class Machine(RuleBasedStateMachine):
             if after < 0:
                 raise Interrupted
 
-        options = {"again": True} if command == "update" else {}
+        job = Job(command, text, label, self.beyond(keep, label) if command == "update" else ())
+        options = {"again": True, "keep_labels": keep} if command == "update" else {}
         try:
-            change = self.call(command, text, progress=progress, **options)
+            change = self.call(job, progress=progress, **options)
         except Interrupted:
-            self.pending = command, text
+            self.pending = job
             self.met[f"{command} interrupted", "pending"] += 1
         except kvps.DataError:
-            assert command == "forget" and not self.removable(text)
+            assert not self.possible(job)
         else:
-            self.committed(command, text, change)
+            self.committed(job, change)
         self.fresh = True
 
     @precondition(lambda self: self.pending is None)
-    @rule(command=st.sampled_from(["update", "forget", "compact"]), text=TEXT, part=PART, when=WHEN, data=st.data())
-    def killed(self, command, text, part, when, data):
+    @rule(command=st.sampled_from(["update", "forget", "compact"]), text=TEXT, label=LABEL, keep=KEEP, part=PART, when=WHEN,
+          flag=st.booleans())
+    def killed(self, command, text, label, keep, part, when, flag):
         """kill -9 at any step of a command leaves the version before, with or without a pending job, or the one after."""
-        again = ["--again"] if command == "update" else []
-        arguments = [command, self.path, *self.inputs(text, again)] if command != "compact" else [
-            command, self.path, "--threads", 1, *data.draw(st.sampled_from([[], ["--vacuum"]]))]
-        possible = command != "forget" or self.removable(text)
+        labelled, job = ["--label", label] if label is not None else [], None
+        if command == "update":
+            job = Job("update", text, label, self.beyond(keep, label))
+            more = ["--again", *labelled, *(["--keep-labels", keep] if keep is not None else [])]
+            arguments = ["update", self.path, *self.inputs(text, more)]
+        elif command == "forget":
+            job = Job("forget", text, label)
+            arguments = ["forget", self.path, *self.inputs(text, [*labelled, *(["--purge"] if flag else [])])]
+        else:
+            arguments = ["compact", self.path, "--threads", 1, *(["--vacuum"] if flag else [])]
+        self.kill(command, arguments, job, part, when)
+
+    @precondition(lambda self: self.pending is None)
+    @rule(purge=st.booleans(), part=PART, when=WHEN)
+    def killed_in_a_removal(self, purge, part, when):
+        """So it does when it takes away a label, or purges, or both."""
+        gone, words = tuple(self.labels[:1]), ["--purge"] if purge or not self.labels else []
+        arguments = ["forget", self.path, "--threads", 1, *(word for label in gone for word in ("--label", label)), *words]
+        self.kill("forget labels" if gone else "purge", arguments, Job("forget", None, gone=gone) if gone else None, part, when)
+
+    def kill(self, command, arguments, job, part, when):
+        """Kill a command of the command line, and follow what it has done; job: what it does to the counts, if it does."""
+        possible = job is None or self.possible(job)
         done = self.under_fire(arguments, part, when, check=0 if possible else 1)
         version, (found, pending) = self.version, self.looked_at()
-        assert found in (version, version + (possible and command != "compact"))
+        assert found in (version, version + (possible and job is not None))
         if found > self.version:
             assert not pending
-            self.apply(command, text)
+            self.apply(job)
         elif pending:
-            assert command != "compact"
-            self.pending = command, text
+            assert job is not None
+            self.pending = job
         else:
-            assert command == "compact" or done.code != 0
+            assert job is None or done.code != 0
         if done.code == -signal.SIGKILL:
             self.met[f"{command} killed", "committed" if found > version else "pending" if pending else "as before"] += 1
         self.fresh = True
@@ -230,7 +355,7 @@ class Machine(RuleBasedStateMachine):
     @rule(command=st.sampled_from(["resume", "abort"]), part=PART, when=WHEN)
     def killed_on_the_way_back(self, command, part, when):
         """kill -9 at any step of resume or abort leaves the job pending, or done, or rolled back."""
-        possible = command == "abort" or self.pending[0] != "forget" or self.removable(self.pending[1])
+        possible = command == "abort" or self.possible(self.pending)
         options = [] if command == "abort" else ["--threads", 1]
         done = self.under_fire([command, self.path, *options], part, when, check=0 if possible else 1)
         found, pending = self.looked_at()
@@ -238,7 +363,7 @@ class Machine(RuleBasedStateMachine):
             self.met[f"{command} killed", "pending" if pending else "done"] += 1
         if found > self.version:
             assert command == "resume" and possible and not pending
-            self.apply(*self.pending)
+            self.apply(self.pending)
         elif not pending:
             assert command == "abort" or not possible
             self.pending = None
@@ -248,13 +373,12 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def resume(self):
         """A resumed job is done as if nothing had been; one that must be refused is refused then, and rolled back."""
-        command, text = self.pending
-        if command == "forget" and not self.removable(text):
+        if not self.possible(self.pending):
             with pytest.raises(kvps.DataError, match="would have count"):
                 self.store.resume(**MINIMAL)
             self.pending = None
         else:
-            self.committed(command, text, self.store.resume(**MINIMAL))
+            self.committed(self.pending, self.store.resume(**MINIMAL))
         assert self.store.resume(**MINIMAL) is None
         self.fresh = True
 
@@ -262,26 +386,28 @@ class Machine(RuleBasedStateMachine):
     @rule()
     def abort(self):
         """An aborted job leaves nothing."""
-        assert self.store.abort() == {"command": self.pending[0], "version": self.version}
+        assert self.store.abort() == {"command": self.pending.command, "version": self.version}
         assert self.store.abort() is None
         self.pending = None
         self.fresh = True
 
     @precondition(lambda self: self.pending is not None)
-    @rule(command=st.sampled_from(["update", "forget"]), text=TEXT)
-    def another_job(self, command, text):
-        """While a job is pending, another is refused, and changes nothing."""
-        if (command, text) == self.pending or (command == "update" and self.times[tuple(text)]):
+    @rule(command=st.sampled_from(["update", "forget"]), text=TEXT, label=LABEL, data=st.data())
+    def another_job(self, command, text, label, data):
+        """While a job is pending, another is refused, be it the same text under another label, and changes nothing."""
+        if self.pending.text is not None and data.draw(st.booleans()):
+            text = self.pending.text
+        if (command, text, label) == (self.pending.command, self.pending.text, self.pending.label):
             return
         with pytest.raises(kvps.StoreError, match="was interrupted"):
-            self.call(command, text)
+            self.call(Job(command, text, label))
         self.fresh = True
 
-    def inputs(self, text, again):
+    def inputs(self, text, more):
         """Return the arguments of a command line that counts a text."""
         file = self.folder / "text"
         file.write_bytes("".join(sentence + "\n" for sentence in text).encode())
-        return [file, "--memory", "16b", "--threads", 1, *again]
+        return [file, "--memory", "16b", "--threads", 1, *more]
 
     def under_fire(self, arguments, part, when, check):
         """Run a command in a process of its own, which is killed before or after one of its steps.
@@ -316,47 +442,61 @@ class Machine(RuleBasedStateMachine):
         store = self.store
         assert self.looked_at() == (self.version, self.pending is not None)
         assert store.version == self.version
+        counts, size = self.sum_of()
         for n in range(1, self.order + 1):
             listed = list(store.dump(n, threads=1))
             assert len(dict(listed)) == len(listed)
-            assert dict(listed) == self.counts[n]
+            assert dict(listed) == counts[n]
         asked = [("a",), ("unheard-of",), *([("<s>", "a")] if self.order > 1 else [])]
-        assert store.counts(asked) == [self.counts[len(gram)][gram] for gram in asked]
-        words = {gram[0]: count for gram, count in self.counts[1].items() if gram[0] not in ("<s>", "</s>")}
+        assert store.counts(asked) == [counts[len(gram)][gram] for gram in asked]
+        words = {gram[0]: count for gram, count in counts[1].items() if gram[0] not in ("<s>", "</s>")}
         assert dict(store.vocabulary) == words
-        self.statistics_are(words)
-        if self.size[1]:
-            self.scores_are()
+        assert list(store.labels.items()) == [
+            (label, dict(zip(("tokens", "sentences", "first", "last"), (*part.size, part.first, part.last), strict=True)))
+            for label in self.labels for part in [self.parts[label]]]
+        self.statistics_are(counts, size, words)
+        if size[1]:
+            self.scores_are(counts, size)
+        self.labels_are()
 
-    def statistics_are(self, words):
+    def statistics_are(self, counts, size, words):
         """Sizes and counts of counts are those of the counters."""
         found = self.store.statistics
         assert (found.order, found.version) == (self.order, self.version)
-        assert (found.tokens, found.sentences, found.vocabulary) == (*self.size, len(words))
+        assert (found.tokens, found.sentences, found.vocabulary) == (*size, len(words))
         with mock.patch.object(reference, "raw_counts", lambda counts, n: counts[n]):
-            adjusted = reference.adjusted_counts(self.counts, self.order)
+            adjusted = reference.adjusted_counts(counts, self.order)
         for n, grams in adjusted.items():
             assert found.t[n] == reference.counts_of_counts(grams)[1:]
 
-    def scores_are(self):
+    def labels_are(self):
+        """A model of some labels is one of their text alone; which ones changes from time to time."""
+        there = [*(["-"] if self.parts[None].size[1] else []), *(label for label in self.labels if self.parts[label].size[1])]
+        if not self.labels or not there:
+            return
+        chosen = [label for number, label in enumerate(there) if (self.version + self.size[0]) >> number & 1] or there[-1:]
+        self.met["labels", "scored"] += 1
+        self.scores_are(*self.sum_of(chosen), labels=chosen)
+
+    def scores_are(self, counts, size, labels=None):
         """Each sentence scores as the sum of its tokens in the textbook, with a smoothing that changes from time to time."""
         names = sorted(SMOOTHINGS)
-        name = names[(self.version + self.size[0]) % len(names)]
+        name = names[(self.version + size[0]) % len(names)]
         if name == "kneser-ney" and self.order == 1:
             name = "laplace"
         # The twins ask for the counts of sentences in one place; they get ours, which may be of no sentences any more.
         with mock.patch.object(reference, "raw_counts", lambda counts, n: counts[n]):
             if SMOOTHINGS[name] is None:
-                twin = reference.ModifiedKneserNey(self.counts, self.order).p
+                twin = reference.ModifiedKneserNey(counts, self.order).p
             else:
-                twin = getattr(reference.Nltk(self.counts, self.order), SMOOTHINGS[name])
-        with self.store.model(name, threads=1) as model:
+                twin = getattr(reference.Nltk(counts, self.order), SMOOTHINGS[name])
+        with self.store.model(name, labels=labels, threads=1) as model:
             assert model.version == self.version
             for sentence, score in zip(HELDOUT, model.score(HELDOUT).tolist(), strict=True):
                 words = ("<s>", *sentence.split(), "</s>")
                 p = [twin(words[i], words[max(0, i - self.order + 1):i]) for i in range(1, len(words))]
                 expected = math.fsum(map(math.log10, p)) if all(p) else -math.inf
-                assert score == pytest.approx(expected, rel=1e-9, abs=1e-9), (name, sentence)
+                assert score == pytest.approx(expected, rel=1e-9, abs=1e-9), (name, sentence, labels)
 
 
 @pytest.fixture(scope="module")
@@ -376,5 +516,7 @@ def test_store_is_its_counters(server, n_examples):
     print(", ".join(f"{what} {how}: {n}" for (what, how), n in sorted(met.items())))
     for whats, how in ((["update killed", "forget killed"], "pending"), (["update killed", "forget killed"], "as before"),
                        (["compact killed"], "as before"), (["resume killed", "abort killed"], "pending"),
-                       (["update interrupted", "forget interrupted"], "pending"), (["forget"], "done"), (["forget"], "refused")):
+                       (["update interrupted", "forget interrupted"], "pending"), (["forget"], "done"), (["forget"], "refused"),
+                       (["forget labels"], "done"), (["labels"], "gone"), (["labels"], "scored"), (["purge"], "done"),
+                       (["purge"], "pending"), (["purge killed", "forget labels killed"], "as before")):
         assert sum(met[what, how] for what in whats) >= n_examples / 100, (whats, how)

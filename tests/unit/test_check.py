@@ -12,7 +12,7 @@ from processes import contents, refused, run, stopped, tree, zipf_text
 import kvps
 from kvps._runs import encode, encoded_room, pack
 from kvps.jobs.check import LEVELS, Check
-from kvps.lm.runs import bits_for
+from kvps.ps.runs import bits_for
 from kvps.store import format as fmt
 from kvps.store.directory import open_store
 from kvps.store.environment import Environment

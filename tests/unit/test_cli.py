@@ -35,7 +35,7 @@ LEXICON = {
     "compile": {"path", "kind", "bytes", "elapsed_s"},
     "compact": {"version", "merged_runs", "bytes_before", "bytes"},
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
-              "labels", "lowercase", "ngrams", "t", "discounts", "fallback"},
+              "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
     "counts": {"ngram", "order", "raw", "adjusted"},
     "dump": {"ngram", "count"},
     "check": {"store", "level", "version", "shards", "damage", "warnings", "elapsed_s"},
@@ -44,6 +44,11 @@ LEXICON = {
     "resume": {"resumed"},
     "abort": {"aborted"},
     "history": {"version", "command", "label", "gone_labels", "tokens", "sentences", "inputs", "started", "time"},
+    "table list": {"name", "kind", "key_bytes", "shards", "runs", "entries", "clients", "bytes", "live_bytes"},
+    "table create": {"name", "kind", "key_bytes", "shards", "runs", "entries", "clients", "bytes", "live_bytes"},
+    "table push": {"table", "rows", "batches", "already", "elapsed_s"},
+    "table pull": {"key", "count"},
+    "table scan": {"key", "count"},
     "checkpoint create": {"name", "version", "created", "store", "tokens", "sentences", "bytes", "new_bytes", "place", "existed",
                           "deleted", "elapsed_s"},
     "checkpoint list": {"name", "version", "created", "store", "tokens", "sentences", "bytes", "new_bytes"},
@@ -323,6 +328,29 @@ def test_history(store):
         (1, "train", 17, 3, None), (2, "update", 5, 1, None), (3, "forget", -17, -3, None)]
     assert [Path(item["name"]).name for row in rows for item in row["inputs"]] == ["a.txt", "b.txt", "a.txt"]
     assert len(lines) == 4 and "-17" in lines[3] and "+5" in lines[2]
+
+
+def test_tables(store):
+    """The commands of a table print the keys of the README, or words; what is scanned can be pushed."""
+    made = answer("table", "create", store, "clicks", "--key-bytes", "4", "--shards", "2")
+    pushed = answer("table", "push", store, "clicks", "--client", "me", text="7,2\n300,-1\n7,3\n")
+    again = answer("table", "push", store, "clicks", "--client", "me", text="7,2\n300,-1\n7,3\n")
+    row = answer("table", "pull", store, "clicks", "7")
+    rows = [json.loads(line) for line in kvps("table", "scan", store, "clicks", "--json").stdout.splitlines()]
+    found = {"create": made, "list": answer("table", "list", store), "push": pushed, "pull": row, "scan": rows[1]}
+
+    assert {name: set(row) for name, row in found.items()} == {name: LEXICON[f"table {name}"] for name in found}
+    assert (pushed["rows"], pushed["batches"], pushed["already"], again["already"]) == (3, 1, 0, 1)
+    assert row == rows[0] == {"key": 7, "count": 5} and rows[1] == {"key": 300, "count": -1}
+    scanned = kvps("table", "scan", store, "clicks").stdout
+    assert scanned == "7,5\n300,-1\n" == kvps("table", "pull", store, "clicks", "-", text="7\n300\n").stdout
+    assert kvps("table", "create", store, "copy", "--key-bytes", "4").stdout.startswith("s: made")
+    assert "1 batch (" in kvps("table", "push", store, "copy", text=scanned).stdout
+    assert kvps("table", "scan", store, "copy").stdout == scanned
+    assert [line.split(":")[0] for line in kvps("table", "list", store).stdout.splitlines()] == ["clicks", "copy"]
+    assert set(answer("stats", store)["tables"]) == {"clicks", "copy"} and "table copy: " in kvps("stats", store).stdout
+    assert "clicks, copy are not in it" in kvps("checkpoint", "create", store).stderr
+    assert answer("checkpoint", "create", "s/tables/clicks")["existed"] is False
 
 
 def test_checkpoints(store):

@@ -24,6 +24,11 @@ def bits_for(n_words: int) -> int:
     return max(2, (n_words - 1).bit_length())
 
 
+def n_words_of(identity: dict, state: dict) -> int:
+    """Return how many word ids there may be in the keys of a store, or of a table."""
+    return 1 << 32 if "table" in identity else state["words"]
+
+
 @dataclasses.dataclass
 class Block:
     """Sorted packed keys (uint64, `width` words each) and their counts (int64); valid until the next block is read."""
@@ -37,17 +42,23 @@ def merged(snapshot: Snapshot, runs: list[Run], order: int, bits: int, first_chu
 
     first_chunks: per run, where to begin reading; the first keys are then those of some runs only.
     """
+    return merged_shards([(snapshot, run) for run in runs], order, bits, first_chunks)
+
+
+def merged_shards(sources: list[tuple[Snapshot, Run]], order: int, bits: int,
+                  first_chunks: list[int] | None = None) -> Iterator[Block]:
+    """Yield the sum of some runs, each of the shard whose snapshot stands with it; as merged()."""
     def fetch(source: int, index: int) -> tuple[memoryview, int] | None:
-        run = runs[source]
+        snapshot, run = sources[source]
         return snapshot.chunk(run, index) if index < run.n_chunks else None
 
     def damaged(source: int, index: int, reason: str) -> CorruptionError:
-        return CorruptionError(f"run {runs[source].id} chunk {index}: {reason}", key=f"run {runs[source].id} chunk {index}",
-                               found=reason, expected="sorted entries")
+        key = f"run {sources[source][1].id} chunk {index}"
+        return CorruptionError(f"{key}: {reason}", key=key, found=reason, expected="sorted entries")
 
     width = key_width(order, bits)
     keys, counts = np.empty(BLOCK_KEYS * width, np.uint64), np.empty(BLOCK_KEYS, np.int64)
-    merge = Merge(len(runs), order, bits, fetch, damaged, first_chunks=first_chunks)
+    merge = Merge(len(sources), order, bits, fetch, damaged, first_chunks=first_chunks)
     try:
         while n := merge.read(keys, counts):
             yield Block(keys[:n * width], counts[:n])
@@ -62,7 +73,7 @@ def merged_below(snapshot: Snapshot, runs: list[Run], order: int, bits: int, pre
     """
     width = key_width(order, bits)
     for prefix in prefixes:
-        first = [_chunk_of(snapshot, run, order, prefix) for run in runs]
+        first = [chunk_of(snapshot, run, order, prefix) for run in runs]
         with contextlib.closing(merged(snapshot, runs, order, bits, first)) as blocks:
             for block in blocks:
                 ours = unpack(block.keys, order, bits)[:, :len(prefix)]
@@ -73,7 +84,7 @@ def merged_below(snapshot: Snapshot, runs: list[Run], order: int, bits: int, pre
                     break
 
 
-def _chunk_of(snapshot: Snapshot, run: Run, order: int, prefix: tuple[int, ...]) -> int:
+def chunk_of(snapshot: Snapshot, run: Run, order: int, prefix: tuple[int, ...]) -> int:
     """Return the last chunk of a run that begins before all keys with a prefix, or 0."""
     low, high = 0, run.n_chunks - 1
     while low < high:
