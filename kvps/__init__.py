@@ -6,6 +6,7 @@
     load(path, smoothing)     open one as a Model   errors: KvpsError and what is below it, in kvps.errors
     restore(place, into)      make one of a checkpoint
     check(path, level)        look for damage
+    connect(address)          the tables of a store that kvps serve serves
 
 To read the source, begin with api/ (these names), then store/FORMAT.md with store/format.py (what is stored),
 jobs/train.py (what happens to a store, step by step), lm/compile.py and lm/model.py (how counts become a model that
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from kvps.api import Vocabulary as Vocabulary
     from kvps.api import WordScore as WordScore
     from kvps.api import check as check
+    from kvps.api import connect as connect
     from kvps.api import create as create
     from kvps.api import load as load
     from kvps.api import open as open
@@ -40,15 +42,16 @@ if TYPE_CHECKING:
     from kvps.errors import StoreError as StoreError
     from kvps.errors import StoreFull as StoreFull
     from kvps.errors import StoreLocked as StoreLocked
+    from kvps.errors import Unreachable as Unreachable
     from kvps.errors import VersionMismatch as VersionMismatch
     from kvps.errors import VocabularyFull as VocabularyFull
 
 __version__ = "0.1.0"  # as in pyproject.toml
 
-_API = ("Change", "CountTable", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "create",
-        "load", "open", "restore")
+_API = ("Change", "CountTable", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect",
+        "create", "load", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
-           "StoreError", "StoreFull", "StoreLocked", "VersionMismatch", "VocabularyFull")
+           "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]
 
 

@@ -11,7 +11,7 @@ open and take turns; opened with writable=True it keeps the lock until it is clo
 What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this module joins them.
 """
 from kvps.api.model import Model, WordScore, load
-from kvps.api.store import Change, Store, check, create, open, restore
+from kvps.api.store import Change, Store, check, connect, create, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
@@ -19,4 +19,4 @@ from kvps.ps.table import CountTable
 from kvps.store.check import Finding
 
 __all__ = ["Change", "CountTable", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check",
-           "create", "load", "open", "restore"]
+           "connect", "create", "load", "open", "restore"]

@@ -29,6 +29,10 @@ from kvps.text.corpus import Input, resolve, spool
 from kvps.text.tokenize import Tokenizer, store_tokenizer
 from kvps.units import cpu_count
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from kvps.ps.remote import RemoteTables
+
 Path_ = str | PathLike[str]
 
 
@@ -94,6 +98,23 @@ def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: s
         CorruptionError, VersionMismatch: it cannot be read. ArgumentError: the store has another tokenizer.
     """
     return Store(open_store(path, writable, wait, command="open"), tokenizer)
+
+
+def connect(address: str, *, keys: Path_ | None = None, retry_s: float = 2.0, patience_s: float = 60.0) -> RemoteTables:
+    """Connect to the server of a store (kvps serve), for its tables.
+
+    Args:
+        address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET.
+        keys: our folder of keys, made by kvps keygen, for a server that has some.
+        retry_s: how long a call waits for its answer before it asks again [s].
+        patience_s: how long it asks again before it raises Unreachable [s].
+
+    Raises:
+        ArgumentError: no such address. StoreError: keys that cannot be read, or pyzmq is missing.
+    """
+    from kvps.ps.remote import RemoteTables
+
+    return RemoteTables(address, keys=keys, retry_s=retry_s, patience_s=patience_s)
 
 
 def restore(place: Path_, into: Path_, name: str | None = None, *, version: int | None = None, wait: float = 0.0,
@@ -280,6 +301,11 @@ class Store:
         """Return what CountTable.stats() says of each table, by name."""
         self._reader()
         return tables.listed(self.path)
+
+    def create_table(self, name: str, kind: str, key_bytes: int, shards: int = 1) -> None:
+        """Make an empty table; StoreError if there is one of this name. See table()."""
+        self._reader()
+        tables.create(self.path, name, kind, key_bytes, shards)
 
     def drop_table(self, name: str, *, wait: float = 0.0) -> None:
         """Delete a table and everything in it; StoreLocked while another process is writing to it."""

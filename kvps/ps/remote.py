@@ -1,180 +1,155 @@
-"""The client's end of a connection to one server: ask, wait, ask again until there is an answer."""
+"""The tables of a server elsewhere: RemoteShards answers for CountTable what LocalShards does, by asking; serving.py answers."""
 from __future__ import annotations
 
-import collections
-import contextlib
-import itertools
+import os
 import threading
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import numpy as np
-import zmq
 
-import kvps.errors
-from kvps.errors import ArgumentError, KvpsError, Unreachable
-from kvps.ps import curve as keyfiles
-from kvps.ps import protocol
-from kvps.ps.protocol import ERROR, REPLY, REQUEST, Message, ProtocolError
+from kvps.errors import ArgumentError, StoreError, Unreachable
+from kvps.ps.connection import Connection
+from kvps.ps.keys import Part, user_keys
+from kvps.ps.runs import Block
+from kvps.ps.table import CountTable
 
-HANDSHAKE_MS = 5000
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 10_000
-HIGH_WATER = 16
-RECONNECT_MS, RECONNECT_MAX_MS = 20, 500
+SCHEME = "kvps://"
 
 
-class Connection:
-    """A connection to one server; calls from several threads take turns.
+def endpoint(address: str) -> str:
+    """Return where ZeroMQ finds the server of kvps://HOST:PORT, or kvps:///PATH of a socket.
 
-    A request that has no answer after `retry_s` is sent again, over a new socket, under the same number, so that the server
-    can tell it from another one; after `patience_s` Unreachable is raised.
-
-    Args:
-        address: "ipc:///path" or "tcp://host:port".
-        keys: our folder of keys (curve.py), for a server that has some.
-        client: 16 bytes that name us, for changes that must happen exactly once.
-        epoch: of this life of the client.
+    Raises:
+        ArgumentError: no such address.
     """
+    rest = address.removeprefix(SCHEME).removesuffix("/")
+    if address.startswith(SCHEME) and rest.startswith("/") and len(rest) > 1:
+        return f"ipc://{rest}"
+    host, _, port = rest.rpartition(":")
+    if not address.startswith(SCHEME) or not host or not port.isdigit():
+        raise ArgumentError(f"{address}: is no address of a server; expected kvps://HOST:PORT, or kvps:///FOLDER/SOCKET")
+    return f"tcp://{rest}"
 
-    def __init__(self, address: str, *, keys: str | Path | None = None, client: bytes = bytes(16), epoch: int = 0,
-                 retry_s: float = 2.0, patience_s: float = 60.0) -> None:
-        if not address.startswith(("ipc:///", "tcp://")):
-            raise ArgumentError(f"{address}: is no address of a server; expected ipc:///FOLDER/NAME or tcp://HOST:PORT")
-        self.address, self.client, self.epoch = address, client, epoch
-        self.retry_s, self.patience_s = retry_s, patience_s
-        self._keys = None
-        if keys is not None:
-            self._keys = (*keyfiles.load_secret(Path(keys) / keyfiles.CLIENT),
-                          keyfiles.load_public(Path(keys) / keyfiles.SERVER_PUBLIC))
-        self._numbers = itertools.count(1)
-        self._turn = threading.Lock()
-        self._context = zmq.Context()
-        self._socket: zmq.Socket | None = None
-        # Requests without an answer yet, oldest first, and answers that nobody has asked for yet.
-        self._waiting: collections.OrderedDict[int, list[bytes]] = collections.OrderedDict()
-        self._answers: dict[int, Message] = {}
-        self.bytes_out = self.bytes_in = 0
 
-    def call(self, name: str, arguments: Mapping[str, Any] | None = None, arrays: Mapping[str, np.ndarray] | None = None, *,
-             sequence: int = 0) -> Message:
-        """Ask for a function and return its reply.
+class RemoteTables:
+    """The tables that a server serves. Made by kvps.connect(); a context manager, usable from several threads."""
 
-        Raises:
-            Unreachable: no answer within patience_s.
-            KvpsError: what the function raised, of the same class, with the same message.
+    def __init__(self, address: str, *, keys: str | Path | None = None, retry_s: float = 2.0, patience_s: float = 60.0) -> None:
+        """Connect; a server that is not there is noticed by the first call.
+
+        Args:
+            address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET.
+            keys: our folder of keys, made by kvps keygen, for a server that has some.
+            retry_s: how long a call waits for its answer before it asks again [s].
+            patience_s: how long it asks again before it gives up [s].
         """
-        return self.wait(self.begin(name, arguments, arrays, sequence=sequence))
+        self.address = address
+        self._connection = Connection(endpoint(address), keys=keys, client=os.urandom(16), retry_s=retry_s,
+                                      patience_s=patience_s)
 
-    def begin(self, name: str, arguments: Mapping[str, Any] | None = None, arrays: Mapping[str, np.ndarray] | None = None, *,
-              sequence: int = 0) -> int:
-        """Send a request and return its number, for wait(); up to HIGH_WATER may be on their way."""
-        number = next(self._numbers)
-        frames = protocol.pack(Message(REQUEST, number, {"call": name, **(arguments or {})}, arrays or {}, self.client, sequence,
-                                       self.epoch))
-        with self._turn:
-            while len(self._waiting) >= HIGH_WATER:
-                self._receive()
-            self._waiting[number] = frames
-            self._transmit(frames)
-        return number
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Return what CountTable.stats() says of each table, by name."""
+        return self._connection.call("tables").call["tables"]
 
-    def wait(self, number: int) -> Message:
-        """Return the reply to a request that was begun; errors as call()'s."""
-        with self._turn:
-            while number not in self._answers:
-                if number not in self._waiting:
-                    raise ArgumentError(f"no request {number} is on its way")
-                self._receive()
-            answer = self._answers.pop(number)
-        if answer.kind == ERROR:
-            raise _error(answer.call, self.address)
-        return answer
+    def table(self, name: str, *, kind: str | None = None, key_bytes: int | None = None, shards: int = 1) -> CountTable:
+        """Return a table, which is made if it is not there and kind and key_bytes are given; as Store.table()."""
+        facts = self._connection.call("table", {"table": name, "kind": kind, "key_bytes": key_bytes, "shards": shards}).call
+        return CountTable(name, RemoteShards(self._connection, name, facts["key_bytes"]))
 
-    # holding self._turn
+    def create_table(self, name: str, kind: str, key_bytes: int, shards: int = 1) -> None:
+        """Make an empty table; StoreError if there is one of this name."""
+        self._connection.call("create", {"table": name, "kind": kind, "key_bytes": key_bytes, "shards": shards})
 
-    def _transmit(self, frames: list[bytes]) -> None:
-        if self._socket is None:
-            self._socket = self._connected()
-        with contextlib.suppress(zmq.Again):              # a server that takes nothing is asked again later
-            self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-            self.bytes_out += sum(map(len, frames))
-
-    def _receive(self) -> None:
-        """Take in at least one answer, asking again for all that wait where there is none for long."""
-        began = asked = time.monotonic()
-        while True:
-            if self._socket is not None and self._socket.poll(int(1000 * max(0.0, asked + self.retry_s - time.monotonic()))):
-                if self._take():
-                    return
-                continue
-            if time.monotonic() - began > self.patience_s:
-                self._waiting.clear()
-                self._drop()
-                raise Unreachable(f"{self.address}: no answer for {self.patience_s:.0f} s; is kvps serve at work there, and do the "
-                                  "keys fit?", path=self.address)
-            # What a socket had on its way may be lost with the server: begin anew, with all of it in the old order.
-            self._drop()
-            for frames in self._waiting.values():
-                self._transmit(frames)
-            asked = time.monotonic()
-
-    def _take(self) -> bool:
-        """Read one message; return whether it is the answer to a request that waits. Others are late doubles."""
-        frames = self._socket.recv_multipart(copy=False)
-        parts = [frame.buffer for frame in frames]
-        self.bytes_in += sum(part.nbytes for part in parts)
-        try:
-            answer = protocol.unpack(parts)
-        except ProtocolError:
-            return False                                  # damaged on its way: we ask again
-        if answer.kind not in (REPLY, ERROR) or answer.number not in self._waiting:
-            return False
-        if answer.kind == ERROR and answer.call.get("error") == "ProtocolError" and answer.call.get("field") != "call":
-            return False                                  # our request was damaged on its way
-        del self._waiting[answer.number]
-        self._answers[answer.number] = answer
-        return True
-
-    def _connected(self) -> zmq.Socket:
-        socket = self._context.socket(zmq.DEALER)
-        for option, value in ((zmq.MAXMSGSIZE, protocol.MAX_BODY_BYTES), (zmq.HANDSHAKE_IVL, HANDSHAKE_MS), (zmq.LINGER, 0),
-                              (zmq.HEARTBEAT_IVL, HEARTBEAT_MS), (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
-                              (zmq.RECONNECT_IVL, RECONNECT_MS), (zmq.RECONNECT_IVL_MAX, RECONNECT_MAX_MS),
-                              (zmq.RCVHWM, 2 * HIGH_WATER), (zmq.SNDHWM, 2 * HIGH_WATER)):
-            socket.setsockopt(option, value)
-        if self._keys is not None:
-            socket.curve_publickey, socket.curve_secretkey, socket.curve_serverkey = self._keys
-        try:
-            socket.connect(self.address)
-        except zmq.ZMQError as exc:
-            socket.close()
-            raise ArgumentError(f"{self.address}: is no address of a server: {exc.strerror}") from exc
-        return socket
-
-    def _drop(self) -> None:
-        if self._socket is not None:
-            self._socket.close(linger=0)
-            self._socket = None
+    def drop_table(self, name: str) -> None:
+        """Delete a table and everything in it."""
+        self._connection.call("drop", {"table": name})
 
     def close(self) -> None:
-        """Close the connection; what has no answer yet may or may not have been done."""
-        with self._turn:
-            self._drop()
-            self._context.term()
+        """Close the connection; its tables are closed with it."""
+        self._connection.close()
 
-    def __enter__(self) -> Connection:
+    def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
 
-def _error(call: Mapping[str, Any], address: str) -> KvpsError:
-    """Return the exception that a server's error means; one of ours, whatever the server says."""
-    kind = {**vars(kvps.errors), "ProtocolError": ProtocolError}.get(str(call.get("error")))
-    if not (isinstance(kind, type) and issubclass(kind, KvpsError)):
-        kind = KvpsError
-    facts = {name: value for name, value in call.items() if name in kind.facts}
-    return kind(str(call.get("message", f"{address}: an error without a message")), **facts)
+class RemoteShards:
+    """All shards of one table, behind a connection. The server deals keys to shards, so for the client they are one."""
+
+    n_shards = 1
+
+    def __init__(self, connection: Connection, name: str, key_bytes: int) -> None:
+        """Take the place of the shards; the connection is shared and stays open."""
+        self.key_bytes = key_bytes
+        self._connection: Connection | None = connection
+        self._name = name
+        self._pushing = threading.Lock()
+        self._client, self._sequence = "", 0           # of pushes for which the user names none
+
+    def push(self, parts: list[Part], client: str | None, sequence: int, note: str | None) -> bool:
+        """Add parts; as CountTable.push(). What is asked again because no answer came counts once, also without a client."""
+        keys = np.concatenate([np.empty(0, np.uint64), *(part.keys for part in parts)])
+        arrays = {"keys": user_keys(keys, self.key_bytes),
+                  "counts": np.concatenate([np.empty(0, np.int64), *(part.counts for part in parts)])}
+        if client is not None:
+            return self._push(arrays, client, sequence, note)
+        with self._pushing:
+            if not self._client:
+                self._client, self._sequence = f"connection-{os.urandom(16).hex()}", 0
+            try:
+                self._push(arrays, self._client, self._sequence + 1, note)
+            except Unreachable:
+                self._client = ""                      # whether it arrived is not known, so its number is spent
+                raise
+            self._sequence += 1
+            return True
+
+    def _push(self, arrays: dict[str, np.ndarray], client: str, sequence: int, note: str | None) -> bool:
+        reply = self._open().call("push", {"table": self._name, "client": client, "note": note}, arrays, sequence=sequence)
+        return reply.call["applied"]
+
+    def pull(self, keys: np.ndarray, ends: np.ndarray) -> np.ndarray:
+        """Return the counts of packed keys, int64."""
+        return self._open().call("pull", {"table": self._name}, {"keys": user_keys(keys, self.key_bytes)}).arrays["counts"]
+
+    def scan(self, start: bytes, stop: bytes | None) -> Iterator[Block]:
+        """Yield blocks of keys and counts of one snapshot, which the server keeps for us from call to call."""
+        asked = {"table": self._name, "start": start.hex(), "stop": None if stop is None else stop.hex()}
+        cursor, number = self._open().call("scan", asked).call["cursor"], 0
+        while True:
+            reply = self._open().call("next", {"cursor": cursor, "number": number})
+            if reply.call["done"]:
+                return
+            yield Block(reply.arrays["keys"], reply.arrays["counts"])
+            number += 1
+
+    def n_keys(self) -> int:
+        """Return how many keys have a count."""
+        return self._open().call("length", {"table": self._name}).call["keys"]
+
+    def rows(self, name: str) -> list[dict]:
+        """Return what the ledger of each shard has of a client."""
+        return self._open().call("client", {"table": self._name, "client": name}).call["rows"]
+
+    def facts(self) -> dict:
+        """Return what CountTable.stats() says."""
+        return self._open().call("stats", {"table": self._name}).call["facts"]
+
+    def close(self) -> None:
+        """Let go of the connection, which others may use."""
+        self._connection = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed."""
+        return self._connection is None
+
+    def _open(self) -> Connection:
+        if self._connection is None:
+            raise StoreError(f"table {self._name}: is closed")
+        return self._connection

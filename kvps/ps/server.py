@@ -20,13 +20,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zmq
-import zmq.auth
-from zmq.auth.thread import ThreadAuthenticator
 
 from kvps.errors import ArgumentError, KvpsError, StoreError
 from kvps.ps import curve as keyfiles
 from kvps.ps import protocol
+from kvps.ps.connection import set_options, zmq
 from kvps.ps.protocol import ERROR, REPLY, REQUEST, Message, ProtocolError
 
 logger = logging.getLogger("kvps.server")
@@ -34,10 +32,6 @@ logger = logging.getLogger("kvps.server")
 Answer = tuple[dict[str, Any], Mapping[str, np.ndarray]]
 
 ZAP_DOMAIN = b"kvps"
-HANDSHAKE_MS = 5000
-HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 10_000
-# What a peer may have on its way: so many frames of at most MAX_BODY_BYTES. A multiple of what a client sends ahead.
-HIGH_WATER = 16
 IDLE_MS = 500                  # how often the loop looks whether it is to stop
 
 
@@ -81,7 +75,8 @@ class Server:
         self._changes: queue.SimpleQueue[tuple[bytes, Message] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._context = zmq.Context()
-        self._authenticator: ThreadAuthenticator | None = None
+        self._authenticator: Any = None
+        self._socket_file: Path | None = None
         self._awake, self._wake = os.pipe()
         os.set_blocking(self._wake, False)
         try:
@@ -89,15 +84,17 @@ class Server:
         except BaseException:
             self._close()
             raise
+        if bind.startswith("ipc://"):
+            self._socket_file = Path(bind.removeprefix("ipc://"))
         self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT)
 
     def _bound(self, bind: str, keys: str | Path | None) -> zmq.Socket:
         socket = self._context.socket(zmq.ROUTER)
-        for option, value in ((zmq.MAXMSGSIZE, protocol.MAX_BODY_BYTES), (zmq.HANDSHAKE_IVL, HANDSHAKE_MS), (zmq.LINGER, 0),
-                              (zmq.HEARTBEAT_IVL, HEARTBEAT_MS), (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
-                              (zmq.ROUTER_MANDATORY, 1), (zmq.RCVHWM, HIGH_WATER), (zmq.SNDHWM, HIGH_WATER)):
-            socket.setsockopt(option, value)
+        set_options(socket)
+        socket.router_mandatory = 1
         if keys is not None:
+            from zmq.auth.thread import ThreadAuthenticator
+
             own = keyfiles.load_secret(Path(keys) / keyfiles.SERVER)
             allowed = keyfiles.allowed(Path(keys) / keyfiles.CLIENTS)
             self._authenticator = ThreadAuthenticator(self._context)
@@ -214,6 +211,8 @@ class Server:
         if self._authenticator is not None:
             self._authenticator.stop()
         self._context.destroy(linger=0)
+        if self._socket_file is not None:
+            self._socket_file.unlink(missing_ok=True)
         for fd in (self._awake, self._wake):
             os.close(fd)
 
@@ -222,6 +221,11 @@ class Server:
 
     def __exit__(self, *_: object) -> None:
         self.stop()
+
+
+def new_pair() -> tuple[bytes, bytes]:
+    """Return a new (public, secret) pair of CURVE keys, as Z85 text."""
+    return zmq.curve_keypair()
 
 
 class _AllowList:

@@ -125,6 +125,10 @@ class CountTable:
             for block in blocks:
                 yield user_keys(block.keys, self.key_bytes), block.counts.copy()
 
+    def blocks(self, first: bytes, last: bytes | None) -> Iterator[Block]:
+        """Yield scan()'s blocks with packed keys; `first` and `last` as Shards.scan() takes them, checked. For servers."""
+        return self._shards.scan(self._bound(first, "start"), None if last is None else self._bound(last, "stop"))
+
     def _bound(self, key: bytes | int, what: str) -> bytes:
         if isinstance(key, (int, np.integer)) and not isinstance(key, bool) and self.key_bytes in (4, 8):
             if not 0 <= key < 1 << 8 * self.key_bytes:
@@ -138,7 +142,11 @@ class CountTable:
 
     def client(self, name: str) -> dict[str, Any]:
         """Return {"sequence", "note"} of the last push of a client that arrived everywhere; 0 and None before the first."""
-        return min(self._shards.rows(check_name("client", name)), key=lambda row: row["sequence"])
+        return min(self.rows(name), key=lambda row: row["sequence"])
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        """Return what client() says, of each shard."""
+        return self._shards.rows(check_name("client", name))
 
     def __len__(self) -> int:
         """Return how many keys have a count; reads all of them, unless the runs are merged."""
@@ -151,7 +159,11 @@ class CountTable:
             {"name", "kind", "key_bytes", "shards", "runs", "entries" (a key counts once for each run that it is in),
             "clients", "bytes", "live_bytes"}.
         """
-        return {"name": self.name, "kind": self.kind, "key_bytes": self.key_bytes, **self._shards.facts()}
+        return {"name": self.name, "kind": self.kind, "key_bytes": self.key_bytes, **self.facts()}
+
+    def facts(self) -> dict[str, Any]:
+        """Return the part of stats() that the shards know."""
+        return self._shards.facts()
 
     @property
     def closed(self) -> bool:

@@ -41,7 +41,7 @@ BESIDE = {
 ALONE = {
     "lmdb": ["kvps/store/environment.py"],
     "click": ["kvps/cli/"],
-    "zmq": ["kvps/ps/remote.py", "kvps/ps/server.py"],
+    "zmq": ["kvps/ps/connection.py", "kvps/ps/server.py"],
     "ray": ["kvps/ps/ray.py"],
     "bench": [],
     "tests": [],

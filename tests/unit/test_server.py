@@ -12,9 +12,10 @@ import zmq
 from kvps import errors
 from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError, Unreachable
 from kvps.ps import curve as keyfiles
-from kvps.ps import protocol, server
+from kvps.ps import connection as connections
+from kvps.ps import protocol
 from kvps.ps.protocol import REQUEST, Message, ProtocolError
-from kvps.ps.remote import Connection
+from kvps.ps.connection import Connection
 from kvps.ps.server import Function, Server, check_bind
 
 
@@ -331,4 +332,4 @@ def test_connection_from_many_threads(bind):
 def test_errors_of_the_wire_are_errors_of_ours():
     """A ProtocolError is a KvpsError, so that the command line prints one line."""
     assert issubclass(ProtocolError, KvpsError)
-    assert server.HIGH_WATER * protocol.MAX_BODY_BYTES <= 256 << 20
+    assert connections.HIGH_WATER * protocol.MAX_BODY_BYTES <= 256 << 20

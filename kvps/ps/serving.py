@@ -1,0 +1,215 @@
+"""What a server answers for the tables of a store: the functions that RemoteTables and RemoteShards call.
+
+Arguments come from outside: each is looked at before it is used, and a table's own checks do the rest.
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvps.errors import ArgumentError, StoreError
+from kvps.ps import tables
+from kvps.ps.protocol import Message
+from kvps.ps.runs import Block
+from kvps.ps.server import Answer, Function
+from kvps.ps.table import CountTable
+from kvps.store import files, lock
+from kvps.store.directory import TABLES
+
+MAX_CURSORS = 64
+CURSOR_IDLE_S = 60.0           # a scan that nobody goes on with keeps deleted pages in the files
+BLOCKS = 16                    # of a scan in one message: some 4 MiB of 8-byte keys
+
+
+@dataclasses.dataclass
+class _Cursor:
+    """A scan between two messages."""
+
+    blocks: Iterator[Block]
+    key_bytes: int
+    used: float
+    turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
+    number: int = -1           # of the last piece sent, which may be asked for again
+    last: Answer = ({"done": True}, {})
+
+
+class TableService:
+    """The tables of a store, open for writing as long as they are served."""
+
+    def __init__(self, store: Path) -> None:
+        """Serve the tables below the folder of a store."""
+        self.store = store
+        folder = store / TABLES
+        files.refuse_symlink(folder)
+        if not files.exists(folder):
+            files.make_dir(folder)
+        self._lock = lock.OwnerLock(folder, command="kvps serve")      # one server a store, whatever it has open
+        self._turn = threading.Lock()
+        self._open: dict[str, CountTable] = {}
+        self._cursors: dict[int, _Cursor] = {}
+        self._numbers = itertools.count(1)
+
+    def functions(self) -> dict[str, Function]:
+        """Return what a Server is to answer."""
+        return {"tables": Function(self.tables), "table": Function(self.table, changes=True),
+                "create": Function(self.create, changes=True), "drop": Function(self.drop, changes=True),
+                "push": Function(self.push, changes=True), "pull": Function(self.pull), "scan": Function(self.scan),
+                "next": Function(self.next), "length": Function(self.length), "client": Function(self.client),
+                "stats": Function(self.stats)}
+
+    # tables as a whole
+
+    def tables(self, message: Message) -> Answer:
+        """Return the statistics of all tables."""
+        return {"tables": tables.listed(self.store)}, {}
+
+    def table(self, message: Message) -> Answer:
+        """Open a table, made if need be, and say how wide its keys are."""
+        name, kind, key_bytes = (_optional(message, field, what) for field, what in (
+            ("table", str), ("kind", str), ("key_bytes", int)))
+        if not tables.exists(self.store, name) and kind is not None and key_bytes is not None:
+            self.create(message)
+        table = self._table(message)
+        for field, wanted, found in (("kind", kind, table.kind), ("key_bytes", key_bytes, table.key_bytes)):
+            if wanted is not None and wanted != found:
+                raise StoreError(f"table {name}: is a table with {field} {found}, not {wanted}", found=found, expected=wanted)
+        return {"key_bytes": table.key_bytes, "kind": table.kind}, {}
+
+    def create(self, message: Message) -> Answer:
+        """Make an empty table."""
+        tables.create(self.store, _text(message, "table"), _text(message, "kind"), _number(message, "key_bytes"),
+                      _number(message, "shards"))
+        return {}, {}
+
+    def drop(self, message: Message) -> Answer:
+        """Delete a table."""
+        name = _text(message, "table")
+        with self._turn:
+            known = self._open.pop(name, None)
+        if known is not None:
+            known.close()
+        tables.drop(self.store, name)
+        return {}, {}
+
+    # one table
+
+    def push(self, message: Message) -> Answer:
+        """Add counts."""
+        keys, counts = _array(message, "keys"), _array(message, "counts")
+        applied = self._table(message).push(keys, counts, client=_text(message, "client"), sequence=message.sequence,
+                                            note=_optional(message, "note", str))
+        return {"applied": applied}, {}
+
+    def pull(self, message: Message) -> Answer:
+        """Look counts up."""
+        return {}, {"counts": self._table(message).pull(_array(message, "keys"))}
+
+    def scan(self, message: Message) -> Answer:
+        """Begin a scan."""
+        table, stop = self._table(message), _optional(message, "stop", str)
+        try:
+            first, last = bytes.fromhex(_text(message, "start")), None if stop is None else bytes.fromhex(stop)
+        except ValueError as exc:
+            raise ArgumentError(f"a scan begins and ends at hexadecimal digits: {exc}") from exc
+        blocks = table.blocks(first, last)
+        with self._turn:
+            self._drop_idle()
+            if len(self._cursors) >= MAX_CURSORS:
+                raise StoreError(f"{MAX_CURSORS} scans are open already; finish one, or wait {CURSOR_IDLE_S:.0f} s for those that "
+                                 "nobody goes on with")
+            number = next(self._numbers)
+            self._cursors[number] = _Cursor(blocks, table.key_bytes, time.monotonic())
+        return {"cursor": number}, {}
+
+    def next(self, message: Message) -> Answer:
+        """Return the next piece of a scan, or the last one again, whose answer was lost."""
+        cursor, number = self._cursors.get(_number(message, "cursor")), _number(message, "number")
+        if cursor is None:
+            raise StoreError(f"no such scan: it has ended, or nobody went on with it for {CURSOR_IDLE_S:.0f} s; begin it again")
+        with cursor.turn:
+            cursor.used = time.monotonic()
+            if number not in (cursor.number, cursor.number + 1):
+                raise StoreError(f"piece {number} of a scan, expected {cursor.number + 1}")
+            if number > cursor.number:
+                cursor.number, cursor.last = number, _piece(cursor)
+            return cursor.last
+
+    def length(self, message: Message) -> Answer:
+        """Count the keys."""
+        return {"keys": len(self._table(message))}, {}
+
+    def client(self, message: Message) -> Answer:
+        """Return what is known of a client."""
+        return {"rows": self._table(message).rows(_text(message, "client"))}, {}
+
+    def stats(self, message: Message) -> Answer:
+        """Return a table's statistics."""
+        return {"facts": self._table(message).facts()}, {}
+
+    def close(self) -> None:
+        """Close all tables and end all scans; call it when no request is being answered any more."""
+        with self._turn, contextlib.ExitStack() as stack:
+            for table in self._open.values():
+                stack.callback(table.close)
+            self._open.clear()
+            for cursor in self._cursors.values():
+                cursor.blocks.close()
+            self._cursors.clear()
+            self._lock.close()
+
+    def _table(self, message: Message) -> CountTable:
+        name = _text(message, "table")
+        with self._turn:
+            if name not in self._open:
+                self._open[name] = tables.open_table(self.store, name, writable=True)
+            return self._open[name]
+
+    def _drop_idle(self) -> None:
+        """End scans that nobody goes on with, or that are done; holding self._turn."""
+        now = time.monotonic()
+        for number, cursor in list(self._cursors.items()):
+            done = cursor.number >= 0 and cursor.last[0]["done"]
+            if now - cursor.used > (1.0 if done else CURSOR_IDLE_S) and cursor.turn.acquire(blocking=False):
+                cursor.blocks.close()
+                del self._cursors[number]
+
+
+def _piece(cursor: _Cursor) -> Answer:
+    """Return the next blocks of a scan as one reply. Blocks are copied: each is good until the next one only."""
+    some = [(block.keys.copy(), block.counts.copy()) for block in itertools.islice(cursor.blocks, BLOCKS)]
+    if not some:
+        return {"done": True}, {}
+    keys, counts = (np.concatenate(column) for column in zip(*some, strict=True))
+    return {"done": False}, {"keys": keys, "counts": counts}
+
+
+def _text(message: Message, field: str) -> str:
+    value = message.call.get(field)
+    if not isinstance(value, str):
+        raise ArgumentError(f"{message.call['call']}: {field} is {type(value).__name__}, expected text")
+    return value
+
+
+def _number(message: Message, field: str) -> int:
+    value = message.call.get(field)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise ArgumentError(f"{message.call['call']}: {field} is {type(value).__name__}, expected a whole number")
+    return value
+
+
+def _optional(message: Message, field: str, what: type) -> Any:
+    return None if message.call.get(field) is None else (_text if what is str else _number)(message, field)
+
+
+def _array(message: Message, name: str) -> np.ndarray:
+    if name not in message.arrays:
+        raise ArgumentError(f"{message.call['call']}: no array {name}")
+    return message.arrays[name]

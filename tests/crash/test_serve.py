@@ -1,0 +1,272 @@
+"""Pushes through a bad network to a server that is killed again and again count once each."""
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+import zmq
+from processes import environment, refused, run
+
+import kvps
+from kvps.ps import protocol
+
+pytestmark = pytest.mark.crash
+
+
+class Served:
+    """A server process that can be killed and comes again at its address."""
+
+    def __init__(self, store, *options):
+        """Start it and wait until it serves."""
+        self.command = [sys.executable, "-m", "kvps", "serve", str(store), *map(str, options)]
+        self.start()
+
+    def start(self):
+        """Start it once more."""
+        self.process = subprocess.Popen(self.command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        assert "serving at kvps://" in line, self.process.stderr.read()
+        self.address = line.split()[-1]
+
+    def end(self, number):
+        """Send a signal and return (exit code, what it wrote to stderr)."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=30)
+        return self.process.returncode, err
+
+    def __enter__(self):
+        """Return it."""
+        return self
+
+    def __exit__(self, *_):
+        """Let it end as a user would."""
+        assert self.end(signal.SIGTERM) == (0, "")
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A store of one sentence."""
+    (tmp_path / "text").write_text("a b c\n")
+    run("train", tmp_path / "store", tmp_path / "text", "--order", 2)
+    return tmp_path / "store"
+
+
+class BadNetwork(threading.Thread):
+    """Passes messages between clients and a server: drops, doubles, delays, reorders and damages some, by chance."""
+
+    def __init__(self, folder, server, seed, rates):
+        """Listen at a socket in `folder` for the server at `server`."""
+        super().__init__(daemon=True)
+        self.address = f"kvps://{folder}/proxy"
+        self._front_at, self._back_at = f"ipc://{folder}/proxy", "ipc://" + server.removeprefix("kvps://")
+        self._rng, self._rates, self._ending = random.Random(seed), rates, threading.Event()
+        self.done = Counter()
+
+    def run(self):
+        """Pass messages on until end()."""
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as front, context.socket(zmq.DEALER) as back:
+            front.linger = back.linger = 0
+            back.reconnect_ivl = 20
+            front.bind(self._front_at)
+            back.connect(self._back_at)
+            peers, late = {}, []
+            poller = zmq.Poller()
+            poller.register(front, zmq.POLLIN)
+            poller.register(back, zmq.POLLIN)
+            while not self._ending.is_set():
+                ready = dict(poller.poll(5))
+                if front in ready:
+                    peer, *frames = front.recv_multipart()
+                    peers[protocol.number_of(frames)[1]] = peer
+                    self._pass(back, frames, late)
+                if back in ready:
+                    frames = back.recv_multipart()
+                    peer = peers.get(protocol.number_of(frames)[1])
+                    if peer is not None:
+                        self._pass(front, [peer, *frames], late)
+                now = time.monotonic()
+                for item in [item for item in late if item[0] <= now]:
+                    late.remove(item)
+                    self._send(*item[1:])
+
+    def _pass(self, socket, frames, late):
+        fate = self._rng.random()
+        for what, rate in self._rates.items():
+            fate -= rate
+            if fate < 0:
+                break
+        else:
+            what = "passed"
+        self.done[what] += 1
+        if what == "dropped":
+            return
+        if what == "damaged":
+            at = self._rng.randrange(len(frames[-1]))
+            frames = [*frames[:-1], frames[-1][:at] + bytes([frames[-1][at] ^ 64]) + frames[-1][at + 1:]]
+        if what == "cut":
+            frames = [*frames[:-1], frames[-1][:self._rng.randrange(len(frames[-1]))]]
+        if what == "delayed":
+            late.append((time.monotonic() + self._rng.random() / 3, socket, frames))
+            return
+        self._send(socket, frames)
+        if what == "doubled":
+            late.append((time.monotonic() + self._rng.random() / 5, socket, frames))
+
+    @staticmethod
+    def _send(socket, frames):
+        try:
+            socket.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.ZMQError:
+            pass
+
+    def end(self):
+        """Stop passing messages."""
+        self._ending.set()
+        self.join(20)
+
+
+RATES = {"dropped": 0.08, "doubled": 0.1, "delayed": 0.2, "damaged": 0.04, "cut": 0.03}
+
+
+def chaos(store, tmp_path, seed, batches, kills, shards):
+    """Push from two clients with a name and one without, kill the server meanwhile, and compare with plain addition."""
+    rng = random.Random(seed)
+    expected, failures = Counter(), []
+    served = Served(store)
+    network = BadNetwork(tmp_path, served.address, seed, RATES)
+    network.start()
+
+    def pusher(name, work):
+        try:
+            with kvps.connect(network.address, retry_s=0.15, patience_s=120) as remote, remote.table("t") as table:
+                for number, (keys, deltas) in enumerate(work, 1):
+                    if name:
+                        table.push(keys, deltas, client=name, sequence=number)
+                    else:
+                        assert table.push(keys, deltas) is True
+        except BaseException as exc:
+            failures.append(f"{name}: {type(exc).__name__} {exc}")
+
+    with kvps.connect(network.address, retry_s=0.15, patience_s=120) as remote:
+        remote.table("t", kind="count", key_bytes=8, shards=shards)
+    threads = []
+    for name in ("one", "two", None):
+        work = []
+        for _ in range(batches):
+            keys = np.array([rng.randrange(50) << rng.choice([0, 40]) for _ in range(rng.randrange(1, 60))], np.uint64)
+            deltas = np.array([rng.randrange(-3, 9) for _ in keys], np.int64)
+            expected.update(dict.fromkeys(keys.tolist(), 0))
+            for key, delta in zip(keys.tolist(), deltas.tolist(), strict=True):
+                expected[key] += delta
+            work.append((keys, deltas))
+        threads.append(threading.Thread(target=pusher, args=(name, work)))
+    for thread in threads:
+        thread.start()
+    killed, longest = 0, 0.0
+    while killed < kills and any(thread.is_alive() for thread in threads):
+        time.sleep(rng.uniform(0.1, 0.5))
+        assert served.end(signal.SIGKILL)[0] == -9
+        began = time.monotonic()
+        served.start()
+        longest = max(longest, time.monotonic() - began)
+        killed += 1
+    for thread in threads:
+        thread.join(180)
+        assert not thread.is_alive()
+    network.end()
+    assert served.end(signal.SIGTERM) == (0, "")
+    print(f"seed {seed}: {3 * batches} pushes, {killed} kills, serving again after {longest:.2f} s at most, {dict(network.done)}")
+    assert not failures
+    with kvps.open(store) as opened, opened.table("t") as table:
+        found = {key: count for keys, counts in table.scan() for key, count in zip(keys.tolist(), counts.tolist(), strict=True)}
+    assert found == {key: count for key, count in expected.items() if count}
+    run("check", store, "--full")
+    return killed
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_pushes_through_a_bad_network(store, tmp_path, seed, shards):
+    """Whatever is dropped, doubled, delayed, damaged and killed, each push counts once."""
+    assert chaos(store, tmp_path, seed, 40, 4, shards) > 0
+
+
+@pytest.mark.slow
+def test_200_kills_through_a_bad_network(store, tmp_path, seed):
+    """So it is with 200 kills."""
+    killed = sum(chaos(make(store, tmp_path / f"{n}"), tmp_path / f"{n}", seed + n, 400, 50, 1 + n % 3) for n in range(5))
+    assert killed >= 200
+
+
+def make(store, folder):
+    """Return a store of its own in a new folder."""
+    folder.mkdir()
+    run("train", folder / "store", store.parent / "text", "--order", 2)
+    return folder / "store"
+
+
+def test_commands_over_a_server(store, tmp_path):
+    """Commands that name a server print what they print of a folder; a push by file that is killed is finished by another."""
+    rows = "".join(f"{n * n % 500},{n % 7 - 2}\n" for n in range(1, 3001))
+    (tmp_path / "rows.csv").write_text(rows)
+    with Served(store) as served:
+        run("table", "create", served.address, "t", "--key-bytes", 8)
+        run("table", "push", served.address, "t", tmp_path / "rows.csv", "--client", "c", "--batch", 100)
+        again = run("table", "push", served.address, "t", tmp_path / "rows.csv", "--client", "c", "--batch", 100).stdout
+        assert "30 of them before" in again
+        there = {command: run("table", command, served.address, *more).stdout
+                 for command, *more in (("scan", "t"), ("pull", "t", 1, 4, 9999), ("list",), ("scan", "t", "--start", 5, "--stop", 90))}
+        assert "another process" not in refused("table", "pull", served.address, "nothing", 1)
+        assert "is using it" in refused("serve", store, code=5)
+        assert "is using it" in refused("table", "push", store, "t", tmp_path / "rows.csv", code=5)
+    here = {command: run("table", command, store, *more).stdout
+            for command, *more in (("scan", "t"), ("pull", "t", 1, 4, 9999), ("list",), ("scan", "t", "--start", 5, "--stop", 90))}
+    assert here == there
+    run("check", store, "--full")
+    assert not (store / "socket").exists()
+
+
+def test_keys_on_the_command_line(store, tmp_path):
+    """With keys, who is listed comes in and who is not does not; without keys only this machine is served."""
+    run("keygen", tmp_path / "keys", "a", "b")
+    (tmp_path / "keys" / "clients" / "b").unlink()
+    assert "kvps keygen" in refused("serve", store, "--bind", "tcp://0.0.0.0:0", code=2)
+    with Served(store, "--bind", "tcp://127.0.0.1:0", "--keys", tmp_path / "keys") as served:
+        run("table", "create", served.address, "t", "--key-bytes", 4, "--keys", tmp_path / "keys" / "client-a")
+        assert run("table", "pull", served.address, "t", 1, "--keys", tmp_path / "keys" / "client-a").stdout == "1,0\n"
+        for keys in (None, tmp_path / "keys" / "client-b"):
+            with (kvps.connect(served.address, keys=keys, retry_s=0.2, patience_s=0.5) as remote,
+                  pytest.raises(kvps.Unreachable)):
+                remote.tables()
+
+
+def test_scans_over_a_server(store, tmp_path):
+    """A scan is of one snapshot though others push meanwhile; scans that nobody goes on with make room for others."""
+    with Served(store) as served, kvps.connect(served.address) as remote, kvps.connect(served.address) as other:
+        table = remote.table("t", kind="count", key_bytes=8)
+        n = 400_000
+        table.push(np.arange(n, dtype=np.uint64), 1)
+        scan = table.scan()
+        keys, counts = next(scan)
+        other.table("t").push(np.arange(n, dtype=np.uint64), 1)
+        seen = [(keys, counts), *scan]
+        assert np.concatenate([keys for keys, _ in seen]).tolist() == list(range(n))
+        assert {int(count) for _, counts in seen for count in np.unique(counts)} == {1}
+        assert int(table.pull(np.array([5], np.uint64))[0]) == 2
+        assert len(table) == n
+        begun = []
+        with pytest.raises(kvps.StoreError, match="scans are open"):
+            for _ in range(100):
+                begun.append(table.scan())
+                next(begun[-1])
+        with pytest.raises(kvps.StoreError, match="smaller batches|too large"):
+            table.push(np.arange(3 << 20, dtype=np.uint64), 1)
+        assert table.push(np.arange(3, dtype=np.uint64), 1) is True
+        with pytest.raises(kvps.DataError):
+            table.push(np.array([7], np.uint64), 1 << 62)
+        assert table.push(np.array([7], np.uint64), 1) is True
+        assert int(table.pull(np.array([7], np.uint64))[0]) == 3
