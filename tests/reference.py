@@ -285,3 +285,28 @@ def perplexity(p, sentences, order, known):
         "perplexity": 10 ** (-math.fsum(everything) / len(everything)),
         "perplexity_excluding_oov": 10 ** (-math.fsum(seen) / len(seen)),
     }
+
+
+def shard_of_key(key, n_shards):
+    """Return the shard of a table's key (bytes), as FORMAT.md says."""
+    h = 0x6b767073
+    padded = key + bytes(-len(key) % 4)
+    for at in range(0, len(padded), 4):
+        product = (int.from_bytes(padded[at:at + 4]) ^ 0x9e3779b97f4a7c15) * (h ^ 0xd6e8feb86659fd93) % 2**128
+        h = product % 2**64 ^ product >> 64
+    return h * n_shards >> 64
+
+
+def arranged(keys, n_shards):
+    """Return the places of keys (bytes) sorted by shard and key, equal ones as they stood, and where each shard ends."""
+    places = sorted(range(len(keys)), key=lambda i: (shard_of_key(keys[i], n_shards), keys[i], i))
+    shards = [shard_of_key(key, n_shards) for key in keys]
+    return places, [sum(shard <= last for shard in shards) for last in range(n_shards)]
+
+
+def added_up(keys, deltas):
+    """Return the Counter of a batch of keys and deltas, without those that add up to 0."""
+    sums = Counter()
+    for key, delta in zip(keys, deltas, strict=True):
+        sums[key] += delta
+    return Counter({key: count for key, count in sums.items() if count})
