@@ -30,12 +30,13 @@ def command(store: str, bind: str | None, keys: str | None, threads: int | None)
     import sys
     from pathlib import Path
 
-    from kvps.cli.output import say
+    from kvps.cli.output import name_warnings, say
     from kvps.ps.server import Server
     from kvps.ps.serving import TableService
     from kvps.store.directory import open_store
     from kvps.units import cpu_count
 
+    name_warnings()
     path = Path(os.path.abspath(store))
     with open_store(path):
         pass

@@ -70,6 +70,8 @@ class Check:
         if folder.is_symlink() or not folder.is_dir():
             return
         for place in sorted(folder.iterdir()):
+            if place.name == lock.NAME:            # of the server that serves them
+                continue
             if ".tmp-" in place.name:
                 yield warning("leftover", f"{place}: was not finished", path=str(place),
                               next="the next kvps table create removes it")

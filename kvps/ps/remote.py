@@ -17,6 +17,7 @@ from kvps.ps.runs import Block
 from kvps.ps.table import CountTable
 
 SCHEME = "kvps://"
+PULL_KEYS = 1 << 18            # of a message: 8 MiB of the widest keys
 
 
 def endpoint(address: str) -> str:
@@ -114,8 +115,11 @@ class RemoteShards:
         return reply.call["applied"]
 
     def pull(self, keys: np.ndarray, ends: np.ndarray) -> np.ndarray:
-        """Return the counts of packed keys, int64."""
-        return self._open().call("pull", {"table": self._name}, {"keys": user_keys(keys, self.key_bytes)}).arrays["counts"]
+        """Return the counts of packed keys, int64; more than a message holds are asked for in pieces, each of one snapshot."""
+        asked = user_keys(keys, self.key_bytes)
+        pieces = range(0, max(1, len(asked)), PULL_KEYS)
+        return np.concatenate([self._open().call("pull", {"table": self._name}, {"keys": asked[at:at + PULL_KEYS]}).arrays["counts"]
+                               for at in pieces])
 
     def scan(self, start: bytes, stop: bytes | None) -> Iterator[Block]:
         """Yield blocks of keys and counts of one snapshot, which the server keeps for us from call to call."""

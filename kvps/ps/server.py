@@ -32,6 +32,7 @@ logger = logging.getLogger("kvps.server")
 Answer = tuple[dict[str, Any], Mapping[str, np.ndarray]]
 
 ZAP_DOMAIN = b"kvps"
+MAX_TOLD = 1000                # keys of refused clients that are told about
 IDLE_MS = 500                  # how often the loop looks whether it is to stop
 
 
@@ -233,11 +234,13 @@ class _AllowList:
 
     def __init__(self, allowed: set[bytes]) -> None:
         self._allowed = allowed
+        self._refused: set[bytes] = set()          # told about already, for a client that is refused comes again at once
 
     def callback(self, domain: str, key: bytes) -> bool:
         """Return whether a key, as Z85 text, may come in."""
         known = bytes(key) in self._allowed
-        if not known:
+        if not known and key not in self._refused and len(self._refused) < MAX_TOLD:
+            self._refused.add(bytes(key))
             logger.warning("refused a client with the key %s", bytes(key).decode("ascii", "replace"))
         return known
 
