@@ -1,4 +1,5 @@
 """Pushes through a bad network to a server that is killed again and again count once each."""
+import contextlib
 import random
 import signal
 import subprocess
@@ -98,13 +99,7 @@ class BadNetwork(threading.Thread):
                     self._send(*item[1:])
 
     def _pass(self, socket, frames, late):
-        fate = self._rng.random()
-        for what, rate in self._rates.items():
-            fate -= rate
-            if fate < 0:
-                break
-        else:
-            what = "passed"
+        what, = self._rng.choices(["passed", *self._rates], [1 - sum(self._rates.values()), *self._rates.values()])
         self.done[what] += 1
         if what == "dropped":
             return
@@ -122,10 +117,8 @@ class BadNetwork(threading.Thread):
 
     @staticmethod
     def _send(socket, frames):
-        try:
+        with contextlib.suppress(zmq.ZMQError):
             socket.send_multipart(frames, zmq.NOBLOCK)
-        except zmq.ZMQError:
-            pass
 
     def end(self):
         """Stop passing messages."""

@@ -11,11 +11,11 @@ import zmq
 
 from kvps import errors
 from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError, Unreachable
-from kvps.ps import curve as keyfiles
 from kvps.ps import connection as connections
+from kvps.ps import curve as keyfiles
 from kvps.ps import protocol
-from kvps.ps.protocol import REQUEST, Message, ProtocolError
 from kvps.ps.connection import Connection
+from kvps.ps.protocol import REQUEST, Message, ProtocolError
 from kvps.ps.server import Function, Server, check_bind
 
 
