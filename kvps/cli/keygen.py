@@ -3,11 +3,14 @@ from __future__ import annotations
 
 import click
 
+from kvps.cli import options
+
 
 @click.command("keygen")
 @click.argument("folder", metavar="DIR", type=click.Path(file_okay=False))
 @click.argument("clients", nargs=-1, metavar="[CLIENT]...")
-def command(folder: str, clients: tuple[str, ...]) -> None:
+@options.json
+def command(folder: str, clients: tuple[str, ...], as_json: bool) -> None:
     """Make the keys of a server in DIR, and those of clients, which the server then lets in.
 
     Use it before kvps serve at an address that other machines can reach. Run again with other names it adds clients to
@@ -20,9 +23,12 @@ def command(folder: str, clients: tuple[str, ...]) -> None:
       kvps serve novels.kvps --bind tcp://0.0.0.0:7070 --keys keys
       kvps table list kvps://server:7070 --keys client-worker1
     """
-    from kvps.cli.output import say
+    from kvps.cli.output import emit, say
     from kvps.ps import curve
     from kvps.ps.server import new_pair
 
     for path in curve.make(folder, list(clients), new_pair):
-        say(str(path))
+        if as_json:
+            emit({"file": str(path)})
+        else:
+            say(str(path))

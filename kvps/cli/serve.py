@@ -11,7 +11,8 @@ from kvps.cli import options
 @click.option("--bind", metavar="ADDRESS", help="ipc:///FOLDER/SOCKET or tcp://HOST:PORT; STORE/socket if not given.")
 @click.option("--keys", metavar="DIR", type=click.Path(file_okay=False), help="Folder of keys, made by kvps keygen.")
 @options.threads
-def command(store: str, bind: str | None, keys: str | None, threads: int | None) -> None:
+@options.json
+def command(store: str, bind: str | None, keys: str | None, threads: int | None, as_json: bool) -> None:
     """Serve the tables of a store to other processes and machines, until SIGTERM or Ctrl-C.
 
     Use it where several processes count into one table at once, or from other machines. The server is the writer of
@@ -30,7 +31,7 @@ def command(store: str, bind: str | None, keys: str | None, threads: int | None)
     import sys
     from pathlib import Path
 
-    from kvps.cli.output import name_warnings, say
+    from kvps.cli.output import emit, name_warnings, say
     from kvps.ps.server import Server
     from kvps.ps.serving import TableService
     from kvps.store.directory import open_store
@@ -45,6 +46,10 @@ def command(store: str, bind: str | None, keys: str | None, threads: int | None)
         server = Server(bind or f"ipc://{path}/socket", service.functions(), keys=keys, threads=threads or cpu_count())
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: server.stop()))
-        say(f"{store}: serving at kvps://{server.address.partition('://')[2]}")
+        address = f"kvps://{server.address.partition('://')[2]}"
+        if as_json:
+            emit({"store": store, "address": address})
+        else:
+            say(f"{store}: serving at {address}")
         sys.stdout.flush()
         server.run()
