@@ -6,7 +6,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench import e2e_nltk, e2e_query, e2e_safety, e2e_store, e2e_train, env, measure, setting, text  # noqa: F401 - e2e_* enlist
+from bench import e2e_nltk, e2e_query, e2e_safety, e2e_store, e2e_table, e2e_train, env, measure, setting, text  # noqa: F401 - e2e_* enlist
 
 
 def parse(arguments):

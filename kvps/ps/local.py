@@ -45,6 +45,7 @@ class LocalShards:
         self._order, self._wait = order_of(self.key_bytes), wait
         self._pushing, self._looking = threading.Lock(), threading.Lock()
         self._begun = False
+        self._room = np.empty(0, np.uint8)             # of encoded chunks; fresh memory for each push would cost more than encoding
         self._lookups: dict[str, Lookup] = {}          # by the shard's place in the store: it changes with its life
 
     # pushing
@@ -102,8 +103,9 @@ class LocalShards:
             self._begun = True
 
     def _chunks(self, part: Part) -> list[tuple[bytes, int]]:
-        room = np.empty(encoded_room(len(part.counts)), np.uint8)
-        return encode(part.keys, part.counts, self._order, BITS, CHUNK_BYTES, room)
+        if len(self._room) < encoded_room(len(part.counts)):
+            self._room = np.empty(encoded_room(len(part.counts)), np.uint8)
+        return encode(part.keys, part.counts, self._order, BITS, CHUNK_BYTES, self._room)
 
     def _make_room(self, shard: Shard, part: Part) -> None:
         """Raise DataError if a sum would leave 62 bits; merge what would let a sum of some runs leave them."""

@@ -49,6 +49,8 @@ class Phase:
     result: str = "store"            # what it writes: "store" or "copy"
     then: tuple[str, ...] = ()       # a command that must end well right after the kill, and when all is done
     deletes: str = ""                # the checkpoint that is gone afterwards
+    first: tuple[str, ...] = ()      # a command that prepares the folder that it starts from
+    pushes: bool = False             # the rows are in table "t" afterwards, each once
     unreadable: str = ""             # why readers refuse the store that it finds: "damaged" or "old"
     shards: tuple[int, ...] = SHARDS
 
@@ -77,6 +79,8 @@ PHASES = (
           then=VERIFY),
     Phase("checkpoint delete", ("checkpoint", "delete", "store", "x"), "checkpoint create, more", "acd", "acd", commits=False,
           refused_again=True, then=VERIFY, deletes="x"),
+    Phase("table push", ("table", "push", "store", "t", "rows", "--client", "me", "--batch", "50"), "train", "ac", "ac",
+          commits=False, first=("table", "create", "store", "t", "--key-bytes", "8", "--shards", "2"), pushes=True, shards=(1,)),
     Phase("recover", ("recover", "store", "--yes", *MEMORY), "update --keep-labels", "acd", "acd", commits=False,
           unreadable="damaged"),
     Phase("upgrade", ("upgrade", "store"), None, "old", "old", commits=False, unreadable="old", shards=(2,)),
@@ -105,6 +109,9 @@ class Kills:
         texts = {name: zipf_text(seed, lines, n_words=300, words_per_line=8) for name, (seed, lines) in TEXTS.items()}
         for name, text in texts.items():
             (folder / name).write_bytes(text)
+        rng = random.Random(5)
+        self.rows = [(rng.randrange(99), rng.randrange(-3, 9)) for _ in range(600)]
+        (folder / "rows").write_text("".join(f"{key},{count}\n" for key, count in self.rows))
         asked = {phase.before for phase in PHASES if phase.before is not None} | {phase.after for phase in PHASES}
         self.counts = {names: counted(b"".join(texts[name] for name in names), ORDER) for names in asked - {"old"}}
         self.counts["old"] = counted((V1 / "a.txt").read_bytes() + b"the cat of stdin\n", ORDER)
@@ -117,6 +124,9 @@ class Kills:
         """Run a phase to its end, once counted and once timed, and keep what it leaves."""
         start = self.folder / f"{phase.start}.{shards}" if phase.start else None
         stage = Stage(phase, shards, start, (None, 0), 0.0, {}, 0)
+        if phase.first:
+            stage.start = self.place(stage, f"{phase.name}.{shards}.start")
+            self.run(stage, stage.start, *phase.first)
         place = self.place(stage, f"{phase.name}.{shards}")
         store = place / phase.result
         before = summary(store)[0] if store.exists() and not phase.unreadable else None
@@ -153,7 +163,7 @@ class Kills:
             elif word in ("store", "copy"):
                 words.append(place / word)
             else:
-                words.append(self.folder / word if word in TEXTS else word)
+                words.append(self.folder / word if word in (*TEXTS, "rows") else word)
         return self.server.run(*words, split_bytes=SPLIT_BYTES.get(stage.shards, 2048), **options)
 
     def moment(self, stage, rng):
@@ -195,10 +205,18 @@ class Kills:
         assert n_folders(store) == stage.folders, told
         assert are_there(store, kept), told
         assert phase.deletes not in checkpoints(store), told
+        assert not phase.pushes or in_table(store) == self.sums(), told
         # What creations left is gone, but for folders that were made this instant and are still empty.
         assert [entry.name for entry in place.iterdir() if ".tmp-" in entry.name and any(entry.iterdir())] == [], told
         shutil.rmtree(place)
         return killed.code == -signal.SIGKILL and killed.inside, state, killed.last, how
+
+    def sums(self):
+        """Return what the rows add up to."""
+        sums = Counter()
+        for key, count in self.rows:
+            sums[key] += count
+        return {key: count for key, count in sums.items() if count}
 
     def damage(self, stage, store, rng):
         """Damage one shard or two of a store, each in one way; return what is in the files that are damaged now."""
@@ -251,6 +269,12 @@ class Kills:
 def n_folders(path):
     """Return how many folders there are in a store, but those put aside: what a dead writer began must not stay."""
     return sum(entry.is_dir() for entry in path.rglob("*") if "damaged" not in entry.relative_to(path).parts)
+
+
+def in_table(store):
+    """Return what table "t" of a store holds."""
+    with kvps.open(store) as opened, opened.table("t") as table:
+        return {key: count for keys, counts in table.scan() for key, count in zip(keys.tolist(), counts.tolist(), strict=True)}
 
 
 def readable(store):

@@ -30,7 +30,10 @@ V1 = Path(__file__).parents[1] / "data" / "v1"        # stores of format 1
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """A command, as data: STORE is the store, DEPOT a place with a checkpoint, a letter a text, `-` the one of `stdin`."""
+    """A command, as data: STORE is the store, DEPOT a place with a checkpoint, ROWS keys and counts.
+
+    A letter is a text, `-` the one of `stdin`.
+    """
 
     name: str
     start: str | None            # the workload that leaves the store as this one finds it; None: there is none yet
@@ -45,6 +48,8 @@ class Workload:
     models: bool = False         # it makes a compiled model
     then: tuple = ()             # a command that must end well when the work is ended
     deletes: str = ""            # the checkpoint that is gone then; `repeat` is meant for a store without it
+    makes: str = ""              # the table that is there then; `repeat` is meant for a store that has it
+    pushes: bool = False         # the rows are in table "t" then, each once
     finds: str = ""              # "damaged": a shard is cut when it begins; "old": a store of format 1; readers refuse both
 
     def arguments(self, store: Path) -> list[object]:
@@ -61,7 +66,8 @@ class Workload:
 def _paths(command: tuple, store: Path) -> list[object]:
     """Return a command line with the paths that its words stand for."""
     depot = _folder / "after-checkpoint" / "store" / "checkpoints"
-    return [{"STORE": store, "DEPOT": depot}.get(part, _folder / part if part in TEXTS else part) for part in command]
+    named = {"STORE": store, "DEPOT": depot, "ROWS": _folder / "rows"}
+    return [named.get(part, _folder / part if part in TEXTS else part) for part in command]
 
 
 WORKLOADS = {workload.name: workload for workload in [
@@ -84,6 +90,10 @@ WORKLOADS = {workload.name: workload for workload in [
     Workload("keep-labels", "label-more", ("update", "STORE", "d", "--label", "tue", "--keep-labels", 1, *WORK), 5, "abd"),
     Workload("recover", "keep-labels", ("recover", "STORE", "--yes", *WORK), 5, "abd", is_job=False, finds="damaged"),
     Workload("delete", "keep-labels", ("checkpoint", "delete", "STORE", "x"), 5, "abd", is_job=False, repeat=1, deletes="x"),
+    Workload("table", "train", ("table", "create", "STORE", "t", "--key-bytes", 8, "--shards", 2), 1, "ac", is_job=False, repeat=1,
+             makes="t"),
+    Workload("table-push", "table", ("table", "push", "STORE", "t", "ROWS", "--client", "me", "--batch", 40), 1, "ac",
+             is_job=False, pushes=True),
     Workload("upgrade", None, ("upgrade", "STORE"), 4, "o", is_job=False, finds="old"),
     Workload("restore", None, ("checkpoint", "restore", "--from", "DEPOT", "x", "--into", "STORE"), 3, "ab", repeat=1),
 ]}
@@ -95,6 +105,7 @@ _folder = Path()                                  # the texts, and a store after
 _texts: dict[str, bytes] = {}
 _expected: dict[str, Counter] = {}                # what a store holds that holds these texts
 _figures: dict[str, object] = {}                  # what a model of it says about text b
+_rows: list[tuple[int, int]] = []                  # what is pushed to tables
 _cut = b""                                        # what is in the file that was damaged, which must be kept
 
 
@@ -106,6 +117,11 @@ def prepare(folder: str) -> dict[str, list[tuple[int, bool]]]:
     for name, (seed, n_lines) in TEXTS.items():
         _texts[name] = zipf_text(seed, n_lines, n_words=200, words_per_line=8).replace(b"w", b"quite-a-word")
         (_folder / name).write_bytes(_texts[name])
+    rng = random.Random(5)
+    for _ in range(280):
+        key, count = rng.randrange(60), rng.randrange(-3, 9)
+        _rows.append((key, count))
+    (_folder / "rows").write_text("".join(f"{key},{count}\n" for key, count in _rows))
     _texts[OLD] = (V1 / "a.txt").read_bytes() + b"the cat of stdin\n"
     for texts in ("", *(workload.holds for workload in WORKLOADS.values())):
         _expected[texts] = counted(b"".join(_texts[name] for name in texts), ORDER)
@@ -199,6 +215,24 @@ def is_deleted(workload: Workload, store: Path) -> bool:
         return workload.deletes not in [found["name"] for found in opened.checkpoints()]
 
 
+def is_made(workload: Workload, store: Path) -> bool:
+    """Return whether a workload has made its table."""
+    if not workload.makes:
+        return False
+    with kvps.open(store) as opened:
+        return workload.makes in opened.tables()
+
+
+def pushed(store: Path) -> None:
+    """Assert that table "t" holds every row once."""
+    expected = Counter()
+    for key, count in _rows:
+        expected[key] += count
+    with kvps.open(store) as opened, opened.table("t") as table:
+        found = {key: count for keys, counts in table.scan() for key, count in zip(keys.tolist(), counts.tolist(), strict=True)}
+    assert found == {key: count for key, count in expected.items() if count}
+
+
 def figures(store: Path) -> object:
     """Return what the model of a store says about a text."""
     ended = cli(["perplexity", store, _folder / "b", "--threads", 1, "--json"])
@@ -267,7 +301,8 @@ def finish(workload: Workload, store: Path, rng: random.Random, how: str | None 
     elif workload.start or store.exists():
         found, _, _, pending = summary(store)
         assert found in (version, workload.version)
-        done = (workload.is_job and found == workload.version) or is_deleted(workload, store)
+        done = (workload.is_job and found == workload.version) or is_deleted(workload, store) \
+            or is_made(workload, store)
         assert not (done and pending)
         # Readers never see half a job.
         same(store, workload.holds if done or workload.finds else before)
@@ -291,6 +326,8 @@ def finish(workload: Workload, store: Path, rng: random.Random, how: str | None 
     assert not workload.deletes or is_deleted(workload, store)
     if workload.models:
         assert figures(store) == _figures[workload.holds]
+    if workload.pushes:
+        pushed(store)
     if workload.then:
         assert _cli(_paths(workload.then, store)) == 0
     if done and how in ("resume", "nothing"):
