@@ -64,7 +64,9 @@ class Lookup:
                     raise self._damaged(run, index, wrong)
 
     def _chunk(self, snap: Snapshot, run: Run, known: _Known, index: int) -> tuple[memoryview, int]:
-        found = snap.chunk(run, index, trusted=bool(known.compared[index]))
+        if known.compared[index]:
+            return snap.known_chunk(run, index)
+        found = snap.chunk(run, index)
         known.compared[index] = 1
         return found
 
@@ -72,7 +74,7 @@ class Lookup:
         """Return the first keys of a run's chunks, as they are read: a chunk is compared before its key is relied on."""
         rows = np.empty((run.n_chunks, self._order), np.uint32)
         for index in range(run.n_chunks):
-            key = first_key(snap.chunk(run, index, trusted=True)[0], self._order)
+            key = first_key(snap.known_chunk(run, index)[0], self._order)
             if key is None:
                 snap.chunk(run, index)
                 raise self._damaged(run, index, "bytes that are no entry")

@@ -86,7 +86,8 @@ def test_nothing(store):
     ("5", "1 fields"), ("1,2,3", "3 fields"), ("x,1", 'the key "x"'), ("-1,1", 'the key "-1"'), (f"{2**64},1", "2**64 - 1"),
     (",1", 'key ""'),
     ("1,x", 'count "x"'), ("1,", 'count ""'), ("1,1.5", 'count "1.5"'), ("1,1_0", 'count "1_0"'), ("1, 2", 'count " 2"'),
-    ("١,1", 'key "١"'), (f"1,{2**62 + 1}", "beyond 2**62"), ('"1,2', "no CSV"), ('"1"x,2', "no CSV"), ("1" * 100 + ",1", "the key")])
+    ("1" * 100 + ",1", "the key"),
+    ("١,1", 'key "١"'), (f"1,{2**62 + 1}", "beyond 2**62"), ('"1,2', "no CSV"), ('"1"x,2', "no CSV")])
 def test_a_bad_line_of_csv(store, line, why):
     """A line that is no key and count ends the command with its number and the reason; what was before it is told and kept."""
     rows = f"1,1\n2,1\n{line}\n3,1\n"
