@@ -15,7 +15,7 @@ from kvps.api.store import Change, Store, check, create, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
-from kvps.store.check import Finding
+from kvps.store.findings import Finding
 
 __all__ = ["Change", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "create", "load",
            "open", "restore"]
