@@ -16,7 +16,8 @@ from kvps._runs import first_key, pack
 from kvps._table import look_up, lower_bounds, marks
 from kvps.errors import CorruptionError
 from kvps.ps.keys import BITS
-from kvps.store.shard import Run, Snapshot
+from kvps.store.runs import Run
+from kvps.store.shard import Snapshot
 
 INTERVAL = 8               # 20 bytes for every 8 keys of 8 bytes; 16 took a fifth, 32 two fifths more of the time of a look
 COARSE_INTERVAL = 32       # of runs whose marks would else take all of the memory below
