@@ -8,7 +8,7 @@ import numpy as np
 
 from libc.string cimport memset
 
-from kvps._keys cimport key_words64, load32, load64, low32, mix, mul_high, packed_t, shl, shr, store, u64, u128, u256
+from kvps._keys cimport fetch, key_words64, load32, load64, low32, mix, mul_high, packed_t, shl, shr, store, u64, u128, u256
 from kvps._sort cimport sort_keys
 from kvps._types cimport MAX_ORDER, byte_t, count_t, index_t, word_t, uint32_t, uint64_t
 
@@ -20,6 +20,7 @@ cdef enum:
     WORD_BITS = 32
     SHARD_SEED = 0x6b767073    # "kvps"; do not change: stored
     RESTART_INTERVAL = 1024    # as in _runs.pyx: stored
+    LOOK_AHEAD = 32            # keys whose entries are fetched before the first is decoded
     ERR_ENTRY = -2             # bytes that are no entry
     ERR_ORDER = -3             # keys not strictly increasing
     ERR_OVERFLOW = -4          # a sum of counts beyond 62 bits
@@ -352,50 +353,58 @@ cdef int look_up_keys(
 ) noexcept nogil:
     """Add the counts of the keys asked for. Return 0, ERR_ENTRY, ERR_ORDER or ERR_OVERFLOW."""
     cdef cursor c
-    cdef index_t i, low, high, middle, step, left = 0, mark = -1
+    cdef index_t i, j, start = 0, low = 0, high, middle, step, left = 0, mark = -1
+    cdef index_t marks_of[LOOK_AHEAD]
     cdef int k, status
     cdef packed_t key = 0
     c.count = 0
-    for i in range(n):
-        # STEP 1: the last mark that is not above the key asked for, looked for ever further from the one at hand.
-        low = mark if mark >= 0 else 0
-        if asked[i] < keys[low]:
-            continue                               # below the first key of the chunk
-        step = 1
-        while low + step < n_marks and not asked[i] < keys[low + step]:
-            low += step
-            step *= 2
-        high = low + step if low + step < n_marks else n_marks
-        while high - low > 1:
-            middle = (low + high) // 2
-            if asked[i] < keys[middle]:
-                high = middle
-            else:
-                low = middle
-        # STEP 2: decode from there, or go on where we are.
-        if low != mark:
-            mark = low
-            key = keys[mark]
-            for k in range(order):
-                c.words[k] = low32(shr(key, WORD_BITS * (order - 1 - k)))
-            c.count = counts[mark]
-            c.at, c.end = payload + after[mark], payload + n_bytes
-            left = n_keys - mark * interval - 1
-            if left > interval - 1:
-                left = interval - 1
-        while left > 0 and key < asked[i]:
-            status = next_entry(&c, order, False)
-            if status != 0:
-                return status
-            key = packed_words(c.words, order, <packed_t>0)
-            left -= 1
-        if key == asked[i]:
-            if c.count > 0:
-                if sums[i] > (<count_t>1 << 62) - c.count:
+    while start < n and asked[start] < keys[0]:
+        start += 1                                 # below the first key of the chunk
+    while start < n:
+        # STEP 1: for some keys, the last mark that is not above each, looked for ever further from the one before; what is
+        # there to be decoded is on its way into the cache while the others are looked for.
+        for j in range(min(n - start, LOOK_AHEAD)):
+            i = start + j
+            step = 1
+            while low + step < n_marks and not asked[i] < keys[low + step]:
+                low += step
+                step *= 2
+            high = low + step if low + step < n_marks else n_marks
+            while high - low > 1:
+                middle = (low + high) // 2
+                if asked[i] < keys[middle]:
+                    high = middle
+                else:
+                    low = middle
+            marks_of[j] = low
+            fetch(payload + after[low])
+        # STEP 2: decode from each, or go on where we are.
+        for j in range(min(n - start, LOOK_AHEAD)):
+            i = start + j
+            if marks_of[j] != mark:
+                mark = marks_of[j]
+                key = keys[mark]
+                for k in range(order):
+                    c.words[k] = low32(shr(key, WORD_BITS * (order - 1 - k)))
+                c.count = counts[mark]
+                c.at, c.end = payload + after[mark], payload + n_bytes
+                left = n_keys - mark * interval - 1
+                if left > interval - 1:
+                    left = interval - 1
+            while left > 0 and key < asked[i]:
+                status = next_entry(&c, order, False)
+                if status != 0:
+                    return status
+                key = packed_words(c.words, order, <packed_t>0)
+                left -= 1
+            if key == asked[i]:
+                if c.count > 0:
+                    if sums[i] > (<count_t>1 << 62) - c.count:
+                        return ERR_OVERFLOW
+                elif sums[i] < -(<count_t>1 << 62) - c.count:
                     return ERR_OVERFLOW
-            elif sums[i] < -(<count_t>1 << 62) - c.count:
-                return ERR_OVERFLOW
-            sums[i] += c.count
+                sums[i] += c.count
+        start += LOOK_AHEAD
     return 0
 
 

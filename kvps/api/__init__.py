@@ -16,7 +16,7 @@ from kvps.api.words import Vocabulary
 from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
 from kvps.ps.table import CountTable
-from kvps.store.check import Finding
+from kvps.store.findings import Finding
 
 __all__ = ["Change", "CountTable", "Finding", "Model", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check",
            "connect", "create", "load", "open", "restore"]

@@ -14,6 +14,7 @@ from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import check as checking
 from kvps.jobs import compact as compacting
 from kvps.jobs import history as versions
+from kvps.jobs import job_inputs
 from kvps.jobs import train as jobs
 from kvps.jobs.train import DEFAULT_ORDER, DEFAULT_SHARDS, Options, Progress
 from kvps.lm import cache, container, listing
@@ -23,8 +24,9 @@ from kvps.ps import tables
 from kvps.ps.table import CountTable
 from kvps.store import checkpoint as checkpoints
 from kvps.store import files
-from kvps.store.check import Finding
-from kvps.store.directory import StoreDirectory, create_store, open_store
+from kvps.store.creation import create_store
+from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.findings import Finding
 from kvps.text.corpus import Input, resolve, spool
 from kvps.text.tokenize import Tokenizer, store_tokenizer
 from kvps.units import cpu_count
@@ -483,7 +485,7 @@ class Store:
     def _run(self, command: str, inputs: Callable[[Path], list[Input]], options: Options) -> Change:
         with self._writer(command, options.wait) as directory:
             words = store_tokenizer(directory.path, directory.identity["tokenizer"], self._named)
-            folder = jobs.spool_folder(directory, options)
+            folder = job_inputs.spool_folder(directory, options.temp)
             try:
                 return jobs.run_inputs(directory, command, inputs(folder), words, options)
             except BaseException:

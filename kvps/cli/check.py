@@ -33,7 +33,7 @@ def command(ctx: click.Context, store: str, level: str | None, as_json: bool) ->
     from kvps.cli.output import emit, many, say
     from kvps.cli.progress import Progress
     from kvps.jobs.check import Check
-    from kvps.store.check import DAMAGE
+    from kvps.store.findings import DAMAGE
 
     began = time.monotonic()
     number = {"damage": 0, "warning": 0}

@@ -73,7 +73,7 @@ def create(store: str, name: str | None, to: str | None, keep: int | None, wait:
       kvps checkpoint create novels.kvps before-the-purge --to s3://bucket/novels
       kvps checkpoint create novels.kvps/tables/clicks --to /backup/clicks
     """
-    from kvps.cli.output import emit, say
+    from kvps.cli.output import say, tell
     from kvps.cli.progress import Progress
     from kvps.ps.tables import names
     from kvps.store.checkpoint import create
@@ -84,16 +84,12 @@ def create(store: str, name: str | None, to: str | None, keep: int | None, wait:
     with open_store(store, table=None) as opened, Progress(["copying"]) as progress:
         made = create(opened, name, to=to, keep=keep, wait=wait, progress=progress.stage("copying"))
         left_out = names(opened.path)
-    elapsed_s = time.monotonic() - began
-    if as_json:
-        emit({**made, "elapsed_s": round(elapsed_s, 3)})
-        return
-    if made["existed"]:
-        say(f"{made['place']}: checkpoint {made['name']} of version {made['version']} was there")
+    what = f"{made['place']}: checkpoint {made['name']} of version {made['version']}"
+    if made["existed"] and not as_json:
+        say(f"{what} was there")
     else:
-        say(f"{made['place']}: checkpoint {made['name']} of version {made['version']}, {format_bytes(made['bytes'])}, "
-            f"{format_bytes(made['new_bytes'])} of it new ({elapsed_s:.1f} s)")
-    for gone in made["deleted"]:
+        tell(made, f"{what}, {format_bytes(made['bytes'])}, {format_bytes(made['new_bytes'])} of it new", as_json, began=began)
+    for gone in () if as_json else made["deleted"]:
         say(f"{made['place']}: deleted checkpoint {gone}")
     if left_out:
         click.echo(f"kvps: the tables {', '.join(left_out)} are not in it; kvps checkpoint create {store}/tables/NAME keeps one",
@@ -156,7 +152,7 @@ def verify(arguments: tuple[str, ...], to: str | None, source: str | None, wait:
       kvps checkpoint verify novels.kvps
       kvps checkpoint verify --from /backup/novels v000012
     """
-    from kvps.cli.output import emit, many, say
+    from kvps.cli.output import many, say, tell
     from kvps.cli.progress import Progress
     from kvps.errors import CorruptionError
     from kvps.store.checkpoint import verify
@@ -167,13 +163,10 @@ def verify(arguments: tuple[str, ...], to: str | None, source: str | None, wait:
     with Progress(["verifying"], unit="B") as progress:
         rows = verify(depot, name, only=only, wait=wait, progress=progress.stage("verifying"))
     for row in rows:
-        if as_json:
-            emit(row)
-            continue
-        say(f"{row['name']}: {many(row['objects'], 'objects')}, {format_bytes(row['bytes'])}: "
-            f"{many(len(row['findings']), 'findings') if row['findings'] else 'sound'}")
-        for finding in row["findings"]:
-            say(f"  {finding['message']}")
+        found = many(len(row["findings"]), "findings") if row["findings"] else "sound"
+        lines = [f"{row['name']}: {many(row['objects'], 'objects')}, {format_bytes(row['bytes'])}: {found}",
+                 *(f"  {finding['message']}" for finding in row["findings"])]
+        tell(row, "\n".join(lines), as_json)
     if not rows and not as_json:
         say(f"{store or source}: no checkpoints")
     damaged = [row["name"] for row in rows if row["findings"]]
@@ -198,20 +191,19 @@ def delete(arguments: tuple[str, ...], to: str | None, source: str | None, wait:
       kvps checkpoint delete novels.kvps v000012
       kvps checkpoint delete --from /backup/novels v000012
     """
-    from kvps.cli.output import emit, say
+    from kvps.cli.output import tell
     from kvps.store.checkpoint import delete
     from kvps.units import format_bytes
 
     store, name = _place(arguments, source, named=True)
     depot, only = _depot(store, to, source)
     gone = delete(depot, name, only=only, wait=wait)
-    if as_json:
-        emit(gone)
-    elif gone["blocked_by"]:
-        say(f"{depot.place}: deleted checkpoint {name}; nothing is free again before {', '.join(gone['blocked_by'])} is deleted "
-            "too, which cannot be read and may need it")
+    if gone["blocked_by"]:
+        others = ", ".join(gone["blocked_by"])
+        freed = f"; nothing is free again before {others} is deleted too, which cannot be read and may need it"
     else:
-        say(f"{depot.place}: deleted checkpoint {name}, {format_bytes(gone['freed_bytes'])} are free again")
+        freed = f", {format_bytes(gone['freed_bytes'])} are free again"
+    tell(gone, f"{depot.place}: deleted checkpoint {name}{freed}", as_json)
 
 
 @command.command("restore")
@@ -234,7 +226,7 @@ def restore(arguments: tuple[str, ...], version: int | None, into: str, source: 
       kvps checkpoint restore novels.kvps v000012 --into restored.kvps
       kvps checkpoint restore --from s3://bucket/novels --version 12 --into novels.kvps
     """
-    from kvps.cli.output import emit, many, say
+    from kvps.cli.output import many, tell
     from kvps.cli.progress import Progress
     from kvps.store.checkpoint import restore
 
@@ -243,9 +235,5 @@ def restore(arguments: tuple[str, ...], version: int | None, into: str, source: 
     began = time.monotonic()
     with Progress(["restoring"], unit="B") as progress:
         made = restore(depot, into, name, version, wait=wait, progress=progress.stage("restoring"))
-    elapsed_s = time.monotonic() - began
-    if as_json:
-        emit({**made, "elapsed_s": round(elapsed_s, 3)})
-    else:
-        say(f"{made['path']}: version {made['version']}, {many(made['tokens'], 'tokens')}, restored from checkpoint "
-            f"{made['name']} ({elapsed_s:.1f} s)")
+    tell(made, f"{made['path']}: version {made['version']}, {many(made['tokens'], 'tokens')}, restored from checkpoint "
+         f"{made['name']}", as_json, began=began)

@@ -24,7 +24,7 @@ def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json:
     Example:
       kvps compact novels.kvps --vacuum
     """
-    from kvps.cli.output import emit, many, say
+    from kvps.cli.output import many, tell
     from kvps.cli.progress import Progress
     from kvps.jobs.compact import compact
     from kvps.store.directory import open_store
@@ -33,9 +33,6 @@ def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json:
     with open_store(store, writable=True, wait=wait, command="compact", table=None) as opened, \
             Progress(["merging"], unit=" n-grams") as progress:
         result = compact(opened, threads=threads or cpu_count(), vacuum=vacuum, progress=progress.stage("merging"))
-    if as_json:
-        emit(result)
-    else:
-        before, now = result["bytes_before"], result["bytes"]
-        say(f"{store}: merged {many(result['merged_runs'], 'runs')}; {format_bytes(before['file'])} before, "
-            f"{format_bytes(now['file'])} now, {format_bytes(now['live'])} of it in use")
+    before, now = result["bytes_before"], result["bytes"]
+    tell(result, f"{store}: merged {many(result['merged_runs'], 'runs')}; {format_bytes(before['file'])} before, "
+         f"{format_bytes(now['file'])} now, {format_bytes(now['live'])} of it in use", as_json)

@@ -26,7 +26,7 @@ def command(store: str, order: int | None, smoothing: str, labels: list[str] | N
       kvps compile novels.kvps
       kvps compile novels.kvps --smoothing witten-bell
     """
-    from kvps.cli.output import emit, say
+    from kvps.cli.output import tell
     from kvps.cli.progress import Progress
     from kvps.lm.cache import ensure
     from kvps.lm.smoothing import parse
@@ -38,9 +38,5 @@ def command(store: str, order: int | None, smoothing: str, labels: list[str] | N
     with open_store(store) as opened, Progress(["compiling"], unit=" n-grams") as progress:
         path = ensure(opened, kind=kind, top=order, exact=exact, labels=labels, stale=stale, threads=threads,
                       scratch=temp and Path(temp), progress=progress.stage("compiling"))
-    elapsed_s = time.monotonic() - began
     n_bytes = os.stat(path).st_size
-    if as_json:
-        emit({"path": str(path), "kind": kind, "bytes": n_bytes, "elapsed_s": round(elapsed_s, 3)})
-    else:
-        say(f"{path}: {format_bytes(n_bytes)} ({elapsed_s:.1f} s)")
+    tell({"path": str(path), "kind": kind, "bytes": n_bytes}, f"{path}: {format_bytes(n_bytes)}", as_json, began=began)

@@ -29,7 +29,7 @@ def command(model: str, output: str, order: int | None, labels: list[str] | None
       kvps export novels.kvps novels.arpa.gz
       kvps export novels.kvps novels.o3.arpa -o 3
     """
-    from kvps.cli.output import emit, many, name_warnings, say
+    from kvps.cli.output import many, name_warnings, tell
     from kvps.cli.progress import Progress
     from kvps.lm.arpa import export
     from kvps.store.directory import open_store
@@ -40,9 +40,6 @@ def command(model: str, output: str, order: int | None, labels: list[str] | None
     with open_store(model) as store, Progress(["exporting"], unit=" n-grams") as progress:
         result = export(store, output, order=order, labels=labels, threads=threads, scratch=temp and Path(temp),
                         progress=progress.stage("exporting"))
-    elapsed_s = time.monotonic() - began
-    if as_json:
-        emit({**result, "elapsed_s": round(elapsed_s, 3)})
-    else:
-        say(f"{output}: version {result['version']}, order {result['order']}, "
-            f"{many(sum(result['ngrams'].values()), 'n-grams')}, {format_bytes(result['bytes'])} ({elapsed_s:.1f} s)")
+    n_ngrams = many(sum(result["ngrams"].values()), "n-grams")
+    tell(result, f"{output}: version {result['version']}, order {result['order']}, {n_ngrams}, {format_bytes(result['bytes'])}",
+         as_json, began=began)

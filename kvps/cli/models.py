@@ -48,9 +48,8 @@ def readable(arguments: tuple[str, ...], temp: str | None, **choices: str | int)
 
 
 def total_bytes(inputs: list[Input]) -> int | None:
-    """Return how many bytes of text the inputs hold, None where nobody knows without reading them."""
-    known = all(source.kind != "nltk" and not source.options.get("compression") for source in inputs)
-    return sum(source.size for source in inputs) if known else None
+    """Return how many bytes the inputs have, as they lie on disk; None where NLTK makes the text."""
+    return None if any(source.kind == "nltk" for source in inputs) else sum(source.size for source in inputs)
 
 
 def label_sizes(store: StoreDirectory) -> dict[str, dict]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 
 
 def write(data: bytes) -> None:
@@ -13,6 +14,17 @@ def write(data: bytes) -> None:
 def say(text: str) -> None:
     """Write a line of text to stdout."""
     write(text.encode("utf-8", "surrogateescape") + b"\n")
+
+
+def tell(record: dict, text: str, as_json: bool, *, began: float | None = None) -> None:
+    """Print what a command did, as an object or as text; with the time since it began [s of time.monotonic()], if given."""
+    if began is not None:
+        elapsed_s = time.monotonic() - began
+        record, text = {**record, "elapsed_s": round(elapsed_s, 3)}, f"{text} ({elapsed_s:.1f} s)"
+    if as_json:
+        emit(record)
+    else:
+        say(text)
 
 
 def many(n: int, things: str) -> str:

@@ -51,23 +51,24 @@ def command(ctx: click.Context, store: str, dry_run: bool, source: str | None, i
         job = Options(threads=threads, memory=memory, progress=progress)
         chosen = recover.Options(source=source, inputs=inputs, accept_older=accept_older, full=full, tokenizer=tokenizer, job=job)
         with recover.Recovery(store, chosen, wait=wait) as found:
+            plan = found.plan
             if not as_json:
-                for number, step in enumerate(found.steps, 1):
+                for number, step in enumerate(plan.steps, 1):
                     say(f"{number}. {step}")
-                for text in found.missing:
+                for text in plan.missing:
                     say(f"needs: {text.shown}; give it with --input FILE")
-            steps = [{"kind": step.kind, "what": step.what, "why": step.why} for step in found.steps]
+            steps = [{"kind": step.kind, "what": step.what, "why": step.why} for step in plan.steps]
             if dry_run:
                 if as_json:
-                    emit({"dry_run": True, "store": store, "damaged": found.damaged, "steps": steps,
-                          "missing": [{"name": text.name, "digest": text.digest} for text in found.missing]})
-                elif not found.steps:
+                    emit({"dry_run": True, "store": store, "damaged": plan.damaged, "steps": steps,
+                          "missing": [{"name": text.name, "digest": text.digest} for text in plan.missing]})
+                elif not plan.steps:
                     say(f"{store}: nothing to recover")
-                if found.damaged:
+                if plan.damaged:
                     ctx.exit(DAMAGED)
                 return
-            changes = any(step.kind != "resume" for step in found.steps)
-            if changes and not found.missing and not yes:
+            changes = bool(plan.kinds - {"resume"})
+            if changes and not plan.missing and not yes:
                 if as_json or not sys.stdin.isatty():
                     raise ArgumentError(f"{store}: the plan has {len(steps)} steps; give --yes to have it carried out")
                 click.confirm("Carry it out?", abort=True, err=True)

@@ -22,15 +22,12 @@ def command(store: str, wait: float, as_json: bool) -> None:
     Example:
       kvps upgrade novels.kvps
     """
-    from kvps.cli.output import emit, say
+    from kvps.cli.output import tell
     from kvps.cli.progress import Progress
     from kvps.jobs.upgrade import upgrade
 
     with Progress(["carrying"], unit=" shards") as progress:
         found = upgrade(store, wait=wait, progress=progress.stage("carrying"))
-    if as_json:
-        emit(found)
-    elif found["from"] == found["to"]:
-        say(f"{store}: is of format {found['to']} already")
-    else:
-        say(f"{store}: format {found['to']}, was {found['from']}; version {found['version']} as before")
+    done = found["from"] == found["to"]
+    tell(found, f"{store}: is of format {found['to']} already" if done else
+         f"{store}: format {found['to']}, was {found['from']}; version {found['version']} as before", as_json)

@@ -5,26 +5,33 @@
     full       and every entry: order of keys, word ids, signs of counts, totals, compiled models, checkpoints
 
 This module is both sides: check() in the caller's process reads lines of JSON that the child, `python -m
-kvps.jobs.check`, writes, part after part. A child that dies is a finding about the part it was at; another one goes on.
+kvps.jobs.check`, writes, part after part. A child that dies, or says nothing for a minute, is a finding about the part it
+was at; another one goes on.
 """
 from __future__ import annotations
 
 import contextlib
 import json
 import os
+import resource
+import select
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError
 from kvps.store import check as looks
-from kvps.store import directory, lock
-from kvps.store.check import DAMAGE, Finding, Report, damage, warning
+from kvps.store import checkpoint, directory, layout, lock
+from kvps.store.depot import open_depot
+from kvps.store.findings import DAMAGE, LINK, Finding, Report, damage, warning
 
 LEVELS = ("fast", "checksums", "full")
+SILENCE_S = 60            # a child that reads says so every PULSE_S; one that is silent for so long will not end
+PULSE_S = 1.0
 
 Progress = Callable[[str, int, int | None], None]
 
@@ -66,7 +73,7 @@ class Check:
 
     def _of_tables(self) -> Iterator[Finding]:
         """Yield what is found in the tables, each being a store directory with a writer of its own."""
-        folder = self.path / directory.TABLES
+        folder = self.path / layout.TABLES
         if folder.is_symlink() or not folder.is_dir():
             return
         for place in sorted(folder.iterdir()):
@@ -78,7 +85,7 @@ class Check:
                 continue
             if place.is_symlink():
                 yield damage("root", f"{place}: is a symbolic link, which is not allowed inside a store", path=str(place),
-                             found="a symbolic link", expected="the table itself", next=looks.LINK)
+                             found="a symbolic link", expected="the table itself", next=LINK)
                 continue
             try:
                 inner = Check(place, self.level, tables=False, progress=self._progress)
@@ -101,7 +108,7 @@ class Check:
         while True:
             at, ended, fell = ["root"], False, ""
             with _child(task) as child:
-                for line in child.stdout:
+                for line in _lines(child):
                     message = json.loads(line)
                     if "finding" in message:
                         finding = _from_json(message["finding"])
@@ -155,17 +162,33 @@ def _child(task: dict) -> Iterator[subprocess.Popen]:
     paths = os.pathsep.join([ours, *filter(None, [os.environ.get("PYTHONPATH")])])
     # -P: the folder that we happen to be in may hold modules of whoever made the store.
     with subprocess.Popen([sys.executable, "-P", "-m", "kvps.jobs.check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.DEVNULL, text=True, encoding="ascii",
-                          env={**os.environ, "PYTHONPATH": paths}) as child:
+                          stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": paths}) as child:
         try:
             with contextlib.suppress(BrokenPipeError):
-                child.stdin.write(json.dumps(task))
+                child.stdin.write(json.dumps(task).encode("ascii"))
                 child.stdin.close()
             yield child
             child.wait()
         except BaseException:
             child.kill()
             raise
+
+
+def _lines(child: subprocess.Popen) -> Iterator[bytes]:
+    """Yield what a child says, line by line; one that falls silent is killed, which is said in its place."""
+    poll, rest = select.poll(), b""
+    poll.register(child.stdout)
+    while True:
+        # Second by second, so that a computer that sleeps, or a user who stops us both, is no silence.
+        if not any(poll.poll(1000) for _ in range(SILENCE_S)):
+            child.kill()
+            yield json.dumps({"fell": f"nothing was read for {SILENCE_S} s"}).encode("ascii")
+            return
+        data = os.read(child.stdout.fileno(), 1 << 16)
+        if not data:
+            return
+        *lines, rest = (rest + data).split(b"\n")
+        yield from lines
 
 
 def _ending(code: int) -> str:
@@ -186,9 +209,24 @@ def _from_json(row: dict) -> Finding:
 
 # The child
 
+_turn = threading.Lock()
+
+
 def _say(**message: Any) -> None:
-    sys.stdout.write(json.dumps(message, default=str) + "\n")
-    sys.stdout.flush()
+    with _turn:
+        sys.stdout.write(json.dumps(message, default=str) + "\n")
+        sys.stdout.flush()
+
+
+def _pulse(over: threading.Event) -> None:
+    """Say now and then that more of the files is read, as its pages show: a walk over a large one says nothing else."""
+    before = None
+    while not over.wait(PULSE_S):
+        used = resource.getrusage(resource.RUSAGE_SELF)
+        now = used.ru_minflt, used.ru_majflt, used.ru_inblock
+        if now != before:
+            _say(alive=True)
+        before = now
 
 
 def _ended(*place: object) -> None:
@@ -257,17 +295,13 @@ class _Look:
 
     def look_at_checkpoints(self) -> None:
         """Verify the checkpoints that lie in the store."""
-        with contextlib.suppress(ImportError):
-            from kvps.store import checkpoint
-            from kvps.store.depot import open_depot
-
-            place = self.path / checkpoint.FOLDER
-            if not place.is_dir() or place.is_symlink():
-                return
-            for row in checkpoint.verify(open_depot(place)):
-                for found in row["findings"]:
-                    self.report.add(damage("checkpoint", found["message"].partition("; ")[0], path=found["path"],
-                                           found=found["found"], expected=found["expected"]))
+        place = self.path / layout.CHECKPOINTS
+        if not place.is_dir() or place.is_symlink():
+            return
+        for row in checkpoint.verify(open_depot(place)):
+            for found in row["findings"]:
+                self.report.add(damage("checkpoint", found["message"].partition("; ")[0], path=found["path"],
+                                       found=found["found"], expected=found["expected"]))
 
 
 class _Bytes:
@@ -290,6 +324,9 @@ def _progress_of(stage: str) -> Callable[[int, int | None], None]:
 
 def _main() -> None:
     task = json.load(sys.stdin)
+    over = threading.Event()
+    pulse = threading.Thread(target=_pulse, args=(over,))
+    pulse.start()
     try:
         _Look(task).run()
         _say(end=True)
@@ -297,6 +334,9 @@ def _main() -> None:
         _say(error=str(exc))
     except Exception as exc:                   # what was read was not thought of
         _say(fell=f"{type(exc).__name__}: {exc}")
+    finally:
+        over.set()
+        pulse.join()
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from kvps._table import arrange
 from kvps.lm import cache, container
 from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
 from kvps.ps.runs import bits_for, merged
-from kvps.store.check import Report, damage
+from kvps.store import layout
 from kvps.store.directory import StoreDirectory, StoreSnapshot
-from kvps.store.shard import Run, Snapshot
+from kvps.store.findings import Report, damage
+from kvps.store.runs import Run
+from kvps.store.shard import Snapshot
 from kvps.text.vocabulary import BOS, EOS, UNK
 
 Told = Callable[[int, int | None], None]
@@ -119,7 +121,9 @@ class _Look:
         below = 0
         with self.report.guarding("shard", shard=self.shard, path=self.data), \
                 contextlib.closing(merged(self.snap, runs, self.order, bits_for(self.n_words))) as blocks:
-            below = sum(int(np.count_nonzero(block.counts < 0)) for block in blocks)
+            for block in blocks:
+                below += int(np.count_nonzero(block.counts < 0))
+                self.advance(0)
         if below:
             of = f" of label {label}" if label is not None else ""
             self.report.add(damage("shard", f"{self.data}: {below} n-grams{of} have counts below 0", path=self.data,
@@ -170,7 +174,7 @@ def look_at_table(store: StoreDirectory, snapshot: StoreSnapshot, bad: Collectio
 def look_at_models(store: StoreDirectory, snapshot: StoreSnapshot, report: Report, progress: Told, *, walk: bool = True) -> None:
     """Compare every page of the compiled models with its checksum, and their counts of counts with the store's own."""
     fresh: dict[tuple[str, int], list[tuple[Path, dict]]] = defaultdict(list)
-    folder = store.path / cache.FOLDER
+    folder = store.path / layout.MODELS
     for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
         name = cache._NAME.fullmatch(path.name)
         if name is None:

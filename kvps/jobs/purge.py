@@ -13,17 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from kvps._statistics import Walk
 from kvps.errors import StoreError
 from kvps.jobs.compact import compact
 from kvps.lm import cache
-from kvps.lm.pools import gathered
-from kvps.lm.walks import summed_unigrams, survey, walk_shard
+from kvps.lm.walks import summed_unigrams, survey, walk_all
 from kvps.ps import tables
-from kvps.ps.runs import bits_for
 from kvps.store import checkpoint, files
-from kvps.store.check import KEPT
 from kvps.store.directory import StoreDirectory
+from kvps.store.layout import KEPT
 from kvps.text.vocabulary import FIRST_WORD, Vocabulary, pack_segment, unpack_segment
 from kvps.units import cpu_count
 
@@ -63,12 +60,7 @@ def dead_words(store: StoreDirectory, threads: int) -> np.ndarray:
     vocabulary = Vocabulary(store.root.words())
     n_words = len(vocabulary)
     with store.snapshot() as snapshot, ThreadPoolExecutor(threads) as pool:
-        def look(shard: int) -> Walk:
-            walk = Walk(store.identity["order"], 1, bits_for(n_words), n_words)
-            walk_shard(snapshot, shard, store.identity["order"], n_words, [walk])
-            return walk
-
-        _, raw = summed_unigrams(gathered(pool, look, range(len(snapshot.shards))))
+        _, raw = summed_unigrams(walk_all(snapshot, store.identity["order"], n_words, 1, pool))
     ids = np.flatnonzero(raw[FIRST_WORD:] == 0) + FIRST_WORD
     return ids[[vocabulary.table.word(i)[:1] != b"\0" for i in ids.tolist()]]
 

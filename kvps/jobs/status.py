@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 
 from kvps.jobs.counting import raw_bytes
-from kvps.jobs.train import job_bytes
+from kvps.jobs.job_inputs import job_bytes
 from kvps.store import lock
 from kvps.store.directory import open_store
 

@@ -25,10 +25,13 @@ from typing import BinaryIO
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
 from kvps.jobs.counting import count_splits, split_bytes
 from kvps.jobs.estimate import announce, estimate
+from kvps.jobs.job_inputs import drop_spool, from_record, job_bytes, recorded, spool_folder, to_records
 from kvps.jobs.verify import refuse_negative
 from kvps.ps.merging import cancel, tidy
 from kvps.store import files, seal
-from kvps.store.directory import SPOOL, StoreDirectory, create_store, open_store
+from kvps.store.creation import create_store
+from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.layout import MAX_SHARDS
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
@@ -196,7 +199,7 @@ def resume_job(store: StoreDirectory, tokenizer: str | None, options: Options) -
     if job is None:
         return None
     words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer) if job["inputs"] else None
-    return _work(store, job, [Input.from_json(row["input"]) for row in job["inputs"]], words, options)
+    return _work(store, job, [from_record(store.path, row["input"]) for row in job["inputs"]], words, options)
 
 
 def abort(path: str | Path, *, wait: float = 0.0) -> dict | None:
@@ -221,7 +224,7 @@ def roll_back(store: StoreDirectory, job: dict) -> None:
     for shard in store.shards:
         shard.drop(job["id"], version)
     store.root.clear_job()
-    _drop_spool(store, Path(job["spool"]))
+    drop_spool(store, job["spool"])
 
 
 def plan(path: str | Path, arguments: Sequence[str | Path], *, order: int | None = None, shards: int = DEFAULT_SHARDS,
@@ -253,8 +256,8 @@ def check_shape(order: int, shards: int) -> None:
     """Refuse what no store can be."""
     if not 1 <= order <= MAX_ORDER:
         raise ArgumentError(f"order {order} is not possible, expected 1 to {MAX_ORDER}")
-    if not 1 <= shards <= 1024:
-        raise ArgumentError(f"{shards} shards are not possible, expected 1 to 1024")
+    if not 1 <= shards <= MAX_SHARDS:
+        raise ArgumentError(f"{shards} shards are not possible, expected 1 to {MAX_SHARDS}")
 
 
 def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
@@ -299,7 +302,7 @@ def _run(store: StoreDirectory, command: str, arguments: Iterable[str | Path], w
          stdin: BinaryIO | None) -> dict:
     """Steps 1 and 2; then _work."""
     state = store.root.state()
-    inputs = resolve(arguments, **options.reading(), spool_dir=spool_folder(store, options), stdin=stdin)
+    inputs = resolve(arguments, **options.reading(), spool_dir=spool_folder(store, options.temp), stdin=stdin)
     return run_inputs(store, command, inputs, words, options, state)
 
 
@@ -332,7 +335,7 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
             return _work(store, job, inputs, words, options)
         raise _pending(store, job)
     if already and not counted:
-        _drop_spool(store, spool_folder(store, options))
+        drop_spool(store, spool_folder(store, options.temp))
         return {"command": command, "version": state["version"], "tokens": 0, "sentences": 0, "inputs": 0, "already": already}
     digests, inputs = [digest for digest, _ in counted], [item for _, item in counted]
     if command == "train" and state["version"] > 0:
@@ -357,9 +360,8 @@ def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: li
         "split_bytes": words and split_bytes(options.memory, options.threads, words.spec, sum(item.size for item in inputs)),
         "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
-        "label": options.label, "gone_labels": gone_labels, "spool": str(spool_folder(store, options)),
-        "inputs": [{"input": item.to_json(), "digest": digest, "fingerprint": prints[id(item)]}
-                   for item, digest in zip(inputs, digests, strict=True)]}
+        "label": options.label, "gone_labels": gone_labels, "spool": recorded(store, spool_folder(store, options.temp)),
+        "inputs": to_records(store, inputs, digests, [prints[id(item)] for item in inputs])}
     store.root.begin_job(job)
     return job
 
@@ -429,7 +431,7 @@ def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_wor
                           label=job["label"], gone_labels=gone)
     try:
         store.reseal()
-        _drop_spool(store, Path(job["spool"]))
+        drop_spool(store, job["spool"])
         for shard in store.shards:
             if gone:
                 shard.sweep(job["version"], None)
@@ -471,25 +473,3 @@ def _drop_changed(store: StoreDirectory, job: dict, fingerprints: list[list[dict
     for shard in store.shards:
         shard.drop(job["id"], job["version"] - 1)
     return changed[0]
-
-
-def job_bytes(job: dict) -> int | None:
-    """Return how many bytes a job has to read, as they lie on disk; None where NLTK makes the text."""
-    if any(row["input"]["kind"] == "nltk" for row in job["inputs"]):
-        return None
-    return sum(row["fingerprint"]["size"] for row in job["inputs"])
-
-
-def spool_folder(store: StoreDirectory, options: Options) -> Path:
-    """Return the folder, of this store alone, for copies of stdin and of iterables until their job is over."""
-    if options.temp is None:
-        return store.path / SPOOL
-    return Path(os.path.abspath(options.temp)) / f"kvps-{SPOOL}-{store.identity['uuid']}"
-
-
-def _drop_spool(store: StoreDirectory, folder: Path) -> None:
-    """Remove the copies of stdin and of iterables once no job needs them."""
-    if folder != store.path / SPOOL and folder.name != f"kvps-{SPOOL}-{store.identity['uuid']}":
-        return                     # not a folder of ours, whatever the record says
-    if folder.is_dir() and not folder.is_symlink():
-        files.remove_tree(folder)

@@ -17,11 +17,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvps.errors import CorruptionError, StoreError
-from kvps.store import directory, environment, extents, files, lock, seal
+from kvps.store import directory, environment, extents, files, layout, lock, records, seal
 from kvps.store import format as fmt
-from kvps.store.check import shard_folder
 from kvps.store.environment import Environment
 from kvps.store.root import FIRST_WORD, Root
+from kvps.store.runs import RunTotal
 from kvps.store.transaction import Txn
 
 OLD_ROOT = "root"
@@ -42,7 +42,8 @@ def upgrade(path: str | Path, *, wait: float = 0.0, progress: Callable[[int, int
         nothing to do.
 
     Raises:
-        VersionMismatch: it is of a newer format. CorruptionError: it is damaged, and as it was. StoreError: no store.
+        VersionMismatch: it is of a newer format. CorruptionError: it is damaged, and as it was; or it is of our format and
+            has lost its seal. StoreError: no store.
     """
     path = Path(os.path.abspath(path))
     _recognise(path)
@@ -54,20 +55,23 @@ def upgrade(path: str | Path, *, wait: float = 0.0, progress: Callable[[int, int
         if seal.exists(path):                      # another process was faster
             with directory.open_store(path) as store:
                 return _result(path, fmt.FORMAT_VERSION, store.root.state())
-        name = OLD_ROOT if files.exists(path / OLD_ROOT) else f"{directory.ROOT}0"
+        name = OLD_ROOT if files.exists(path / OLD_ROOT) else layout.roots(path)[0]
         root = _Root(path / name)
         root.look(path)
+        if name != OLD_ROOT and not root.just_carried:
+            raise CorruptionError(f"{path}: is of format {fmt.FORMAT_VERSION} already, but its seal is missing: run kvps recover",
+                                  path=str(path), key="seal", found="nothing", expected="a seal")
         for number, place in enumerate(root.state["shards"]):
-            _look_at_shard(shard_folder(path, number, place["dir"]), number, root)
+            _look_at_shard(layout.shard_folder(path, number, place["dir"]), number, root)
         for number, place in enumerate(root.state["shards"]):
             _carry_shard(path / place["dir"], root)
             progress(number + 1, len(root.state["shards"]))
         root.carry()
         if name == OLD_ROOT:
-            name = f"{directory.ROOT}0"
+            name = layout.first_root()
             files.rename(path / OLD_ROOT, path / name)
         with contextlib.closing(Root.open(path / name, writable=True)) as carried:
-            directory.seal_store(path, name, carried)
+            seal.renew(path, name, carried)
             return _result(path, OLD, carried.state())
 
 
@@ -76,7 +80,7 @@ def _result(path: Path, old: int, state: dict) -> dict:
 
 
 def _recognise(path: Path) -> None:
-    if seal.exists(path) or any((path / name / "data.mdb").exists() for name in (OLD_ROOT, f"{directory.ROOT}0")):
+    if seal.exists(path) or any((path / name / layout.DATA).exists() for name in (OLD_ROOT, *layout.roots(path))):
         return
     what = "is not a kvps store" if files.exists(path) else "no such store"
     raise StoreError(f"{path}: {what}", path=str(path))
@@ -89,31 +93,24 @@ def _check_format(identity: dict, where: str) -> int:
     return identity["format"]
 
 
-def _row(txn: Txn, key: bytes, where: str) -> dict:
-    value = txn.get(key)
-    if value is None:
-        raise fmt.damaged(where, key, "value", "none", "a record")
-    return fmt.unpack_row(key, value, where)
-
-
 def _sound(folder: Path) -> None:
     """STEP 1 for one file: raise CorruptionError unless LMDB may map it."""
-    for name in (folder, folder / "data.mdb", folder / "lock.mdb"):
+    for name in (folder, folder / layout.DATA, folder / "lock.mdb"):
         files.refuse_symlink(name)
-    if not files.exists(folder / "data.mdb"):
+    if not files.exists(folder / layout.DATA):
         raise CorruptionError(f"{folder / 'data.mdb'}: is missing; {BACKUP}", path=str(folder), found="nothing",
                               expected="an LMDB file")
-    extents.check(folder / "data.mdb")
-    if found := environment.problems(folder / "data.mdb"):
+    extents.check(folder / layout.DATA)
+    if found := environment.problems(folder / layout.DATA):
         raise CorruptionError(f"{folder / 'data.mdb'}: {found[0]}, expected a sound tree of pages; {BACKUP}",
-                              path=str(folder / "data.mdb"), found=found[0], expected="a sound tree of pages")
+                              path=str(folder / layout.DATA), found=found[0], expected="a sound tree of pages")
 
 
 class _Root:
     """The root of a store that is being carried."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.where = folder, str(folder / "data.mdb")
+        self.folder, self.where = folder, str(folder / layout.DATA)
         self.identity: dict = {}
         self.state: dict = {}
         self.n_words = FIRST_WORD          # the first id that is not used
@@ -122,20 +119,23 @@ class _Root:
         """Read it all; CorruptionError or VersionMismatch where it cannot be carried."""
         _sound(self.folder)
         with contextlib.closing(Environment.open(self.folder)) as env, env.read() as txn:
-            self.identity = _row(txn, fmt.IDENTITY, self.where)
+            self.identity = records.required(txn, fmt.IDENTITY)
             _check_format(self.identity, self.where)
-            self.state = _row(txn, fmt.STATE, self.where)
-            if self.state.get("txn") != txn.id:
-                raise fmt.damaged(self.where, fmt.STATE, "transaction id", self.state.get("txn"), txn.id)
+            self.state = records.current(txn, fmt.STATE)
             for kind in (fmt.HISTORY, fmt.INPUT, fmt.JOB):
-                for key, value in txn.scan(kind):
-                    fmt.unpack_row(key, value, self.where)
+                for _ in records.rows(txn, kind):
+                    pass
             for key, value in txn.scan(fmt.WORDS):
                 if int.from_bytes(key[1:]) != self.n_words:
                     raise fmt.damaged(self.where, key, "first id", int.from_bytes(key[1:]), self.n_words)
                 self.n_words += len(fmt.check_words(fmt.unpack_blob(key, value, self.where)))
         for number, place in enumerate(self.state["shards"]):
-            shard_folder(path, number, place["dir"])
+            layout.shard_folder(path, number, place["dir"])
+
+    @property
+    def just_carried(self) -> bool:
+        """Whether nobody has written to this root since step 3, which alone leaves these numbers: a writer begins an epoch."""
+        return (self.state.get("epoch"), self.state.get("generation")) == (0, 1)
 
     def carry(self) -> None:
         """STEP 3."""
@@ -145,85 +145,77 @@ class _Root:
                     self._carry(txn)
 
     def _carry(self, txn: Txn) -> None:
-        identity = _row(txn, fmt.IDENTITY, self.where)
-        for key, value in list(txn.scan(fmt.INPUT)):
-            row = fmt.unpack_row(key, value, self.where)
-            txn.put(key, fmt.pack_row(key, {**row, "times": {"": row["times"]}}))
-        job = txn.get(fmt.JOB)
+        identity = records.required(txn, fmt.IDENTITY)
+        for key, row in list(records.rows(txn, fmt.INPUT)):
+            records.put(txn, key, {**row, "times": {"": row["times"]}})
+        job = records.row(txn, fmt.JOB)
         if job is not None:
-            row = fmt.unpack_row(fmt.JOB, job, self.where)
-            txn.put(fmt.JOB, fmt.pack_row(fmt.JOB, {"label": None, "gone_labels": [], **row}))
-        state = {**_row(txn, fmt.STATE, self.where), "epoch": 0, "generation": 1, "txn": txn.id}
-        txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, state))
-        txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, {**identity, "format": fmt.FORMAT_VERSION}))
+            records.put(txn, fmt.JOB, {"label": None, "gone_labels": [], **job})
+        state = {**records.required(txn, fmt.STATE), "epoch": 0, "generation": 1, "txn": txn.id}
+        records.put(txn, fmt.STATE, state)
+        records.put(txn, fmt.IDENTITY, {**identity, "format": fmt.FORMAT_VERSION})
 
 
 def _is_old(env: Environment, where: str) -> bool:
     """Return whether a part is not carried yet."""
     with env.read() as txn:
-        return _check_format(_row(txn, fmt.IDENTITY, where), where) == OLD
+        return _check_format(records.required(txn, fmt.IDENTITY), where) == OLD
 
 
 def _look_at_shard(folder: Path, number: int, root: _Root) -> None:
     """STEP 1 for one shard."""
     _sound(folder)
-    where = str(folder / "data.mdb")
+    where = str(folder / layout.DATA)
     with contextlib.closing(_open(folder, root)) as env, env.read() as txn:
-        identity = _row(txn, fmt.IDENTITY, where)
+        identity = records.required(txn, fmt.IDENTITY)
         _check_format(identity, where)
         for field, wanted in (("uuid", root.identity["uuid"]), ("shard", number), ("order", root.identity["order"])):
             if identity.get(field) != wanted:
                 raise fmt.damaged(where, fmt.IDENTITY, field, identity.get(field), wanted)
-        manifest = _row(txn, fmt.MANIFEST, where)
-        if manifest.get("txn") != txn.id:
-            raise fmt.damaged(where, fmt.MANIFEST, "transaction id", manifest.get("txn"), txn.id)
+        manifest = records.current(txn, fmt.MANIFEST)
         if manifest["generation"] < (least := root.state["shards"][number]["generation"]):
             raise fmt.damaged(where, fmt.MANIFEST, "generation", manifest["generation"], f"at least {least}")
         for row in manifest["runs"]:
-            n_keys = n_bytes = 0
-            for index in range(row["chunks"]):
-                key = fmt.chunk_key(row["id"], index)
-                value = txn.view(key)
-                if value is None:
-                    raise fmt.damaged(where, key, "value", "none", f"chunk {index} of {row['chunks']}")
-                _, keys, _ = fmt.unpack_chunk(key, value, where)
-                n_keys, n_bytes = n_keys + keys, n_bytes + len(value)
-            if (n_keys, n_bytes) != (row["keys"], row["bytes"]):
-                raise fmt.damaged(where, fmt.MANIFEST, f"run {row['id']} has keys and bytes", (n_keys, n_bytes),
+            total = _total(txn, row)
+            if (total.n_keys, total.bytes) != (row["keys"], row["bytes"]):
+                raise fmt.damaged(where, fmt.MANIFEST, f"run {row['id']} has keys and bytes", (total.n_keys, total.bytes),
                                   (row["keys"], row["bytes"]))
-        for key, value in txn.scan(fmt.LEDGER):
-            fmt.unpack_row(key, value, where)
+        for _ in records.rows(txn, fmt.LEDGER):
+            pass
 
 
 def _open(folder: Path, root: _Root, *, writable: bool = False) -> Environment:
-    return Environment.open(folder, writable=writable, map_bytes=directory.map_bytes(root.identity["shards"]))
+    return Environment.open(folder, writable=writable, map_bytes=layout.map_bytes(root.identity["shards"]))
 
 
 def _carry_shard(folder: Path, root: _Root) -> None:
     """STEP 2 for one shard."""
-    where = str(folder / "data.mdb")
+    where = str(folder / layout.DATA)
     with contextlib.closing(_open(folder, root, writable=True)) as env:
         if not _is_old(env, where):
             return
         with env.write() as txn:
-            _carry_records(txn, where, root)
+            _carry_records(txn, root)
 
 
-def _carry_records(txn: Txn, where: str, root: _Root) -> None:
-    identity = _row(txn, fmt.IDENTITY, where)
-    manifest = _row(txn, fmt.MANIFEST, where)
-    runs = [{**row, "label": None, "until": None, "digest": _digest(txn, row)} for row in manifest["runs"]]
-    for key, value in list(txn.scan(fmt.LEDGER)):
+def _carry_records(txn: Txn, root: _Root) -> None:
+    identity = records.required(txn, fmt.IDENTITY)
+    manifest = records.required(txn, fmt.MANIFEST)
+    runs = [{**row, "label": None, "until": None, "digest": _total(txn, row).digest} for row in manifest["runs"]]
+    for key, row in list(records.rows(txn, fmt.LEDGER)):
         # The words of a split were stored before it was applied, so the root has them all.
-        txn.put(key, fmt.pack_row(key, {"words": root.n_words, **fmt.unpack_row(key, value, where)}))
-    manifest |= {"epoch": 0, "runs": runs, "generation": manifest["generation"] + 1, "txn": txn.id}
-    txn.put(fmt.MANIFEST, fmt.pack_row(fmt.MANIFEST, manifest))
-    txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, {**identity, "format": fmt.FORMAT_VERSION}))
+        records.put(txn, key, {"words": root.n_words, **row})
+    records.put_current(txn, fmt.MANIFEST, {**manifest, "epoch": 0, "runs": runs})
+    records.put(txn, fmt.IDENTITY, {**identity, "format": fmt.FORMAT_VERSION})
 
 
-def _digest(txn: Txn, row: dict) -> str:
-    digest = "0" * 16
+def _total(txn: Txn, row: dict) -> RunTotal:
+    """Return what the chunks of a run add up to; CorruptionError where one is missing or damaged."""
+    total = RunTotal()
     for index in range(row["chunks"]):
         key = fmt.chunk_key(row["id"], index)
-        digest = fmt.add_digest(digest, fmt.chunk_digest(key, txn.get(key)))
-    return digest
+        value = txn.get(key)
+        if value is None:
+            raise fmt.damaged(txn.where, key, "value", "none", f"chunk {index} of {row['chunks']}")
+        total.add(key, value, fmt.unpack_chunk(key, value, txn.where)[1])
+    return total

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreLocked
 from kvps.lm import container
-from kvps.store import files, lock
+from kvps.store import files, layout, lock
 from kvps.store.directory import StoreDirectory
 from kvps.units import cpu_count
 
@@ -25,7 +25,6 @@ log = logging.getLogger("kvps")
 
 T = TypeVar("T")
 
-FOLDER = "models"
 _NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?(?:-l[0-9a-f]{16})?)-v(?P<version>\d+)\.kvm")
 # How long to wait for another process that compiles: longer than any compilation.
 WAIT_S = 24 * 3600.0
@@ -110,7 +109,7 @@ def load(store: StoreDirectory, read: Callable[[Path], T], **options: object) ->
 
 def folders(store: StoreDirectory) -> list[Path]:
     """Return where compiled models of this store may lie."""
-    return [store.path / FOLDER, _cache_folder(store)]
+    return [store.path / layout.MODELS, _cache_folder(store)]
 
 
 def _cache_folder(store: StoreDirectory) -> Path:
@@ -127,7 +126,7 @@ def _hash(labels: list[str]) -> str:
 
 def _folder(store: StoreDirectory) -> Path:
     """Return the folder of the store's models, made if need be."""
-    folder = store.path / FOLDER
+    folder = store.path / layout.MODELS
     if not folder.exists() and os.access(store.path, os.W_OK):
         with contextlib.suppress(StoreError):
             files.make_dir(folder)
@@ -144,7 +143,7 @@ def _folder(store: StoreDirectory) -> Path:
 
 def _usable(folder: Path, stem: str, version: int, store: StoreDirectory) -> Path | None:
     """Return the model of this version in this folder, or in the store's own if that one cannot be written."""
-    for place in dict.fromkeys((folder, store.path / FOLDER)):
+    for place in dict.fromkeys((folder, store.path / layout.MODELS)):
         path = place / f"{stem}-v{version}.kvm"
         if path.exists() and _ours(path, store):
             return path

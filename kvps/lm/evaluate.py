@@ -22,11 +22,11 @@ def perplexity(model: Scorer, inputs: list[Input], tokenizer: Tokenizer, *, thre
                encoding_errors: str = "strict", progress: Callable[[int], None] = lambda n: None) -> Score:
     """Return the sums over all sentences of the inputs; the same to the last bit for any number of threads.
 
-    progress: called with the bytes scored since the last call.
+    progress: called with the bytes scored since the last call, as they lie on disk.
     """
     def score(task: tuple[Input, Split]) -> tuple[Score, int]:
         source, split = task
-        return model.score_text(_text(source, split, tokenizer, encoding_errors)), split.end - split.start
+        return model.score_text(_text(source, split, tokenizer, encoding_errors)), split.raw
 
     total = Score()
     with ThreadPoolExecutor(threads) as pool:

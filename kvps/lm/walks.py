@@ -36,14 +36,19 @@ def walk_shard(snapshot: StoreSnapshot, shard: int, order: int, n_words: int, wa
     drain()
 
 
-def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor) -> tuple[Statistics, np.ndarray]:
-    """Return the statistics of a snapshot as a Kneser-Ney model of order `top`, and its adjusted unigram counts."""
+def walk_all(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor) -> list[Walk]:
+    """Return a walk of order `top` over each shard, done."""
     def look(shard: int) -> Walk:
         walk = Walk(order, top, bits_for(n_words), n_words)
         walk_shard(snapshot, shard, order, n_words, [walk])
         return walk
 
-    walks = gathered(pool, look, range(len(snapshot.shards)))
+    return gathered(pool, look, range(len(snapshot.shards)))
+
+
+def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor) -> tuple[Statistics, np.ndarray]:
+    """Return the statistics of a snapshot as a Kneser-Ney model of order `top`, and its adjusted unigram counts."""
+    walks = walk_all(snapshot, order, n_words, top, pool)
     unigrams, raw = summed_unigrams(walks)
     return statistics_of(snapshot, top, walks, unigrams, raw), unigrams
 

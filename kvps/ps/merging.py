@@ -5,7 +5,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 
 from kvps.ps.runs import Block, bits_for, encoded, merged
-from kvps.store.shard import Run, Shard
+from kvps.store.runs import Run
+from kvps.store.shard import Shard
 
 # This many runs of like size are merged: a key is written again once each time the counts grow sixteenfold.
 FAN_IN = 16

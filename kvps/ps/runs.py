@@ -11,7 +11,8 @@ from kvps._ngrams import key_width
 from kvps._runs import Merge, encode, encoded_room, first_key, unpack
 from kvps.errors import CorruptionError
 from kvps.store.format import CHUNK_HEADER_BYTES
-from kvps.store.shard import Run, Snapshot
+from kvps.store.runs import Run
+from kvps.store.shard import Snapshot
 
 # Keys of a block: 16,384 keys of 16 bytes and their counts stay in the second-level cache.
 BLOCK_KEYS = 16384

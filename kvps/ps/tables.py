@@ -10,8 +10,9 @@ from kvps.errors import ArgumentError, CorruptionError, StoreError
 from kvps.ps.keys import check_key_bytes
 from kvps.ps.local import LocalShards
 from kvps.ps.table import KINDS, CountTable
-from kvps.store import directory, files, lock
-from kvps.store.directory import TABLES, create_store, open_store
+from kvps.store import creation, files, lock
+from kvps.store.directory import open_store
+from kvps.store.layout import TABLES
 from kvps.units import check_name
 
 # A scan merges the runs of all shards at once; with more shards these could be more than a merge takes.
@@ -68,7 +69,7 @@ def create(store: Path, name: str, kind: str, key_bytes: int, shards: int = DEFA
             files.make_dir(path.parent)
         files.fsync_dir(store)
     _sweep(path.parent)
-    create_store(path, order_of(key_bytes), shards, None, table={"kind": kind, "key_bytes": key_bytes})
+    creation.create_store(path, order_of(key_bytes), shards, None, table={"kind": kind, "key_bytes": key_bytes})
 
 
 def open_table(store: Path, name: str, *, kind: str | None = None, key_bytes: int | None = None, writable: bool = False,
@@ -131,4 +132,4 @@ def _sweep(folder: Path) -> None:
     with files.reporting(folder):
         unfinished = {entry.partition(".tmp-")[0] for entry in os.listdir(folder) if ".tmp-" in entry}
     for name in unfinished:
-        directory.sweep_unfinished(folder / name)
+        creation.sweep_unfinished(folder / name)

@@ -6,6 +6,7 @@ CHECKPOINT.md, "Depot".
 """
 from __future__ import annotations
 
+import abc
 import contextlib
 import errno
 import hashlib
@@ -83,7 +84,7 @@ def ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
                 future.cancel()
 
 
-class Depot:
+class Depot(abc.ABC):
     """What local and remote depots share: names, and what is said about objects that are not as they should be."""
 
     place: str             # for messages
@@ -116,42 +117,43 @@ class Depot:
 
     # what each kind of depot does in its own way
 
+    @abc.abstractmethod
     def _read(self, name: str, n_bytes: int) -> bytes | None:
         """Return an object, or a byte more than `n_bytes` of it where it is longer; None where it is missing."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def locked(self, command: str, wait_s: float, *, shared: bool = False) -> contextlib.AbstractContextManager[object]:
         """Keep others from making or deleting checkpoints here; `shared` lets others read meanwhile."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def names(self) -> list[str]:
         """Return the names of all checkpoints that are here."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read_description(self, name: str) -> bytes | None:
         """Return a description, None where there is none."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def write_description(self, name: str, data: bytes, objects: Iterable[str]) -> None:
         """Write a description, after the objects that it refers to have become durable; at once or not at all."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def remove_description(self, name: str) -> None:
         """Remove a description, durably."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def objects(self) -> dict[str, int]:
         """Return the length of every object that is here [bytes]."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def put(self, name: str, data: bytes) -> None:
         """Write an object, whole or not at all."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def remove(self, names: list[str]) -> None:
         """Remove objects; those that are missing are fine."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def sweep(self) -> None:
         """Remove what writers left that were killed; holding the lock."""
 
@@ -404,3 +406,6 @@ class RemoteDepot(Depot):
     def _remove(self, path: str, shown: str) -> None:
         with self._reporting(shown), contextlib.suppress(FileNotFoundError):
             self._fs.rm_file(path)
+
+    def sweep(self) -> None:
+        """Do nothing: a put is there as a whole or not at all."""

@@ -1,4 +1,4 @@
-"""A whole store on disk: STORE/seal, STORE/root.G, STORE/shards/NNNN.G, STORE/owner.lock; made, opened and read as one.
+"""A whole store on disk, opened and read as one: what layout.py names.
 
 Which directory holds which shard is written in the root's state, and which holds the root in the seal, so each can be
 replaced by another copy of itself in one step, while readers keep the old one.
@@ -9,113 +9,21 @@ import contextlib
 import os
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from kvps.errors import CorruptionError, KvpsError, StoreError, VersionMismatch
-from kvps.store import environment, files, lock, seal
-from kvps.store.format import FORMAT_VERSION
+from kvps.errors import CorruptionError, KvpsError, StoreError
+from kvps.store import environment, files, layout, lock, seal
 from kvps.store.root import Root
 from kvps.store.shard import Run, Shard, Snapshot
 
-ROOT = "root."                # and a number
-SHARDS = "shards"
-TABLES = "tables"             # each a directory like that of a store (kvps/ps/tables.py)
-SPOOL = "spool"               # where a job keeps copies of text that can be read only once
 UNLABELLED = "-"              # names text without a label where labels are chosen
-T = TypeVar("T")
-
-MAX_SHARDS = 1024
 VERIFY_TRIES = 3              # a file that is found unsound while somebody begins to write it is looked at again
-ADDRESS_BYTES = 62 << 40      # a process has 128 TiB of addresses on x86-64; all shards of a store share half of it
 SNAPSHOT_TRIES = 1000         # a retry means that a version was committed within the few microseconds of opening
 
-
-def map_bytes(n_shards: int) -> int:
-    """Return the length of each shard's memory map."""
-    return min(environment.MAP_BYTES, ADDRESS_BYTES // n_shards // 4096 * 4096)
-
-
-def create_store(path: str | Path, order: int, shards: int, tokenizer: dict | None, *, table: dict | None = None,
-                 force: bool = False) -> None:
-    """Make an empty store, at version 0, that is there as a whole or not at all.
-
-    Args:
-        path: must not exist, or be an empty directory.
-        order: of the n-grams, recorded in every shard and chunk.
-        shards: how many, 1 to 1024; fixed for the life of the store.
-        tokenizer: recorded as it is; JSON. None: a table is made.
-        table: recorded in its place: what kind of table it is.
-        force: allow a network file system.
-    """
-    path = Path(os.path.abspath(path))
-    if not 1 <= shards <= MAX_SHARDS:
-        raise StoreError(f"{shards} shards are not possible, expected 1 to {MAX_SHARDS}", path=str(path))
-    _refuse_occupied(path)
-    _check_file_system(path.parent, force)
-    sweep_unfinished(path)
-    temporary = path.with_name(f"{path.name}.tmp-{os.urandom(8).hex()}")
-    files.make_dir(temporary)
-    owner = None
-    try:
-        owner = lock.OwnerLock(temporary, command="create")
-        uuid = os.urandom(16).hex()
-        files.make_dir(temporary / SHARDS)
-        names = [f"{SHARDS}/{number:04d}.0" for number in range(shards)]
-        for number, name in enumerate(names):
-            identity = {"uuid": uuid, "shard": number, "shards": shards, "order": order}
-            Shard.create(temporary / name, identity, map_bytes=map_bytes(shards)).close()
-            files.fsync_dir(temporary / name)
-        kind = {"tokenizer": tokenizer} if table is None else {"table": table}
-        identity = {"uuid": uuid, "order": order, "shards": shards, "created": time.time(), **kind}
-        with contextlib.closing(Root.create(temporary / f"{ROOT}0", identity, names)) as root:
-            seal_store(temporary, f"{ROOT}0", root)
-        for folder in (temporary / f"{ROOT}0", temporary / SHARDS, temporary):
-            files.fsync_dir(folder)
-        _refuse_occupied(path)
-        files.rename(temporary, path)
-    except BaseException:
-        with contextlib.suppress(StoreError, OSError):
-            files.remove_tree(temporary)
-        raise
-    finally:
-        if owner is not None:
-            owner.close()
-
-
-def _refuse_occupied(path: Path) -> None:
-    if not os.path.lexists(path):
-        return
-    if seal.exists(path):
-        raise StoreError(f"{path}: is a store already", path=str(path))
-    with files.reporting(path):
-        occupied = not path.is_dir() or path.is_symlink() or bool(os.listdir(path))
-    if occupied:
-        raise StoreError(f"{path}: is something else; name a folder that does not exist yet", path=str(path))
-
-
-def sweep_unfinished(path: Path) -> None:
-    """Remove what creations of the store `path` left that were killed; a creation at work holds its owner lock."""
-    for folder in path.parent.glob(f"{_escaped(path.name)}.tmp-*"):
-        with contextlib.suppress(StoreError, OSError):
-            if not (folder / lock.NAME).exists() and time.time() - folder.stat().st_mtime < 60:
-                continue       # perhaps made this instant, and about to be locked
-            with contextlib.closing(lock.OwnerLock(folder, command="sweep")):
-                files.remove_tree(folder)
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _check_file_system(path: Path, force: bool) -> None:
-    kind = files.file_system(path)
-    if kind in files.NETWORK_FILE_SYSTEMS and not force:
-        raise StoreError(f"{path}: lies on a network file system ({kind}), where locks and syncs may not hold; "
-                         "use a local disk", path=str(path))
+T = TypeVar("T")
 
 
 @dataclass
@@ -134,16 +42,6 @@ class StoreSnapshot:
     def n_keys(self) -> int:
         """Return how many keys these runs have in all, before they are merged."""
         return sum(run.n_keys for shard in range(len(self.shards)) for run in self.runs(shard))
-
-
-def seal_store(path: Path, root_name: str, root: Root) -> dict:
-    """Write the seal of a store as its root is now; return it."""
-    state = root.state()
-    folders = [root_name, *(place["dir"] for place in state["shards"])]
-    record = {"uuid": root.identity["uuid"], "root": root_name, "version": state["version"],
-              "generation": state["generation"], "files": {name: seal.stamp(path / name / "data.mdb") for name in folders}}
-    seal.write(path, record)
-    return record
 
 
 class StoreDirectory:
@@ -200,7 +98,7 @@ class StoreDirectory:
 
     def _sound(self, sealed: dict, name: str, open_it: Callable[[bool], T]) -> T:
         """Open an environment; one that has changed since it was sealed, and is not being written, is verified first."""
-        data = self.path / name / "data.mdb"
+        data = self.path / name / layout.DATA
         for _ in range(VERIFY_TRIES):
             stamp = seal.stamp(data)
             known = sealed["files"].get(name)
@@ -231,14 +129,10 @@ class StoreDirectory:
             self._names[number:number + 1] = [name]
 
     def _open_shard(self, number: int, name: str, generation: int) -> Shard:
-        folder = self.path / name
-        expected = f"{SHARDS}/{number:04d}."
-        if not name.startswith(expected) or not name[len(expected):].isdigit():
-            raise CorruptionError(f"{self.path}: shard {number} is said to be in {name}, expected {expected}N",
-                                  path=str(self.path), key=f"shard {number}", found=name, expected=expected)
+        folder = layout.shard_folder(self.path, number, name)
         files.refuse_symlink(folder)
         shard = self._sound(self._seal, name, lambda verify: Shard.open(
-            folder, self.identity["uuid"], self.writable, shard=number, map_bytes=map_bytes(self.identity["shards"]),
+            folder, self.identity["uuid"], self.writable, shard=number, map_bytes=layout.map_bytes(self.identity["shards"]),
             verify=verify))
         shard.epoch = self._root.next_epoch if self.writable else 0
         if shard.generation < generation:
@@ -252,8 +146,8 @@ class StoreDirectory:
     def reseal(self) -> None:
         """Write down how far the store has come, if that is not written down yet; of a writer."""
         names = [self._root_name, *self._names]
-        if any(seal.stamp(self.path / name / "data.mdb") != self._seal["files"].get(name) for name in names):
-            self._seal = seal_store(self.path, self._root_name, self._root)
+        if any(seal.stamp(self.path / name / layout.DATA) != self._seal["files"].get(name) for name in names):
+            self._seal = seal.renew(self.path, self._root_name, self._root)
 
     @contextlib.contextmanager
     def snapshot(self, labels: Iterable[str] | None = None) -> Iterator[StoreSnapshot]:
@@ -307,7 +201,7 @@ class StoreDirectory:
         """Copy each shard into a new directory without its free pages, and remove the old one; with `root`, that too."""
         for number in range(len(self.shards)):
             old = self._names[number]
-            name = _next(old)
+            name = layout.following(old)
             self._copied(name, self.shards[number].copy_to)
             self.root.move_shard(number, name, self.shards[number].generation)
             with self._turn:
@@ -318,11 +212,11 @@ class StoreDirectory:
         self.reseal()
 
     def _move_root(self, copy_to: Callable[[Path], None]) -> None:
-        old, name = self._root_name, _next(self._root_name)
+        old, name = self._root_name, layout.following(self._root_name)
         self._copied(name, copy_to)
         moved = Root.open(self.path / name, writable=True)
         moved.epoch = self._root.epoch
-        self._seal = seal_store(self.path, name, moved)        # from here on this is the root
+        self._seal = seal.renew(self.path, name, moved)        # from here on this is the root
         self._root.close()
         self._root, self._root_name = moved, name
         files.remove_tree(self.path / old)
@@ -337,8 +231,8 @@ class StoreDirectory:
 
     def sweep_directories(self) -> None:
         """Remove what nobody needs: shards and roots that are not in force, and copies of text without a job."""
-        with files.reporting(self.path / SHARDS):
-            folders = sorted([*(self.path / SHARDS).iterdir(), *self.path.glob(f"{ROOT}*")])
+        with files.reporting(self.path / layout.SHARDS):
+            folders = sorted([*(self.path / layout.SHARDS).iterdir(), *self.path.glob(f"{layout.ROOT}*")])
         kept = {self._root_name, *self._names}
         for folder in folders:
             if folder.relative_to(self.path).as_posix() not in kept and folder.is_dir() and not folder.is_symlink():
@@ -346,7 +240,7 @@ class StoreDirectory:
         for unfinished in self.path.glob(f"{seal.NAME}.tmp-*"):
             files.remove_file(unfinished)
         if self._root.job() is None:
-            files.remove_tree(self.path / SPOOL)
+            files.remove_tree(self.path / layout.SPOOL)
 
     def bytes(self) -> dict[str, int]:
         """Return {"file", "live"} summed over the root and all shards [bytes]."""
@@ -372,11 +266,6 @@ class StoreDirectory:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-def _next(name: str) -> str:
-    stem, _, number = name.rpartition(".")
-    return f"{stem}.{int(number) + 1}"
 
 
 def _committed(state: dict) -> tuple[int, list[str]]:
@@ -412,16 +301,14 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
     """
     path = Path(os.path.abspath(path))
     if not seal.exists(path):
-        if files.exists(path / "root" / "data.mdb"):
-            raise VersionMismatch(f"{path}: is a store of format 1, this kvps reads {FORMAT_VERSION}; run kvps upgrade on it",
-                                  path=str(path), found=1, expected=FORMAT_VERSION)
+        seal.refuse_old(path)
         what = "is not a kvps store: no seal" if files.exists(path) else "no such store"
         raise StoreError(f"{path}: {what}", path=str(path))
-    for inner in (path / seal.NAME, path / SHARDS, path / lock.NAME):
+    for inner in (path / seal.NAME, path / layout.SHARDS, path / lock.NAME):
         files.refuse_symlink(inner)
     if stat.S_IMODE(os.stat(path).st_mode) & stat.S_IWOTH:
         raise StoreError(f"{path}: everybody may write in it; chmod o-w it first", path=str(path))
-    _check_file_system(path, force)
+    files.refuse_network(path, force)
     owner = None
     if writable:
         owner = lock.OwnerLock(path, wait_s=wait, command=command)

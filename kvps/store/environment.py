@@ -18,7 +18,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import lmdb
@@ -361,8 +361,11 @@ class Environment:
                     handle.close()
                     handle.open()
 
-    def copy_to(self, path: str | Path) -> None:
-        """Write a compact copy of the last committed state to a new environment directory, synced."""
+    def copy_to(self, path: str | Path, finish: Callable[[Txn], None] | None = None) -> None:
+        """Write a compact copy of the last committed state to a new environment directory, durable.
+
+        finish: writes the copy's first transaction; LMDB numbers the transactions of a copy from 1 again.
+        """
         handle = self._live()
         files.make_dir(path)
         target = Path(path) / "data.mdb"
@@ -380,6 +383,9 @@ class Environment:
         finally:
             os.close(fd)
         files.fsync_dir(path)
+        if finish is not None:
+            with contextlib.closing(Environment.open(path, writable=True)) as copy, copy.write() as txn:
+                finish(txn)
 
     def bytes(self) -> dict[str, int]:
         """Return {"file": length of the data file, "live": bytes of the pages in use}."""

@@ -241,6 +241,14 @@ def file_system(path: str | Path) -> str:
     return kind
 
 
+def refuse_network(path: str | Path, force: bool) -> None:
+    """Raise StoreError if `path` lies on a network file system, unless that is wanted (`force`)."""
+    kind = file_system(path)
+    if kind in NETWORK_FILE_SYSTEMS and not force:
+        raise StoreError(f"{path}: lies on a network file system ({kind}), where locks and syncs may not hold; "
+                         "use a local disk", path=str(path))
+
+
 @contextlib.contextmanager
 def scratch(folder: str | Path) -> Iterator[int]:
     """Open a file without a name in `folder` for writing and reading; it vanishes with its descriptor."""

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from kvps.errors import StoreError, StoreLocked
 from kvps.store import format as fmt
+from kvps.store import records
 from kvps.store.environment import Environment
 from kvps.store.transaction import Txn
 
@@ -42,8 +43,8 @@ class Root:
         state = {"version": 0, "tokens": 0, "sentences": 0, "words": FIRST_WORD, "epoch": 0, "generation": 0,
                  "shards": [{"dir": name, "generation": 0} for name in shard_dirs]}
         with env.write() as txn:
-            txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, full))
-            txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, {**state, "txn": txn.id}))
+            records.put(txn, fmt.IDENTITY, full)
+            records.put(txn, fmt.STATE, {**state, "txn": txn.id})
         return cls(env, full)
 
     @classmethod
@@ -52,9 +53,7 @@ class Root:
         env = Environment.open(path, writable=writable, verify=verify)
         try:
             with env.read() as txn:
-                identity = cls._get(txn, env, fmt.IDENTITY)
-                if identity is None:
-                    raise fmt.damaged(str(env.data), fmt.IDENTITY, "value", "none", "a record")
+                identity = records.required(txn, fmt.IDENTITY)
                 fmt.check_identity(identity, str(env.data))
             root = cls(env, identity)
             root._last_epoch = root.state()["epoch"]
@@ -62,17 +61,6 @@ class Root:
         except BaseException:
             env.close()
             raise
-
-    @staticmethod
-    def _get(txn: Txn, env: Environment, key: bytes) -> dict | None:
-        value = txn.get(key)
-        return None if value is None else fmt.unpack_row(key, value, str(env.data))
-
-    def _state(self, txn: Txn, txn_id: int) -> dict:
-        state = self._get(txn, self._env, fmt.STATE)
-        if state is None or state.get("txn") != txn_id:
-            raise fmt.damaged(str(self._env.data), fmt.STATE, "transaction id", state and state.get("txn"), txn_id)
-        return state
 
     @property
     def next_epoch(self) -> int:
@@ -93,14 +81,13 @@ class Root:
     def _write(self) -> Iterator[tuple[Txn, dict]]:
         """Give a write transaction and the state, which is written at its end with the transaction's id."""
         with self._turn, self._env.write() as txn:
-            state = self._state(txn, txn.id - 1)
+            state = records.current(txn, fmt.STATE, txn.id - 1)
             if state["epoch"] != (self.epoch or self._last_epoch):
                 raise StoreLocked(f"{self.path.parent}: another process has taken the store over; open it again",
                                   path=str(self.path.parent))
             epoch = self.next_epoch
             yield txn, state
-            state = {**state, "epoch": epoch, "txn": txn.id, "generation": state["generation"] + 1}
-            txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, state))
+            records.put_current(txn, fmt.STATE, {**state, "epoch": epoch})
         self.epoch = epoch
 
     # state and history
@@ -111,33 +98,31 @@ class Root:
         FORMAT.md, "State", has them all.
         """
         with self._env.read() as txn:
-            return self._state(txn, txn.id)
+            return records.current(txn, fmt.STATE)
 
     def history(self) -> list[dict]:
         """Return one row a version, oldest first: what its job said, with "version" added."""
         with self._env.read() as txn:
-            return [{**fmt.unpack_row(key, value, str(self._env.data)), "version": int.from_bytes(key[1:])}
-                    for key, value in txn.scan(fmt.HISTORY)]
+            return [{**row, "version": int.from_bytes(key[1:])} for key, row in records.rows(txn, fmt.HISTORY)]
 
     def counted(self, digest: str) -> int | None:
         """Return the version in which this input was last counted, or None if it is not counted now."""
         key = fmt.named_key(fmt.INPUT, digest)
         with self._env.read() as txn:
-            row = self._get(txn, self._env, key)
+            row = records.row(txn, key)
         return row["version"] if row else None
 
     def inputs(self) -> dict[str, dict]:
         """Return every input that is counted now: digest -> {"times": by label ("": none), "version": when last counted}."""
         with self._env.read() as txn:
-            return {key[1:].decode(): fmt.unpack_row(key, value, str(self._env.data))
-                    for key, value in txn.scan(fmt.INPUT)}
+            return {key[1:].decode(): row for key, row in records.rows(txn, fmt.INPUT)}
 
     # the pending job
 
     def job(self) -> dict | None:
         """Return the record of the pending job, or None."""
         with self._env.read() as txn:
-            return self._get(txn, self._env, fmt.JOB)
+            return records.row(txn, fmt.JOB)
 
     def begin_job(self, record: dict) -> None:
         """Record a job as pending; StoreError if one is already."""
@@ -145,14 +130,7 @@ class Root:
             if txn.get(fmt.JOB) is not None:
                 raise StoreError(f"{self.path.parent}: a job was interrupted; kvps resume or kvps abort it first",
                                  path=str(self.path.parent))
-            txn.put(fmt.JOB, fmt.pack_row(fmt.JOB, record))
-
-    def update_job(self, record: dict) -> None:
-        """Replace the record of the pending job."""
-        with self._write() as (txn, _):
-            if txn.get(fmt.JOB) is None:
-                raise StoreError(f"{self.path.parent}: no job is pending", path=str(self.path.parent))
-            txn.put(fmt.JOB, fmt.pack_row(fmt.JOB, record))
+            records.put(txn, fmt.JOB, record)
 
     def clear_job(self) -> None:
         """Forget the pending job, after its shards were rolled back; fine if there is none."""
@@ -188,15 +166,15 @@ class Root:
                 d_tokens, d_sentences = d_tokens - row["tokens"], d_sentences - row["sentences"]
             state.update(version=version, tokens=state["tokens"] + d_tokens,
                          sentences=state["sentences"] + d_sentences, words=self._next_word(txn))
-            for place, generation in zip(state["shards"], generations or (), strict=generations is not None):
-                place["generation"] = generation
+            if generations is not None:
+                _note_generations(state, generations)
             key = fmt.numbered_key(fmt.HISTORY, version)
-            txn.put(key, fmt.pack_row(key, history))
+            records.put(txn, key, history)
             txn.delete(fmt.JOB)
 
     def _count_input(self, txn: Txn, digest: str, label: str, delta: int, version: int) -> None:
         key = fmt.named_key(fmt.INPUT, digest)
-        row = self._get(txn, self._env, key) or {"times": {}, "version": version}
+        row = records.row(txn, key) or {"times": {}, "version": version}
         times = dict(row["times"])
         times[label] = max(0, times.get(label, 0) + delta)
         self._put_input(txn, key, times, version if delta > 0 else row["version"])
@@ -204,7 +182,7 @@ class Root:
     @staticmethod
     def _put_input(txn: Txn, key: bytes, times: dict[str, int], version: int) -> None:
         if times := {label: n for label, n in times.items() if n > 0}:
-            txn.put(key, fmt.pack_row(key, {"times": times, "version": version}))
+            records.put(txn, key, {"times": times, "version": version})
         else:
             txn.delete(key)
 
@@ -213,37 +191,52 @@ class Root:
     def labels(self) -> dict[str, dict]:
         """Return every label that has text: name -> {"tokens", "sentences", "first", "last" (versions)}, oldest first."""
         with self._env.read() as txn:
-            found = {key[1:].decode(): fmt.unpack_row(key, value, str(self._env.data))
-                     for key, value in txn.scan(fmt.LABEL)}
+            found = {key[1:].decode(): row for key, row in records.rows(txn, fmt.LABEL)}
         return dict(sorted(found.items(), key=lambda item: (item[1]["first"], item[0])))
 
     def _add_to_label(self, txn: Txn, label: str, d_tokens: int, d_sentences: int, version: int) -> None:
         key = fmt.named_key(fmt.LABEL, label)
-        row = self._get(txn, self._env, key) or {"tokens": 0, "sentences": 0, "first": version}
+        row = records.row(txn, key) or {"tokens": 0, "sentences": 0, "first": version}
         row = {**row, "tokens": row["tokens"] + d_tokens, "sentences": row["sentences"] + d_sentences, "last": version}
         if row["sentences"] or row["tokens"]:          # words may be left of which no sentence is
-            txn.put(key, fmt.pack_row(key, row))
+            records.put(txn, key, row)
         else:
             txn.delete(key)
 
     def _drop_label(self, txn: Txn, label: str) -> dict:
         """Forget a label and its inputs; return what it had."""
         key = fmt.named_key(fmt.LABEL, label)
-        row = self._get(txn, self._env, key)
+        row = records.row(txn, key)
         if row is None:
             raise StoreError(f"{self.path.parent}: no label {label}", path=str(self.path.parent))
         txn.delete(key)
-        counted = [(key, fmt.unpack_row(key, value, str(self._env.data))) for key, value in txn.scan(fmt.INPUT)]
-        for input_key, found in counted:
+        for input_key, found in list(records.rows(txn, fmt.INPUT)):
             if label in found["times"]:
                 self._put_input(txn, input_key, {**found["times"], label: 0}, found["version"])
         return row
 
+    # the root as a whole
+
+    def fill(self, rows: Iterator[tuple[bytes, bytes]], state: Mapping[str, int], generations: Sequence[int]) -> None:
+        """Take over what another root had; REQUIRES a new root, of a store that is not there yet.
+
+        Args:
+            rows: (key, value) of its vocabulary, history, inputs and labels.
+            state: version, tokens, sentences and words.
+            generations: each shard's generation.
+        """
+        done = False
+        while not done:
+            with self._write() as (txn, ours):
+                done = txn.put_some(rows)
+                if done:
+                    ours.update(state)
+                    _note_generations(ours, generations)
+
     def note_generations(self, generations: Sequence[int]) -> None:
         """Record each shard's generation: one that is found below it later has lost commits."""
         with self._write() as (_, state):
-            for place, generation in zip(state["shards"], generations, strict=True):
-                place["generation"] = generation
+            _note_generations(state, generations)
 
     def move_shard(self, shard: int, name: str, generation: int) -> None:
         """Let the directory `name` hold shard number `shard` from now on."""
@@ -261,7 +254,7 @@ class Root:
         key = txn.last_key(fmt.WORDS)
         if key is None:
             return FIRST_WORD
-        n_words, = struct.unpack_from("<I", fmt.unpack_blob(key, txn.get(key), str(self._env.data)))
+        n_words, = struct.unpack_from("<I", fmt.unpack_blob(key, txn.get(key), txn.where))
         return int.from_bytes(key[1:]) + n_words
 
     def add_words(self, first_id: int, blob: bytes) -> None:
@@ -281,7 +274,7 @@ class Root:
             return
         with self._write() as (txn, _):
             for key, blob, n_words in changed:
-                found = len(fmt.check_words(fmt.unpack_blob(key, txn.get(key), str(self._env.data))))
+                found = len(fmt.check_words(fmt.unpack_blob(key, txn.get(key), txn.where)))
                 if found != n_words:
                     raise ValueError(f"{fmt.key_name(key)}: {n_words} words in place of {found}")
                 txn.put(key, fmt.pack_blob(key, blob))
@@ -290,7 +283,7 @@ class Root:
         """Yield (first id, segment) in id order, of one commit."""
         with self._env.read() as txn:
             for key, value in txn.scan(fmt.WORDS):
-                yield int.from_bytes(key[1:]), bytes(fmt.unpack_blob(key, value, str(self._env.data)))
+                yield int.from_bytes(key[1:]), bytes(fmt.unpack_blob(key, value, txn.where))
 
     def bytes(self) -> dict[str, int]:
         """Return {"file": length of the data file, "live": bytes of the pages in use}."""
@@ -299,16 +292,14 @@ class Root:
     def copy_to(self, path: str | Path) -> None:
         """Write a compact copy of this root into the new directory `path`, durable and ready to be opened."""
         with self._turn:
-            self._env.copy_to(path)
-            env = Environment.open(path, writable=True)
-            try:
-                with env.write() as txn:          # LMDB numbers the transactions of a copy from 1 again
-                    state = self._get(txn, env, fmt.STATE)
-                    state = {**state, "txn": txn.id, "generation": state["generation"] + 1}
-                    txn.put(fmt.STATE, fmt.pack_row(fmt.STATE, state))
-            finally:
-                env.close()
+            self._env.copy_to(path, lambda txn: records.put_current(txn, fmt.STATE, records.required(txn, fmt.STATE)))
 
     def close(self) -> None:
         """Close the root."""
         self._env.close()
+
+
+def _note_generations(state: dict, generations: Sequence[int]) -> None:
+    """Write the generation of each shard into a state."""
+    for place, generation in zip(state["shards"], generations, strict=True):
+        place["generation"] = generation

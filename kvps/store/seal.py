@@ -10,9 +10,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kvps.errors import CorruptionError
-from kvps.store import files
+from kvps.errors import CorruptionError, VersionMismatch
+from kvps.store import files, layout
 from kvps.store import format as fmt
+from kvps.store.root import Root
 
 NAME = "seal"
 KEY = b"seal"             # the checksum covers it, as it covers a record's key in LMDB
@@ -32,7 +33,7 @@ def read(store: Path) -> dict:
     record = fmt.unpack_row(KEY, value, str(path))
     fmt.check_identity({**record, "lib_version": fmt.LIB_VERSION}, str(path))
     name = str(record.get("root"))
-    if not name.startswith("root.") or not name[5:].isdigit():
+    if not name.startswith(layout.ROOT) or not name[len(layout.ROOT):].isdigit():
         raise CorruptionError(f"{path}: names the root {name!r}, expected root.N; keep a copy of the store, then run "
                               "kvps recover", path=str(path), key="seal", found=name, expected="root.N")
     return record
@@ -41,6 +42,23 @@ def read(store: Path) -> dict:
 def write(store: Path, record: dict) -> None:
     """Replace the seal of a store, durably."""
     files.atomic_write(store / NAME, fmt.pack_row(KEY, {"format": fmt.FORMAT_VERSION, **record}))
+
+
+def renew(store: Path, root_name: str, root: Root) -> dict:
+    """Write the seal of a store as its root is now; return it."""
+    state = root.state()
+    folders = [root_name, *(place["dir"] for place in state["shards"])]
+    record = {"uuid": root.identity["uuid"], "root": root_name, "version": state["version"],
+              "generation": state["generation"], "files": {name: stamp(store / name / layout.DATA) for name in folders}}
+    write(store, record)
+    return record
+
+
+def refuse_old(store: Path) -> None:
+    """Raise VersionMismatch for a store of format 1, which has no seal."""
+    if files.exists(store / "root" / layout.DATA):
+        raise VersionMismatch(f"{store}: is a store of format 1, this kvps reads {fmt.FORMAT_VERSION}; run kvps upgrade on it",
+                              path=str(store), found=1, expected=fmt.FORMAT_VERSION)
 
 
 def stamp(path: Path) -> list[int]:

@@ -10,38 +10,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kvps.errors import StoreError, StoreLocked
 from kvps.store import format as fmt
+from kvps.store import records
 from kvps.store.environment import MAP_BYTES, Environment
+from kvps.store.runs import Run, RunTotal
 from kvps.store.transaction import Txn
 
 # No sum of counts in a table is above it, or below its negative.
 MOST = 1 << 62
-
-# LMDB keeps what a transaction writes in memory until its commit; longer runs take several transactions.
-DIRTY_BYTES = 64 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One run as the manifest lists it."""
-
-    id: int
-    version: int        # of the store, that this run's job makes or made
-    job: str | None     # the job that wrote it; None after a merge of several jobs' runs
-    n_chunks: int
-    n_keys: int
-    bytes: int          # of its chunks, headers included
-    label: str | None = None     # its text can be taken away as a whole; runs of different labels never merge
-    until: int | None = None     # the version that takes it away, or None
-    digest: str = "0" * 16       # over the headers of its chunks
-
-    def seen(self, version: int) -> bool:
-        """Return whether readers of `version` see this run."""
-        return self.version <= version and (self.until is None or self.until > version)
 
 
 class Shard:
@@ -56,18 +36,26 @@ class Shard:
         self._turn = threading.Lock()
 
     @classmethod
-    def create(cls, path: str | Path, identity: dict, *, map_bytes: int = MAP_BYTES) -> Shard:
+    def create(cls, path: str | Path, identity: dict, *, map_bytes: int = MAP_BYTES, epoch: int = 0, above: int = 0) -> Shard:
         """Make a new shard in the directory `path`, which must not exist, and return it writable.
 
-        `identity` holds uuid, shard, shards and order; format and lib_version are added.
         Not atomic: make the whole store under a temporary name and rename it.
+
+        Args:
+            path: of the directory.
+            identity: uuid, shard, shards and order; format and lib_version are added.
+            map_bytes: length of the memory map.
+            epoch: of the writer that makes it.
+            above: its generation is above this number, and its runs' are not below it.
         """
         env = Environment.create(path, map_bytes=map_bytes)
         full = {**identity, "format": fmt.FORMAT_VERSION, "lib_version": fmt.LIB_VERSION}
         with env.write() as txn:
-            txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, full))
-            _put_manifest(txn, {"epoch": 0, "generation": 0, "next_run": 1, "runs": []})
-        return cls(env, full)
+            records.put(txn, fmt.IDENTITY, full)
+            records.put_current(txn, fmt.MANIFEST, {"epoch": epoch, "generation": above, "next_run": max(1, above), "runs": []})
+        made = cls(env, full)
+        made.epoch = epoch
+        return made
 
     @classmethod
     def open(cls, path: str | Path, expected_uuid: str | None = None, writable: bool = False, *,
@@ -83,10 +71,10 @@ class Shard:
         env = Environment.open(path, writable=writable, map_bytes=map_bytes, verify=verify)
         try:
             with env.read() as txn:
-                identity = _row(txn, fmt.IDENTITY, env)
+                identity = records.required(txn, fmt.IDENTITY)
                 expected = {"uuid": expected_uuid, "shard": shard}
                 fmt.check_identity(identity, str(env.data), **{k: v for k, v in expected.items() if v is not None})
-                _manifest(txn, env)
+                records.current(txn, fmt.MANIFEST)
             return cls(env, identity)
         except BaseException:
             env.close()
@@ -96,13 +84,13 @@ class Shard:
     def _write(self) -> Iterator[tuple[Txn, dict]]:
         """Give a write transaction and the manifest, which is written at its end with the transaction's id."""
         with self._env.write() as txn:
-            manifest = _manifest(txn, self._env, txn.id - 1)
+            manifest = records.current(txn, fmt.MANIFEST, txn.id - 1)
             if manifest["epoch"] > self.epoch:
                 raise StoreLocked(f"{self.path}: another process has taken the store over; open it again",
                                   path=str(self.path), shard=self.shard)
             manifest["epoch"] = self.epoch
             yield txn, manifest
-            _put_manifest(txn, manifest)
+            records.put_current(txn, fmt.MANIFEST, manifest)
 
     def apply(self, job: str, split: int, version: int, chunks: Iterable[tuple[bytes, int]], row: dict, *,
               label: str | None = None) -> bool:
@@ -186,27 +174,24 @@ class Shard:
     def _write_run(self, chunks: Iterable[tuple[bytes, int]], version: int, job: str | None, label: str | None, *,
                    ledger: tuple[bytes, bytes] | None = None, removed: set[int] = frozenset(),
                    most: int | None = None) -> None:
-        """Write a run in transactions of about DIRTY_BYTES; the last one lists it in the manifest."""
+        """Write a run in as many transactions as it takes; the last one lists it in the manifest."""
         order = self.identity["order"]
         source = iter(chunks)
-        run: Run | None = None
-        done = False
+        number, total, done = None, RunTotal(), False
         while not done:
             with self._write() as (txn, manifest):
-                if run is None:
-                    run = Run(manifest["next_run"], version, job, 0, 0, 0, label)
+                if number is None:
+                    number = manifest["next_run"]
                     manifest["next_run"] += 1      # also if we die after this transaction: numbers are never reused
-                while not done and txn.dirty_bytes < DIRTY_BYTES:
+                while not txn.full:
                     if (chunk := next(source, None)) is None:
                         done = True
                         break
                     payload, n_keys = chunk
-                    key = fmt.chunk_key(run.id, run.n_chunks)
+                    key = fmt.chunk_key(number, total.n_chunks)
                     value = fmt.pack_chunk(key, order, n_keys, payload)
                     txn.put(key, value)
-                    run = dataclasses.replace(run, n_chunks=run.n_chunks + 1, n_keys=run.n_keys + n_keys,
-                                              bytes=run.bytes + len(value),
-                                              digest=fmt.add_digest(run.digest, fmt.chunk_digest(key, value)))
+                    total.add(key, value, n_keys)
                 if done:
                     if ledger:
                         txn.put(*ledger)
@@ -215,8 +200,29 @@ class Shard:
                     manifest["runs"] = [row for row in manifest["runs"] if row["id"] not in removed]
                     if most is not None:
                         manifest["most"] = min(_most(manifest) + most, MOST)
-                    if run.n_chunks:
-                        manifest["runs"].append(_run_row(run))
+                    if total.n_chunks:
+                        run = Run(number, version, job, label=label, **dataclasses.asdict(total))
+                        manifest["runs"].append(run.to_row())
+
+    def fill(self, runs: Sequence[Run], chunks: Iterator[tuple[bytes, bytes]], ledger: dict | None = None) -> None:
+        """Take over runs of another shard as they are; REQUIRES a new shard, which no root names yet.
+
+        Args:
+            runs: of the other shard.
+            chunks: (key, value) of all their chunks, under the keys that they had.
+            ledger: of a table: "most" and "clients", as Snapshot has them.
+        """
+        done = False
+        while not done:
+            with self._write() as (txn, manifest):
+                done = txn.put_some(chunks)
+                if done:
+                    manifest["runs"] = [run.to_row() for run in runs]
+                    manifest["next_run"] = max([manifest["next_run"], *(run.id + 1 for run in runs)])
+                    if ledger is not None:
+                        manifest["most"] = ledger["most"]
+                        for name, row in ledger["clients"].items():
+                            records.put(txn, fmt.named_key(fmt.CLIENT, name), row)
 
     def mark(self, labels: Iterable[str], version: int) -> None:
         """Let readers of `version` and later ones no longer see the runs of these labels; once is as good as twice."""
@@ -237,11 +243,11 @@ class Shard:
         """
         with self._turn:
             with self._env.read() as txn:
-                manifest = _manifest(txn, self._env)
+                manifest = records.current(txn, fmt.MANIFEST)
                 gone = {row["id"] for row in manifest["runs"]
                         if (row["version"] > version and (job is None or row["job"] != job))
                         or (row["until"] is not None and row["until"] <= version)}
-                doomed = list(_orphans(txn, {row["id"] for row in manifest["runs"]}))
+                doomed = list(orphans(txn, {row["id"] for row in manifest["runs"]}))
                 ours = None if job is None else fmt.named_key(fmt.LEDGER, job)
                 doomed += [key for key, _ in txn.scan(fmt.LEDGER) if key[:-8] != ours]
                 marked = job is None and any(row["until"] is not None and row["until"] > version for row in manifest["runs"])
@@ -264,8 +270,7 @@ class Shard:
         """Return the ledger of a job: split -> the row that was applied with it."""
         prefix = fmt.named_key(fmt.LEDGER, job)
         with self._env.read() as txn:
-            return {int.from_bytes(key[-8:]): fmt.unpack_row(key, value, str(self._env.data))
-                    for key, value in txn.scan(prefix) if key[:-8] == prefix}
+            return {int.from_bytes(key[-8:]): row for key, row in records.rows(txn, prefix) if key[:-8] == prefix}
 
     def runs(self) -> list[Run]:
         """Return every run in the manifest: committed or not, taken away or not."""
@@ -276,7 +281,7 @@ class Shard:
     def generation(self) -> int:
         """How many transactions this shard has seen; it never goes back, not even by a copy."""
         with self._env.read() as txn:
-            return _manifest(txn, self._env)["generation"]
+            return records.current(txn, fmt.MANIFEST)["generation"]
 
     def snapshot(self) -> Snapshot:
         """Return the state of the last commit, to be used as a context manager or closed."""
@@ -289,13 +294,7 @@ class Shard:
     def copy_to(self, path: str | Path) -> None:
         """Write a compact copy of this shard into the new directory `path`, durable and ready to be opened."""
         with self._turn:
-            self._env.copy_to(path)
-            env = Environment.open(path, writable=True)
-            try:
-                with env.write() as txn:          # LMDB numbers the transactions of a copy from 1 again
-                    _put_manifest(txn, _manifest(txn, env, None))
-            finally:
-                env.close()
+            self._env.copy_to(path, lambda txn: records.put_current(txn, fmt.MANIFEST, records.required(txn, fmt.MANIFEST)))
 
     def close(self) -> None:
         """Close the shard; snapshots that are open stay readable."""
@@ -309,7 +308,7 @@ class Snapshot:
         self._path = str(env.data)
         self._txn = env.begin()
         try:
-            self._manifest = _manifest(self._txn, env)
+            self._manifest = records.current(self._txn, fmt.MANIFEST)
         except BaseException:
             self._txn.close()
             raise
@@ -318,8 +317,7 @@ class Snapshot:
 
     def all_runs(self) -> list[Run]:
         """Return every run in the manifest, oldest first."""
-        return [Run(row["id"], row["version"], row["job"], row["chunks"], row["keys"], row["bytes"], row["label"],
-                    row["until"], row["digest"]) for row in self._manifest["runs"]]
+        return [Run.from_row(row) for row in self._manifest["runs"]]
 
     def runs(self, version: int) -> list[Run]:
         """Return the runs that make up `version` of the store, oldest first."""
@@ -340,8 +338,8 @@ class Snapshot:
         """Return the rows of all clients of a table, by name."""
         return {key[1:].decode(): fmt.unpack_row(key, value, self._path) for key, value in self._txn.scan(fmt.CLIENT)}
 
-    def chunk(self, run: Run, index: int, *, trusted: bool = False) -> tuple[memoryview, int]:
-        """Return (payload, number of keys) of one chunk, its checksum verified now, at every call, unless `trusted`.
+    def chunk(self, run: Run, index: int) -> tuple[memoryview, int]:
+        """Return (payload, number of keys) of one chunk, its checksum verified now, at every call.
 
         The payload is LMDB's own page: no copy, and released when the snapshot is closed.
         Whoever holds a part of it by then (a slice, an array, a kernel) makes close() fail.
@@ -350,8 +348,20 @@ class Snapshot:
         value = self._txn.view(key)
         if value is None:
             raise fmt.damaged(self._path, key, "value", "none", f"chunk {index} of {run.n_chunks}")
-        payload, n_keys, _ = fmt.unpack_chunk(key, value, self._path, trusted=trusted)
+        payload, n_keys, _ = fmt.unpack_chunk(key, value, self._path)
         return self._txn.lend(payload), n_keys
+
+    def known_chunk(self, run: Run, index: int) -> tuple[memoryview, int]:
+        """Return chunk() of one that the caller has verified before: not compared, and not noticed if it is still held at close().
+
+        For callers who look at many chunks for an instant each; REQUIRES: nothing of the payload is kept.
+        """
+        key = fmt.chunk_key(run.id, index)
+        value = self._txn.view(key)
+        if value is None:
+            raise fmt.damaged(self._path, key, "value", "none", f"chunk {index} of {run.n_chunks}")
+        payload, n_keys, _ = fmt.unpack_chunk(key, value, self._path, trusted=True)
+        return payload, n_keys
 
     def chunks(self, run: Run) -> Iterator[tuple[memoryview, int]]:
         """Yield chunk() of every chunk of a run, in key order."""
@@ -368,37 +378,9 @@ class Snapshot:
         self.close(strict=kind is None)
 
 
-def _row(txn: Txn, key: bytes, env: Environment) -> dict:
-    """Return a record that must be there."""
-    value = txn.get(key)
-    if value is None:
-        raise fmt.damaged(str(env.data), key, "value", "none", "a record")
-    return fmt.unpack_row(key, value, str(env.data))
-
-
-def _manifest(txn: Txn, env: Environment, txn_id: int | None = -1) -> dict:
-    """Return the manifest, which must have been written by transaction `txn_id` (-1: the one read; None: any)."""
-    manifest = _row(txn, fmt.MANIFEST, env)
-    expected = txn.id if txn_id == -1 else txn_id
-    if expected is not None and manifest.get("txn") != expected:
-        raise fmt.damaged(str(env.data), fmt.MANIFEST, "transaction id", manifest.get("txn"), expected)
-    return manifest
-
-
-def _put_manifest(txn: Txn, manifest: dict) -> None:
-    """Write the manifest of this transaction; REQUIRES: once in every write transaction."""
-    manifest = {**manifest, "txn": txn.id, "generation": manifest["generation"] + 1}
-    txn.put(fmt.MANIFEST, fmt.pack_row(fmt.MANIFEST, manifest))
-
-
 def _most(manifest: dict) -> int:
     """Return Snapshot.most; a manifest with runs that does not say it, a copy's, could have anything."""
     return manifest.get("most", MOST if manifest["runs"] else 0)
-
-
-def _run_row(run: Run) -> dict:
-    return {"id": run.id, "version": run.version, "job": run.job, "chunks": run.n_chunks, "keys": run.n_keys,
-            "bytes": run.bytes, "label": run.label, "until": run.until, "digest": run.digest}
 
 
 def _delete_chunks(txn: Txn, row: dict) -> None:
@@ -426,7 +408,7 @@ def _unmark(manifest: dict, version: int) -> None:
             row["until"] = None
 
 
-def _orphans(txn: Txn, known: set[int]) -> Iterator[bytes]:
+def orphans(txn: Txn, known: set[int]) -> Iterator[bytes]:
     """Yield the keys of chunks whose run is not in `known`, skipping over known runs without visiting their chunks."""
     key = txn.first_key(fmt.CHUNK)
     while key is not None and key.startswith(fmt.CHUNK):

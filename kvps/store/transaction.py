@@ -8,6 +8,9 @@ from typing import Any
 
 from kvps.errors import StoreError
 
+# LMDB keeps what a transaction writes in memory until its commit; longer work takes several transactions.
+DIRTY_BYTES = 64 << 20
+
 _lingering: set[Txn] = set()     # ended while somebody still held a view: kept, so that the view stays true
 
 
@@ -22,6 +25,16 @@ class Txn:
         self._lent: list[tuple[weakref.ref[memoryview], weakref.ref[Any]]] = []   # views, and what they stand on
         self.id = raw.id()       # of the commit that is read; of the one that a write transaction will make
         self.dirty_bytes = 0
+
+    @property
+    def where(self) -> str:
+        """The path of the data file, for messages."""
+        return str(self._handle.data)
+
+    @property
+    def full(self) -> bool:
+        """Whether this transaction holds as much as one should."""
+        return self.dirty_bytes >= DIRTY_BYTES
 
     @contextlib.contextmanager
     def _mapping(self) -> Iterator[Any]:
@@ -63,6 +76,15 @@ class Txn:
         with self._mapping() as raw:
             raw.put(key, value)
         self.dirty_bytes += len(key) + len(value) + 4096
+
+    def put_some(self, pairs: Iterator[tuple[bytes, bytes]]) -> bool:
+        """Put (key, value) until the transaction is full; return whether that was all."""
+        while not self.full:
+            pair = next(pairs, None)
+            if pair is None:
+                return True
+            self.put(*pair)
+        return False
 
     def delete(self, key: bytes) -> bool:
         """Delete a key; return whether it was there."""

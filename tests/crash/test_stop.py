@@ -21,6 +21,10 @@ from processes import (
     zipf_text,
 )
 
+from kvps.store import format as fmt
+from kvps.store import records
+from kvps.store.directory import open_store
+
 pytestmark = pytest.mark.crash
 
 ORDER = 3
@@ -375,3 +379,35 @@ def test_stdin_is_copied_to_the_folder_for_temporary_files(store, texts, tmp_pat
 
     assert contents(store) == counted(texts[0][1] + texts[1][1], ORDER)
     assert list(folder.iterdir()) == []
+
+
+@pytest.mark.parametrize("finish", ["resume", "abort", "recover"])
+def test_a_store_that_is_moved_with_the_copy_of_stdin(store, texts, tmp_path, finish):
+    """A store can be moved while a job is pending: it has its copy of stdin with it."""
+    run("update", store, "-", *SMALL, input=texts[1][1].decode(), stop_at=f"SIGKILL {MIDDLE}", check=-9)
+    moved = store.rename(tmp_path / "elsewhere")
+
+    run(finish, moved, *(["--yes"] if finish == "recover" else []), small=True)
+    if finish == "recover":
+        assert summary(moved)[3]               # its text is there, so the job is not rolled back
+        run("resume", moved, small=True)
+
+    assert contents(moved) == counted(texts[0][1] + (b"" if finish == "abort" else texts[1][1]), ORDER)
+    assert not (moved / "spool").exists()
+
+
+def test_a_record_with_the_whole_path_of_its_copy(store, texts):
+    """A record that names the copy of stdin by its whole path, as they once did, is resumed too."""
+    run("update", store, "-", *SMALL, input=texts[1][1].decode(), stop_at=f"SIGKILL {MIDDLE}", check=-9)
+    with open_store(store, writable=True) as opened:
+        job = opened.root.job()
+        assert not os.path.isabs(job["spool"]) and not os.path.isabs(job["inputs"][0]["input"]["path"])
+        job["spool"] = str(store / job["spool"])
+        job["inputs"][0]["input"]["path"] = str(store / job["inputs"][0]["input"]["path"])
+        with opened.root._write() as (txn, _):
+            records.put(txn, fmt.JOB, job)
+
+    run("resume", store, small=True)
+
+    assert contents(store) == counted(texts[0][1] + texts[1][1], ORDER)
+    assert not (store / "spool").exists()

@@ -5,7 +5,8 @@ import time
 
 import pytest
 
-from kvps.store.directory import create_store, open_store
+from kvps.store.creation import create_store
+from kvps.store.directory import open_store
 
 pytestmark = pytest.mark.crash
 
@@ -13,9 +14,9 @@ N_SPLITS = 4
 # Goes on from whatever is there, for ever: finish the pending job or begin the next, merge, vacuum now and then.
 WRITER = """
 import sys
-from kvps.store import shard
+from kvps.store import transaction
 from kvps.store.directory import open_store
-shard.DIRTY_BYTES = 20_000
+transaction.DIRTY_BYTES = 20_000
 def payload(version, split, number, part):
     return (b"%d %d %d %d " % (version, split, number, part)) * 1500
 with open_store(sys.argv[1], writable=True, wait=10) as store:

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.crash
 
 ORDER = 3
 SMALL = ("--memory", "64K", "--threads", 1)
-SHARD, DEPOT, CHECKPOINT = "kvps.store.shard:Shard", "kvps.store.depot:LocalDepot", "kvps.store.checkpoint"
+SHARD, DEPOT, CHECKPOINT = "kvps.store.shard:Shard", "kvps.store.depot:LocalDepot", "kvps.store.checkpoint.creation"
 
 
 @pytest.fixture(scope="module")
@@ -185,8 +185,8 @@ def test_create_killed_at_a_step(store, trained, tmp_path, before, after, step):
     assert restored(depot, "first", tmp_path / "r1") == before
 
 
-RESTORE_STEPS = ["after kvps.store.files:make_dir 1", f"after {SHARD}.create 2", f"before {CHECKPOINT}:_fill 3",
-                 f"before {CHECKPOINT}:_fill_root 1", "before kvps.store.directory:seal_store 1",
+RESTORE_STEPS = ["after kvps.store.files:make_dir 1", f"after {SHARD}.create 2", f"before {SHARD}.fill 3",
+                 "before kvps.store.root:Root.fill 1", "before kvps.store.seal:renew 1",
                  "before kvps.store.files:rename 2"]
 
 

@@ -191,7 +191,7 @@ def test_purge_while_it_is_read(store, texts):
 
 
 STEPS = ["after kvps.store.root:Root.replace_words 1", "before kvps.store.root:Root.move_shard 2",
-         "before kvps.store.directory:seal_store 3", "after kvps.store.directory:seal_store 3", "after kvps.store.seal:write 2",
+         "before kvps.store.seal:renew 3", "after kvps.store.seal:renew 3", "after kvps.store.seal:write 2",
          "before kvps.store.files:remove_tree 4"]
 
 

@@ -375,7 +375,7 @@ def test_a_sound_store_is_left_alone(folder):
 
 # Killed, and run again
 
-STEPS = ["before kvps.store.directory:seal_store 1", "after kvps.store.directory:seal_store 1",
+STEPS = ["before kvps.store.seal:renew 1", "after kvps.store.seal:renew 1",
          "after kvps.store.root:Root.claim 1", "after kvps.store.rebuild:begin 1", "after kvps.store.rebuild:begin 2",
          "before kvps.store.shard:Shard.apply 2", "after kvps.store.shard:Shard.sweep 1", "before kvps.store.rebuild:finish 1",
          "after kvps.store.rebuild:keep 1", "after kvps.store.rebuild:keep 2", "before kvps.store.root:Root.move_shard 1",

@@ -97,6 +97,23 @@ def test_again(old):
     assert tree(old) == before
 
 
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_store_of_ours_without_its_seal(old, tmp_path, moved):
+    """A store of our format that lost its seal did not come from format 1: upgrade says what helps, and changes nothing."""
+    store = tmp_path / "s"
+    run("train", store, old / "a.txt", "-o", 2, "--shards", 1)
+    if moved:
+        run("update", store, old / "b.txt", "--label", "x")
+        run("forget", store, "--label", "x", "--purge")
+    (store / seal.NAME).unlink()
+    before = tree(store)
+
+    assert "is of format 2 already, but its seal is missing: run kvps recover" in refused("upgrade", store, code=3)
+    assert tree(store) == before
+    run("recover", store, "--yes")
+    assert run_json("upgrade", store)["from"] == 2
+
+
 STEPS = ["before kvps.jobs.upgrade:_carry_shard 1", "after kvps.jobs.upgrade:_carry_shard 1",
          "after kvps.jobs.upgrade:_carry_shard 2",
          "before kvps.store.environment:Environment._may_write 1", "before kvps.store.environment:Environment._may_write 3",

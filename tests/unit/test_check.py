@@ -3,6 +3,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from processes import contents, refused, run, stopped, tree, zipf_text
 
 import kvps
 from kvps._runs import encode, encoded_room, pack
+from kvps.jobs import check as checking
 from kvps.jobs.check import LEVELS, Check
 from kvps.ps.runs import bits_for
 from kvps.store import format as fmt
@@ -396,24 +398,50 @@ def test_a_checkpoint_in_the_store(store):
 # The child
 
 
-def test_a_child_that_dies(store, tmp_path, monkeypatch):
-    """Where reading a shard kills the process that looks, that is a finding about this shard; the others are looked at."""
-    (tmp_path / "sitecustomize.py").write_text(
-        "import os, signal, sys\n"
+def look_otherwise(folder, monkeypatch, *lines):
+    """Let children run these lines of Python before they look at shard 0; one that says nothing for 3 s is not waited for."""
+    body = "".join(f"            {line}\n" for line in lines)
+    (folder / "sitecustomize.py").write_text(
+        "import sys, time\n"
         "if 'kvps.jobs.check' in sys.orig_argv:\n"
         "    import kvps.store.check as looks\n"
         "    original = looks.look_at_shard\n"
         "    def look_at_shard(path, number, *rest, **more):\n"
-        "        if number == 0:\n"
-        "            os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "        if number == 0:\n" + body +
         "        return original(path, number, *rest, **more)\n"
         "    looks.look_at_shard = look_at_shard\n")
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.setattr(checking, "SILENCE_S", 3)
+
+
+def test_a_child_that_dies(store, tmp_path, monkeypatch):
+    """Where reading a shard kills the process that looks, that is a finding about this shard; the others are looked at."""
+    look_otherwise(tmp_path, monkeypatch, "import os, signal", "os.kill(os.getpid(), signal.SIGSEGV)")
     flip_chunks(data_of(store, 1))
 
     findings = kvps.check(store)
     assert {finding.shard for finding in findings} == {0, 1}
     assert "SIGSEGV" in str(next(finding for finding in findings if finding.shard == 0))
+
+
+def test_a_child_that_hangs(store, tmp_path, monkeypatch):
+    """Where a child stops reading and does not end, that is a finding about the shard it was at; the others are looked at."""
+    look_otherwise(tmp_path, monkeypatch, "time.sleep(600)")
+    flip_chunks(data_of(store, 1))
+    began = time.monotonic()
+
+    findings = kvps.check(store)
+    assert {finding.shard for finding in findings} == {0, 1}
+    assert "nothing was read for 3 s" in str(next(finding for finding in findings if finding.shard == 0))
+    assert time.monotonic() - began < 60
+
+
+def test_a_child_that_is_slow(store, tmp_path, monkeypatch):
+    """A child that takes longer is waited for, as long as it reads."""
+    look_otherwise(tmp_path, monkeypatch, "import mmap", "pages = mmap.mmap(-1, 4096 * 40)", "for page in range(40):",
+                   "    pages[4096 * page], _ = 1, time.sleep(0.2)")
+
+    assert kvps.check(store) == []
 
 
 def test_modules_beside_us_are_not_imported(store, tmp_path, monkeypatch):

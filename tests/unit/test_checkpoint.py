@@ -21,11 +21,13 @@ from kvps.jobs.train import Options, forget_labels, update
 from kvps.store import checkpoint as checkpoints
 from kvps.store import depot as depots
 from kvps.store import files
+from kvps.store import format as fmt
+from kvps.store.checkpoint import creation
 from kvps.store.directory import open_store
 from kvps.store.lock import OwnerLock
 
 ORDER = 3
-DOCUMENT = Path(checkpoints.__file__).with_name("CHECKPOINT.md")
+DOCUMENT = Path(depots.__file__).with_name("CHECKPOINT.md")
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +290,7 @@ def test_keep(store, place):
 def test_the_one_just_made_is_kept(store, tmp_path, monkeypatch):
     """A clock that went back does not make the newest checkpoint the oldest."""
     store.checkpoint("one", to=tmp_path / "depot")
-    monkeypatch.setattr(checkpoints.time, "time", lambda: 1.0)
+    monkeypatch.setattr(creation.time, "time", lambda: 1.0)
 
     assert store.checkpoint("two", to=tmp_path / "depot", keep=1)["deleted"] == ["one"]
 
@@ -412,9 +414,9 @@ def test_damaged_description(store, tmp_path, rng):
 def rewritten(depot, change):
     """Change the description of checkpoint x by a function of its record, with a checksum that fits."""
     key, path = b"checkpoint x", Path(depot, "x.json")
-    row = checkpoints.fmt.unpack_row(key, path.read_bytes())
+    row = fmt.unpack_row(key, path.read_bytes())
     change(row)
-    path.write_bytes(checkpoints.fmt.pack_row(key, row))
+    path.write_bytes(fmt.pack_row(key, row))
 
 
 def first_run(row):

@@ -1,7 +1,10 @@
 """The command line: what it says, what it prints, and how it ends."""
+import bz2
 import errno
+import gzip
 import io
 import json
+import lzma
 import os
 import re
 import shlex
@@ -11,16 +14,22 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import click
 import pytest
 from click.testing import CliRunner
 
 from kvps.cli import COMMANDS, main
+from kvps.cli.models import total_bytes
 from kvps.cli.progress import Progress
 from kvps.errors import CorruptionError, InputGone, StoreFull
+from kvps.lm import evaluate
+from kvps.lm.scorer import Score
 from kvps.store.directory import open_store
 from kvps.store.lock import OwnerLock
+from kvps.text.corpus import resolve
+from kvps.text.tokenize import Tokenizer
 
 README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
 TEXT = "the cat sat on the mat\nthe dog sat on the log\na cat and a dog\n"
@@ -591,6 +600,21 @@ def test_progress_on_a_terminal(monkeypatch):
     shown = terminal.getvalue()
     assert "=== 1/2 counting ===" in shown and "=== 2/2 verifying ===" in shown
     assert "100%" in shown and "2.00k/2.00k" in shown
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".bz2", ".xz"])
+def test_progress_of_scoring_ends_at_its_total(tmp_path, suffix):
+    """Compressed or not, scoring goes from no byte of the file to all of them, some at a time."""
+    text = b"".join(b"the cat %d sat on the mat\n" % number for number in range(100_000))
+    path = tmp_path / f"text{suffix}"
+    with {"": open, ".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](path, "wb") as out:
+        out.write(text)
+    model, told = SimpleNamespace(score_text=lambda text: Score()), []
+    inputs = resolve([path])
+    evaluate.perplexity(model, inputs, Tokenizer.from_spec("whitespace"), progress=told.append)
+
+    assert sum(told) == total_bytes(inputs) == path.stat().st_size
+    assert len(told) > 2
 
 
 def test_progress_is_quiet_elsewhere(monkeypatch):

@@ -38,8 +38,7 @@ def test_new_root(root):
 
 def test_commit_job(root):
     """Committing sets version, totals, history and inputs together, and ends the job."""
-    root.begin_job({"id": "a", "done": 0})
-    root.update_job({"id": "a", "done": 1})
+    root.begin_job({"id": "a", "done": 1})
     assert root.job() == {"id": "a", "done": 1}
     root.add_words(3, fmt.pack_words([b"x", b"y"]))
     assert root.state()["words"] == 3          # not part of a committed version yet
@@ -80,10 +79,8 @@ def test_begin_job_while_one_is_pending(root):
 
 
 def test_job_that_is_not_pending(root):
-    """Without a pending job nothing can be updated or committed; clearing is harmless."""
+    """Without a pending job nothing can be committed; clearing is harmless."""
     root.clear_job()
-    with pytest.raises(StoreError, match="no job is pending"):
-        root.update_job({})
     with pytest.raises(StoreError, match="cannot follow"):
         root.commit_job(1, 0, 0, {}, {})
     assert root.state()["version"] == 0

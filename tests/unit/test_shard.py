@@ -7,9 +7,10 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from kvps.errors import CorruptionError, StoreError, VersionMismatch
-from kvps.store import files, shard
+from kvps.store import files, transaction
 from kvps.store import format as fmt
 from kvps.store.environment import Environment
+from kvps.store.records import put_current, required
 from kvps.store.shard import Shard
 
 IDENTITY = {"uuid": "u" * 32, "shard": 0, "shards": 1, "order": 3}
@@ -78,7 +79,7 @@ def test_splits_of_other_jobs(made):
 
 def test_apply_in_several_transactions(made, monkeypatch):
     """A run longer than one transaction may be is written in several, and appears whole."""
-    monkeypatch.setattr(shard, "DIRTY_BYTES", 10_000)
+    monkeypatch.setattr(transaction, "DIRTY_BYTES", 10_000)
     before = made.generation
     chunks = [(bytes([number]) * 4000, 1) for number in range(9)]
     made.apply("job", 0, 1, iter(chunks), {})
@@ -89,7 +90,7 @@ def test_apply_in_several_transactions(made, monkeypatch):
 
 def test_apply_that_fails_half_way(made, monkeypatch):
     """When the chunks' source fails nothing is visible, and sweep removes what was written."""
-    monkeypatch.setattr(shard, "DIRTY_BYTES", 10_000)
+    monkeypatch.setattr(transaction, "DIRTY_BYTES", 10_000)
 
     def source():
         for number in range(6):
@@ -184,7 +185,7 @@ def test_replace_of_several_jobs(made):
 
 def test_replace_reads_from_a_snapshot(made, monkeypatch):
     """The chunks of a merge may come from a snapshot of the same shard while it is written."""
-    monkeypatch.setattr(shard, "DIRTY_BYTES", 3000)
+    monkeypatch.setattr(transaction, "DIRTY_BYTES", 3000)
     for split in range(4):
         made.apply("job", split, 1, [(bytes([split]) * 2000, 1)], {})
     with made.snapshot() as snap:
@@ -231,7 +232,7 @@ def test_missing_chunk(made):
     made.apply("job", 0, 1, [(b"A", 1)], {})
     with made._env.write() as txn:
         txn.delete(fmt.chunk_key(1, 0))
-        shard._put_manifest(txn, shard._manifest(txn, made._env, None))
+        put_current(txn, fmt.MANIFEST, required(txn, fmt.MANIFEST))
 
     with made.snapshot() as snap, pytest.raises(CorruptionError, match="chunk 0: value none, expected chunk 0 of 1"):
         snap.chunk(snap.runs(1)[0], 0)
@@ -253,7 +254,7 @@ def rewrite_identity(made, **changes):
     row = {**made.identity, **changes}
     with made._env.write() as txn:
         txn.put(fmt.IDENTITY, fmt.pack_row(fmt.IDENTITY, row))
-        shard._put_manifest(txn, shard._manifest(txn, made._env, None))
+        put_current(txn, fmt.MANIFEST, required(txn, fmt.MANIFEST))
 
 
 @pytest.mark.parametrize("changes", [{"format": 3}, {"format": None}, {"lib_version": "1.0"}])
@@ -442,7 +443,7 @@ class ShardMachine(RuleBasedStateMachine):
 def small_transactions():
     """Let a few kilobytes fill a transaction, so that runs of the state machine span several."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard, "DIRTY_BYTES", 9000)
+        patch.setattr(transaction, "DIRTY_BYTES", 9000)
         yield
 
 

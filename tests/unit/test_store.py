@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from kvps.errors import CorruptionError, StoreError, StoreLocked, VersionMismatch
-from kvps.store import directory, environment, files, lock
+from kvps.store import environment, files, layout, lock
 from kvps.store import format as fmt
-from kvps.store.directory import create_store, open_store
+from kvps.store.creation import create_store
+from kvps.store.directory import open_store
 
 TOKENIZER = {"name": "whitespace"}
 
@@ -420,8 +421,8 @@ def test_closed_store(path):
 def test_many_shards_fit_the_address_space():
     """All maps of a store together stay below half of a process's addresses."""
     for n_shards in (1, 4, 63, 64, 1024):
-        assert n_shards * directory.map_bytes(n_shards) <= 62 << 40
-        assert directory.map_bytes(n_shards) % 4096 == 0
+        assert n_shards * layout.map_bytes(n_shards) <= 62 << 40
+        assert layout.map_bytes(n_shards) % 4096 == 0
 
 
 def test_opening_is_fast(path):

@@ -1,0 +1,61 @@
+"""Where the parts of a store lie, and how much of a process's addresses each may take.
+
+    STORE/seal  STORE/owner.lock  STORE/root.G  STORE/shards/NNNN.G  STORE/spool  STORE/models  STORE/checkpoints  STORE/damaged
+    STORE/tables/NAME, each laid out as a store
+
+The number G goes up when a root or a shard is replaced by another copy of itself.
+"""
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvps.errors import CorruptionError
+from kvps.store.environment import MAP_BYTES
+
+ROOT = "root."                # and a number
+SHARDS = "shards"
+DATA = "data.mdb"             # LMDB's, in the folder of a root or a shard
+TABLES = "tables"             # each a directory like that of a store (kvps/ps/tables.py)
+SPOOL = "spool"               # where a job keeps copies of text that can be read only once
+MODELS = "models"             # compiled models
+CHECKPOINTS = "checkpoints"   # where no other place is named
+KEPT = "damaged"              # what kvps recover has replaced
+
+MAX_SHARDS = 1024
+ADDRESS_BYTES = 62 << 40      # a process has 128 TiB of addresses on x86-64; all shards of a store share half of it
+
+
+def map_bytes(n_shards: int) -> int:
+    """Return the length of each shard's memory map."""
+    return min(MAP_BYTES, ADDRESS_BYTES // n_shards // 4096 * 4096)
+
+
+def first_root() -> str:
+    """Return the name of the first root's folder."""
+    return f"{ROOT}0"
+
+
+def first_shard(number: int) -> str:
+    """Return the name of the first folder of a shard."""
+    return f"{SHARDS}/{number:04d}.0"
+
+
+def following(name: str) -> str:
+    """Return the name of the folder that replaces one of a root or a shard."""
+    stem, _, number = name.rpartition(".")
+    return f"{stem}.{int(number) + 1}"
+
+
+def roots(path: Path) -> list[str]:
+    """Return the names of the folders of a store that may be its root, newest first."""
+    found = [entry.name for entry in path.glob(f"{ROOT}*") if entry.name[len(ROOT):].isdigit()]
+    return sorted(found, key=lambda name: int(name[len(ROOT):]), reverse=True)
+
+
+def shard_folder(path: Path, number: int, name: object) -> Path:
+    """Return where the root says that a shard lies; CorruptionError where that is no place for a shard."""
+    stem = f"{SHARDS}/{number:04d}."
+    if not isinstance(name, str) or not name.startswith(stem) or not name[len(stem):].isdigit():
+        raise CorruptionError(f"{path}: shard {number} is said to be in {name}, expected {stem}N", path=str(path), key="state",
+                              found=name, expected=f"{stem}N")
+    return path / name
