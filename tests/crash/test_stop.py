@@ -1,4 +1,5 @@
 """A job that is stopped politely, rolled back, or met by others while it runs."""
+import contextlib
 import os
 import shutil
 import signal
@@ -283,13 +284,25 @@ def test_train_that_takes_its_store_away_again(tmp_path, texts):
     assert contents(tmp_path / "store") == counted(texts[0][1], ORDER)
 
 
+def until_open(process, path):
+    """Wait until a process has a file open."""
+    until = time.monotonic() + 60
+    while time.monotonic() < until and process.poll() is None:
+        for entry in os.listdir(f"/proc/{process.pid}/fd"):
+            with contextlib.suppress(FileNotFoundError):           # closed by now
+                if os.readlink(f"/proc/{process.pid}/fd/{entry}") == str(path):
+                    return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} was not opened")
+
+
 def test_lock_of_a_store_that_was_removed(tmp_path, texts):
     """Who waits for a store that is removed meanwhile, and made anew, waits for the new one's lock."""
     store = tmp_path / "store"
     run("train", store, texts[0][0], "--order", ORDER)
     first = stopped("update", store, texts[1][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
     waiting = start("update", store, texts[1][0], "--wait", 60)
-    time.sleep(0.5)
+    until_open(waiting, store / "owner.lock")
     shutil.rmtree(store)
     run("train", store, texts[0][0], "--order", ORDER)
     second = stopped("forget", store, texts[0][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
