@@ -284,16 +284,16 @@ def test_train_that_takes_its_store_away_again(tmp_path, texts):
     assert contents(tmp_path / "store") == counted(texts[0][1], ORDER)
 
 
-def until_open(process, path):
-    """Wait until a process has a file open."""
-    until = time.monotonic() + 60
-    while time.monotonic() < until and process.poll() is None:
+def until_it_waits(process, store):
+    """Wait until a process has the lock file of the store that is there now open."""
+    lock = os.stat(store / "owner.lock")
+    for _ in range(3000):
         for entry in os.listdir(f"/proc/{process.pid}/fd"):
-            with contextlib.suppress(FileNotFoundError):           # closed by now
-                if os.readlink(f"/proc/{process.pid}/fd/{entry}") == str(path):
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(f"/proc/{process.pid}/fd/{entry}"), lock):
                     return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} was not opened")
+        time.sleep(0.02)
+    raise AssertionError("it does not wait")
 
 
 def test_lock_of_a_store_that_was_removed(tmp_path, texts):
@@ -302,13 +302,13 @@ def test_lock_of_a_store_that_was_removed(tmp_path, texts):
     run("train", store, texts[0][0], "--order", ORDER)
     first = stopped("update", store, texts[1][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
     waiting = start("update", store, texts[1][0], "--wait", 60)
-    until_open(waiting, store / "owner.lock")
+    until_it_waits(waiting, store)
     shutil.rmtree(store)
     run("train", store, texts[0][0], "--order", ORDER)
     second = stopped("forget", store, texts[0][0], *SMALL, stop_at=f"SIGSTOP {MIDDLE}")
     first.kill()
     first.communicate()
-    time.sleep(0.5)
+    until_it_waits(waiting, store)
     assert waiting.poll() is None
     assert go_on(second)[0] == 0
     out, err = waiting.communicate(timeout=60)
