@@ -98,7 +98,8 @@ def open_lock(path: str | Path, *, create: bool) -> int:
 def reading(path: str | Path) -> Iterator[int]:
     """Open a file for reading; gives its descriptor."""
     with reporting(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Without NONBLOCK a FIFO in the place of a file would let us wait for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         yield fd
     finally:
