@@ -176,7 +176,7 @@ def look_at_models(store: StoreDirectory, snapshot: StoreSnapshot, report: Repor
     fresh: dict[tuple[str, int], list[tuple[Path, dict]]] = defaultdict(list)
     folder = store.path / layout.MODELS
     for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else ():
-        name = cache._NAME.fullmatch(path.name)
+        name = cache.FILE_NAME.fullmatch(path.name)
         if name is None:
             continue
         with report.guarding("model", path=str(path)):

@@ -25,7 +25,7 @@ log = logging.getLogger("kvps")
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?(?:-l[0-9a-f]{16})?)-v(?P<version>\d+)\.kvm")
+FILE_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?(?:-l[0-9a-f]{16})?)-v(?P<version>\d+)\.kvm")
 # How long to wait for another process that compiles: longer than any compilation.
 WAIT_S = 24 * 3600.0
 
@@ -161,7 +161,7 @@ def _ours(path: Path, store: StoreDirectory) -> bool:
 def _versions(folder: Path, stem: str) -> list[tuple[int, Path]]:
     with contextlib.suppress(FileNotFoundError):
         return sorted((int(match["version"]), entry) for entry in folder.iterdir()
-                      if (match := _NAME.fullmatch(entry.name)) and match["stem"] == stem)
+                      if (match := FILE_NAME.fullmatch(entry.name)) and match["stem"] == stem)
     return []
 
 

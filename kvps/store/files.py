@@ -98,8 +98,11 @@ def open_lock(path: str | Path, *, create: bool) -> int:
 def reading(path: str | Path) -> Iterator[int]:
     """Open a file for reading; gives its descriptor."""
     with reporting(path):
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        # Without NONBLOCK a FIFO in the place of a file would let us wait for ever.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
+        if stat.S_ISFIFO(os.fstat(fd).st_mode):
+            raise StoreError(f"{path}: is a FIFO, expected a file", path=str(path))
         yield fd
     finally:
         os.close(fd)

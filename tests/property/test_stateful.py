@@ -506,6 +506,13 @@ def server():
         yield server
 
 
+COVERED = [(["update killed", "forget killed"], "pending"), (["update killed", "forget killed"], "as before"),
+           (["compact killed"], "as before"), (["resume killed", "abort killed"], "pending"),
+           (["update interrupted", "forget interrupted"], "pending"), (["forget"], "done"), (["forget"], "refused"),
+           (["forget labels"], "done"), (["labels"], "gone"), (["labels"], "scored"), (["purge"], "done"),
+           (["purge"], "pending"), (["purge killed", "forget labels killed"], "as before")]
+
+
 @pytest.mark.parametrize("n_examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_store_is_its_counters(server, n_examples):
     """Whatever is done to a store and happens to it, it holds what counters in plain Python hold."""
@@ -514,9 +521,6 @@ def test_store_is_its_counters(server, n_examples):
             max_examples=n_examples, stateful_step_count=12, deadline=None,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]))
     print(", ".join(f"{what} {how}: {n}" for (what, how), n in sorted(met.items())))
-    for whats, how in ((["update killed", "forget killed"], "pending"), (["update killed", "forget killed"], "as before"),
-                       (["compact killed"], "as before"), (["resume killed", "abort killed"], "pending"),
-                       (["update interrupted", "forget interrupted"], "pending"), (["forget"], "done"), (["forget"], "refused"),
-                       (["forget labels"], "done"), (["labels"], "gone"), (["labels"], "scored"), (["purge"], "done"),
-                       (["purge"], "pending"), (["purge killed", "forget labels killed"], "as before")):
-        assert sum(met[what, how] for what in whats) >= n_examples / 100, (whats, how)
+    rare = [(whats, how) for whats, how in COVERED if sum(met[what, how] for what in whats) < n_examples / 100]
+    # A hundred histories may leave a thing out by chance; two thousand do not.
+    assert len(rare) <= (2 if n_examples < 1000 else 0), rare

@@ -520,6 +520,9 @@ def test_seal_that_is_missing_or_damaged(path):
     (path / "seal").unlink()
     with pytest.raises(StoreError, match="no seal"):
         open_store(path)
+    os.mkfifo(path / "seal")                       # nobody will ever write to it
+    with pytest.raises(StoreError, match="is a FIFO"):
+        open_store(path)
 
 
 @pytest.mark.parametrize("name", ["root.0", "shards/0001.0"])
