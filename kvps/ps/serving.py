@@ -22,7 +22,7 @@ from kvps.ps.runs import Block
 from kvps.ps.server import Answer, Function
 from kvps.ps.table import CountTable
 from kvps.store import files, lock
-from kvps.store.directory import TABLES
+from kvps.store.layout import TABLES
 
 MAX_CURSORS = 64
 CURSOR_IDLE_S = 60.0           # a scan that nobody goes on with keeps deleted pages in the files

@@ -30,6 +30,7 @@ from kvps.store.transaction import Txn
 MAP_BYTES = 1 << 40
 MAX_READERS = 512
 LOCK_BYTES = 8192 + 64 * MAX_READERS   # LMDB's header and 64 bytes a reader, with room
+BEGIN_TRIES = 100                      # a retry means that a commit came within the microseconds of beginning
 READER_CHECK_S = 30.0                  # a reader killed in another process pins pages until somebody looks
 
 # Every class of py-lmdb 3: what it means for us, and what to do. None: told by its errno.
@@ -130,6 +131,20 @@ class _Handle:
         self.stale = False
         self.checked_s = -math.inf
 
+    def _begin_reading(self) -> lmdb.Transaction:
+        """Begin a read transaction that sees the commit whose number it has.
+
+        LMDB takes the number of the last commit, and then looks where that commit's trees begin, which the next commit but
+        one writes over. Who gets no turn in between reads a later commit under the earlier number: whole, but to a check of
+        the number it would look like damage.
+        """
+        for _ in range(BEGIN_TRIES):
+            raw = self.env.begin(buffers=True)
+            if self.env.info()["last_txnid"] <= raw.id():
+                return raw
+            raw.abort()
+        return self.env.begin(buffers=True)
+
     def begin(self, write: bool) -> lmdb.Transaction:
         """Begin an LMDB transaction, opening the environment anew if the last commit failed."""
         with _lock:
@@ -144,7 +159,7 @@ class _Handle:
             if self.registered and time.monotonic() - self.checked_s > READER_CHECK_S:
                 self.env.reader_check()
                 self.checked_s = time.monotonic()
-            return self.env.begin(write=write, buffers=True)
+            return self.env.begin(write=True, buffers=True) if write else self._begin_reading()
         except BaseException as exc:
             self.end()
             if isinstance(exc, lmdb.Error):

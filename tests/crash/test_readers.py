@@ -185,15 +185,17 @@ def test_one_writer_and_32_readers(written, seed, seconds):
     """Readers in 16 threads and 16 processes see committed versions only, each whole, while a writer goes on and on."""
     program = [sys.executable, "-c", READERS, written.store, written.folder / "versions", written.folder / "expected",
                str(seconds), str(seed)]
-    with (ForkServer(environment()) as server,
-          subprocess.Popen(program, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                           start_new_session=True) as readers):
+    # Files, for in ten minutes more is said, in warnings above all, than a pipe holds that nobody reads.
+    with (ForkServer(environment()) as server, open(written.folder / "out", "w+") as out_file,
+          open(written.folder / "err", "w+") as err_file,
+          subprocess.Popen(program, env=environment(), stdout=out_file, stderr=err_file, start_new_session=True) as readers):
         try:
             done, version = write_until(readers, written, server)
-            out, err = readers.communicate(timeout=60)
+            readers.wait(timeout=60)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(readers.pid, signal.SIGKILL)
+    out, err = ((written.folder / name).read_text() for name in ("out", "err"))
     found = [json.loads(line) for line in out.splitlines()]
 
     assert readers.returncode == 0, err

@@ -415,3 +415,31 @@ def test_folder_that_may_not_be_written(env):
             Environment.open(env.path, writable=True)
     finally:
         env.path.chmod(0o700)
+
+
+def test_reader_that_loses_its_turn_while_it_begins(env):
+    """A snapshot is never given under the number of a commit that was overtaken while it began: it begins again."""
+    handle = env._live()
+    real, late = handle.env, [2]
+
+    class Slow:
+        """LMDB for a reader that gets no turn, twice, between beginning and its next step."""
+
+        def __getattr__(self, name):
+            return getattr(real, name)
+
+        def info(self):
+            if late[0]:
+                late[0] -= 1
+                with real.begin(write=True) as txn:
+                    txn.put(b"k", b"%d" % late[0])
+            return real.info()
+
+    handle.env = Slow()
+    try:
+        with env.read() as txn:
+            assert txn.get(b"k") == b"0"
+            assert txn.id == real.info()["last_txnid"]
+    finally:
+        handle.env = real
+    assert late == [0]
