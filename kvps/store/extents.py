@@ -23,24 +23,36 @@ TREE = struct.Struct("=IHHQQQQQ")   # pad (in the first tree: page size), flags,
 NO_PAGE = 2**64 - 1
 P_BRANCH, P_LEAF, P_OVERFLOW = 1, 2, 4
 NODE_IS_BIG = 1             # the value lies on overflow pages, the node holds their first page number
+TRIES = 100                 # a retry means that a version was committed while we looked
 MAX_DEPTH = 32              # LMDB's own limit (CURSOR_STACK)
 
 
 def check(path: str | Path) -> None:
     """Raise CorruptionError unless `path` is an LMDB 0.9 file that holds every page it refers to."""
     with files.reading(path) as fd:
-        file_bytes = os.fstat(fd).st_size
-        metas = [meta for meta in _metas(fd) if meta is not None]
-        if not metas:
-            raise _refusal(path, f"{file_bytes} bytes without a valid LMDB meta page", "an LMDB 0.9 data file")
-        page_bytes, last_page, roots, _ = max(metas, key=lambda meta: meta[3])
-        # The cheap rule. It raises false alarms (a transaction that puts and deletes the same value leaves its last
-        # pages unwritten), so a shortfall is settled by walking the trees.
-        if file_bytes >= (last_page + 1) * page_bytes:
-            return
-        walk = _Walk(fd, path, page_bytes, file_bytes)
-        for root in roots:
-            walk.page(root, 0)
+        for _ in range(TRIES):
+            metas = _metas(fd)
+            try:
+                return _check(fd, path, metas)
+            except CorruptionError:
+                if _metas(fd) == metas:            # else a writer was at work under our eyes
+                    raise
+        _check(fd, path, _metas(fd))
+
+
+def _check(fd: int, path: str | Path, metas: list[tuple[int, int, list[int], int] | None]) -> None:
+    file_bytes = os.fstat(fd).st_size              # after the metas were read: a writer lengthens the file first
+    known = [meta for meta in metas if meta is not None]
+    if not known:
+        raise _refusal(path, f"{file_bytes} bytes without a valid LMDB meta page", "an LMDB 0.9 data file")
+    page_bytes, last_page, roots, _ = max(known, key=lambda meta: meta[3])
+    # The cheap rule. It raises false alarms (a transaction that puts and deletes the same value leaves its last
+    # pages unwritten), so a shortfall is settled by walking the trees.
+    if file_bytes >= (last_page + 1) * page_bytes:
+        return
+    walk = _Walk(fd, path, page_bytes, file_bytes)
+    for root in roots:
+        walk.page(root, 0)
 
 
 def _refusal(path: str | Path, found: str, expected: str) -> CorruptionError:

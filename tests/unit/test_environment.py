@@ -443,3 +443,39 @@ def test_reader_that_loses_its_turn_while_it_begins(env):
     finally:
         handle.env = real
     assert late == [0]
+
+
+def test_file_that_grows_while_it_is_looked_at(env, monkeypatch):
+    """A file that a writer lengthens between our looks at its length and at its metas is not taken for one cut short."""
+    original, grown = extents._metas, []
+
+    def metas(fd):
+        if not grown:
+            grown.append(True)
+            with env.write() as txn:
+                txn.put(b"large", bytes(1 << 20))
+        return original(fd)
+
+    monkeypatch.setattr(extents, "_metas", metas)
+    extents.check(env.data)
+    assert grown
+
+
+def test_walk_that_a_writer_overtakes(env, monkeypatch):
+    """A walk that finds what cannot be because a writer went on meanwhile is made again; else it is damage."""
+    original, calls = extents._check, []
+
+    def check(fd, path, metas):
+        calls.append(metas)
+        if len(calls) == 1:
+            with env.write() as txn:
+                txn.put(b"k", b"v")
+            raise CorruptionError("overtaken")
+        return original(fd, path, metas)
+
+    monkeypatch.setattr(extents, "_check", check)
+    extents.check(env.data)
+    assert len(calls) == 2
+    os.truncate(env.data, 4096)
+    with pytest.raises(CorruptionError, match="cut short"):
+        extents.check(env.data)
