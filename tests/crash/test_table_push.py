@@ -12,7 +12,7 @@ import kvps
 pytestmark = pytest.mark.crash
 
 N_ROWS, BATCH = 6000, 250
-STEPS = ["kvps.store.shard:Shard.push", "kvps.store.shard:Shard.replace", "kvps.store.shard:_put_manifest",
+STEPS = ["kvps.store.shard:Shard.push", "kvps.store.shard:Shard.replace", "kvps.store.records:put_current",
          "kvps.store.transaction:Txn.commit", "kvps.store.transaction:Txn.put",
          "kvps.store.seal:write", "kvps.store.root:Root.claim", "kvps.store.root:Root.note_generations"]
 
@@ -129,7 +129,7 @@ def test_a_line_that_cannot_be_read(tmp_path, rows):
     assert contents(path) == after[-1]
 
 
-@pytest.mark.parametrize("step", ["kvps.store.directory:seal_store", "kvps.store.shard:Shard.create", "kvps.store.files:rename",
+@pytest.mark.parametrize("step", ["kvps.store.seal:renew", "kvps.store.shard:Shard.create", "kvps.store.files:rename",
                                   "kvps.store.files:make_dir"])
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_killed_while_a_table_is_made(tmp_path, step, when):
