@@ -99,6 +99,7 @@ class BadNetwork(threading.Thread):
                     self._send(*item[1:])
 
     def _pass(self, socket, frames, late):
+        """Send a message on, or do by chance what a bad network does with it; `late` takes what is to be sent later."""
         what, = self._rng.choices(["passed", *self._rates], [1 - sum(self._rates.values()), *self._rates.values()])
         self.done[what] += 1
         if what == "dropped":
@@ -117,6 +118,7 @@ class BadNetwork(threading.Thread):
 
     @staticmethod
     def _send(socket, frames):
+        """Send a message now; one that nobody takes is lost."""
         with contextlib.suppress(zmq.ZMQError):
             socket.send_multipart(frames, zmq.NOBLOCK)
 
