@@ -426,9 +426,11 @@ def test_reader_that_loses_its_turn_while_it_begins(env):
         """LMDB for a reader that gets no turn, twice, between beginning and its next step."""
 
         def __getattr__(self, name):
+            """Return what LMDB has of this name."""
             return getattr(real, name)
 
         def info(self):
+            """Return LMDB's own, late: a commit has come meanwhile."""
             if late[0]:
                 late[0] -= 1
                 with real.begin(write=True) as txn:
