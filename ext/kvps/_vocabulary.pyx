@@ -73,6 +73,7 @@ cdef uint64_t sum_of(const uint32_t[::1] lengths) noexcept nogil:
 
 
 @cython.final
+@cython.no_gc_clear            # the end needs `retired`, also where a table was found in a loop of references
 cdef class WordTable:
     """A growing table of words.
 

@@ -1,4 +1,5 @@
 """Each kernel does what its docstring says, edges first: orders 1 and 8, 32 bits, one word, nothing at all."""
+import gc
 import os
 import tempfile
 import threading
@@ -267,6 +268,14 @@ def test_count_room():
     for keys, scratch, counts in ((1, 2, 2), (2, 1, 2), (2, 2, 1)):
         with pytest.raises(ValueError, match="need"):
             count(ids, 2, 8, 4, 1, np.empty(keys, np.uint64), np.empty(scratch, np.uint64), np.empty(counts, np.uint32))
+
+
+def test_word_table_in_a_loop_of_references():
+    """A table that the garbage collector finds in a loop is freed without a word."""
+    loop = [table_of(*(b"w%d" % i for i in range(5000)))]
+    loop.append(loop)
+    del loop
+    gc.collect()                   # pytest makes an error of one that is ignored
 
 
 # ---- runs
