@@ -4,6 +4,8 @@ An n-gram is a key in text order: the numbers of its words w1, ..., wk, and in t
 """
 import numpy as np
 
+cimport cython
+
 from libc.string cimport memcpy
 
 from kvps._keys cimport VALUE_BITS, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256
@@ -188,6 +190,7 @@ cdef index_t count_block(const packed_t* keys, index_t n, const uint64_t* large,
     return p - out
 
 
+@cython.final
 cdef class Strings:
     """Words by number, as the lines of n-grams need them.
 
@@ -223,6 +226,11 @@ def text_key_width(int k, int bits):
     if not 1 <= k or not 2 <= bits <= 32 or width > 4:
         raise ValueError(f"{k} words of {bits} bits and a number do not fit into a key of 256 bits")
     return width
+
+
+def text_key_bytes(int k, int bits):
+    """Return how many bytes hold all that is in such a key."""
+    return (k * bits + VALUE_BITS + 7) // 8
 
 
 cdef void pack_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] values, int bits, packed_t* keys) noexcept nogil:
@@ -270,6 +278,7 @@ def sort_text_keys(uint64_t[::1] keys, int k, int bits):
             sort_keys[u256](<u256*>&keys[0], <u256*>&scratch[0], n)
 
 
+@cython.final
 cdef class _Text:
     """The room that lines are written to; enough for short words at once, and more where it runs out."""
     cdef object pieces

@@ -139,8 +139,8 @@ class _Estimates:
 
             def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[memoryview, int]:
                 contexts = self.contexts[k].read(partition) if k < self.top else None
-                text = arpa_lines(part.read(partition), contexts, k, self.bits, default, eos, strings)
-                return memoryview(text), part.size(partition)
+                keys = part.read(partition)
+                return memoryview(arpa_lines(keys, contexts, k, self.bits, default, eos, strings)), len(keys) // part.width
 
             for text, n in windowed(self.pool, lines, range(part.n), window):
                 yield text

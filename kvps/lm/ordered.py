@@ -6,11 +6,12 @@ dealt by their first word into partitions through a scratch file, and each parti
 from __future__ import annotations
 
 import contextlib
+import functools
 from pathlib import Path
 
 import numpy as np
 
-from kvps._arpa import Strings, sort_text_keys, text_key_width
+from kvps._arpa import Strings, sort_text_keys, text_key_bytes, text_key_width
 from kvps._spill import Spill
 from kvps.store import files
 from kvps.text.vocabulary import Vocabulary
@@ -19,22 +20,31 @@ from kvps.text.vocabulary import Vocabulary
 # many took a quarter longer to export.
 PARTITION_ROWS = 1 << 15
 MAX_PARTITIONS = 1024
-VALUE_BITS = 32              # of the number that an n-gram carries
 
 
 class Words:
     """The words of a store as arrays, and their ranks in byte order."""
 
     def __init__(self, vocabulary: Vocabulary) -> None:
-        n = len(vocabulary)
-        _, self.ends, self.blob = vocabulary.table.frozen(np.ones(n, np.uint8))
-        table = vocabulary.table
-        words = [table.word(i) for i in range(n)]
-        # What follows a word decides where it stands: "a" and a blank come before "a!", but after "a" and a byte below.
-        self.by_rank = np.array(sorted(range(n), key=[word + b" " for word in words].__getitem__), np.uint32)
+        self._table = vocabulary.table
+        _, self.ends, self.blob = self._table.frozen(np.ones(len(vocabulary), np.uint8))
+        self.by_rank = self._sorted_before(b" ")
         self.rank = _inverse(self.by_rank)
-        self.by_last_rank = np.array(sorted(range(n), key=[word + b"\t" for word in words].__getitem__), np.uint32)
-        self.last_rank = _inverse(self.by_last_rank)
+
+    @functools.cached_property
+    def by_last_rank(self) -> np.ndarray:
+        """The ids in the order that last words of a line have, where a tab follows and not a blank."""
+        return self._sorted_before(b"\t")
+
+    @functools.cached_property
+    def last_rank(self) -> np.ndarray:
+        """The place of each id in that order."""
+        return _inverse(self.by_last_rank)
+
+    def _sorted_before(self, follows: bytes) -> np.ndarray:
+        """Sort the ids. What follows a word decides: "a" and a blank come before "a!", but after "a" and a byte below."""
+        words = [self._table.word(i) + follows for i in range(len(self._table))]
+        return np.array(sorted(range(len(words)), key=words.__getitem__), np.uint32)
 
     def strings(self, order: np.ndarray) -> Strings:
         """Return the words of some ids, the i-th being the word of order[i]."""
@@ -71,13 +81,13 @@ class Partitions:
             mass: per rank, how often it begins an n-gram, roughly: makes partitions of like size.
         """
         self._k, self._bits, self._scratch = k, bits, scratch
-        self._width = text_key_width(k, bits)
+        self.width = text_key_width(k, bits)           # uint64 of a key
         self.n = max(1, min(MAX_PARTITIONS, n_ngrams // PARTITION_ROWS))
         reached = np.cumsum(mass, dtype=np.float64)
         self._of = np.zeros(len(mass), np.uint16)
         if reached[-1] > 0:
             self._of[:] = np.minimum(reached / reached[-1] * self.n, self.n - 1)
-        record_bytes = (k * bits + VALUE_BITS + 7) // 8
+        record_bytes = text_key_bytes(k, bits)
         self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n, record_bytes) for _ in range(n_shards)]
 
     def add(self, shard: int, keys: np.ndarray) -> None:
@@ -90,13 +100,9 @@ class Partitions:
         with files.reporting(self._scratch):
             self._spills[shard].finish()
 
-    def size(self, partition: int) -> int:
-        """Return the number of n-grams of a partition."""
-        return int(sum(spill.sizes()[partition] for spill in self._spills))
-
     def read(self, partition: int) -> np.ndarray:
         """Return the n-grams of a partition, sorted, uint64 (n * width,)."""
-        ends = np.cumsum([self._width * int(spill.sizes()[partition]) for spill in self._spills]).tolist()
+        ends = np.cumsum([self.width * int(spill.sizes()[partition]) for spill in self._spills]).tolist()
         keys = np.empty(ends[-1], np.uint64)
         with files.reporting(self._scratch):
             for spill, start, end in zip(self._spills, [0, *ends], ends, strict=False):
