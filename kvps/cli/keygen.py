@@ -23,12 +23,9 @@ def command(folder: str, clients: tuple[str, ...], as_json: bool) -> None:
       kvps serve novels.kvps --bind tcp://0.0.0.0:7070 --keys keys
       kvps table list kvps://server:7070 --keys client-worker1
     """
-    from kvps.cli.output import emit, say
+    from kvps.cli.output import tell
     from kvps.ps import curve
     from kvps.ps.server import new_pair
 
     for path in curve.make(folder, list(clients), new_pair):
-        if as_json:
-            emit({"file": str(path)})
-        else:
-            say(str(path))
+        tell({"file": str(path)}, str(path), as_json)

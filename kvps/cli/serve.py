@@ -31,7 +31,7 @@ def command(store: str, bind: str | None, keys: str | None, threads: int | None,
     import sys
     from pathlib import Path
 
-    from kvps.cli.output import emit, name_warnings, say
+    from kvps.cli.output import name_warnings, tell
     from kvps.ps.server import Server
     from kvps.ps.serving import TableService
     from kvps.store.directory import open_store
@@ -47,9 +47,6 @@ def command(store: str, bind: str | None, keys: str | None, threads: int | None,
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: server.stop()))
         address = f"kvps://{server.address.partition('://')[2]}"
-        if as_json:
-            emit({"store": store, "address": address})
-        else:
-            say(f"{store}: serving at {address}")
+        tell({"store": store, "address": address}, f"{store}: serving at {address}", as_json)
         sys.stdout.flush()
         server.run()

@@ -109,16 +109,13 @@ def create(store: str, name: str, key_bytes: int, shards: int, key_folder: str |
     Example:
       kvps table create novels.kvps clicks --key-bytes 8
     """
-    from kvps.cli.output import emit, say
+    from kvps.cli.output import tell
 
     with _tables(store, key_folder) as tables:
         tables.create_table(name, "count", key_bytes, shards)
         with tables.table(name) as table:
             row = table.stats()
-    if as_json:
-        emit(row)
-    else:
-        say(f"{store}: made table {name}, keys of {key_bytes} bytes")
+    tell(row, f"{store}: made table {name}, keys of {key_bytes} bytes", as_json)
 
 
 @command.command("push")
@@ -146,7 +143,7 @@ def push(store: str, name: str, source: str, layout: str | None, key_type: str, 
       kvps table push novels.kvps clicks clicks.csv --client 2026-11-25
       zcat log.gz | cut -f 3 | sort | uniq -c | awk '{print $2 "," $1}' | kvps table push novels.kvps pages --key-type text
     """
-    from kvps.cli.output import emit, many, say
+    from kvps.cli.output import many, tell
     from kvps.cli.progress import Progress
     from kvps.jobs.pushing import push_rows, rows
 
@@ -158,13 +155,9 @@ def push(store: str, name: str, source: str, layout: str | None, key_type: str, 
             Progress(["pushing"], unit=" rows") as progress, _stream(source, shown) as stream:
         done = push_rows(table, rows(stream, shown, layout, key_type, table.key_bytes), name=shown, batch=batch,
                          client=client, progress=progress.counter("pushing", None))
-    elapsed_s = time.monotonic() - began
-    if as_json:
-        emit({"table": name, **done, "elapsed_s": round(elapsed_s, 3)})
-    else:
-        before = f", {done['already']:,} of them before" if done["already"] else ""
-        say(f"{store}: added {many(done['rows'], 'rows')} to table {name} in {done['batches']:,} "
-            f"{'batch' if done['batches'] == 1 else 'batches'}{before} ({elapsed_s:.1f} s)")
+    before = f", {done['already']:,} of them before" if done["already"] else ""
+    tell({"table": name, **done}, f"{store}: added {many(done['rows'], 'rows')} to table {name} in {done['batches']:,} "
+         f"{'batch' if done['batches'] == 1 else 'batches'}{before}", as_json, began=began)
 
 
 @contextlib.contextmanager
