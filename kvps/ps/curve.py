@@ -35,7 +35,8 @@ def make(folder: str | Path, clients: list[str], new_pair: Callable[[], tuple[by
     """
     folder = Path(folder)
     for path in (folder, folder / CLIENTS):
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with files.reporting(path):
+            path.mkdir(mode=files.DIR_MODE, parents=True, exist_ok=True)
     written = []
     if not (folder / SERVER).exists():
         public, secret = new_pair()
@@ -44,7 +45,7 @@ def make(folder: str | Path, clients: list[str], new_pair: Callable[[], tuple[by
     for name in clients:
         check_name("client", name)
         own = folder / f"client-{name}"
-        own.mkdir(mode=0o700)
+        files.make_dir(own)
         mine, secret = new_pair()
         written += [_write(own / CLIENT, mine + b" " + secret), _write(own / SERVER_PUBLIC, public),
                     _write(folder / CLIENTS / name, mine)]
@@ -81,11 +82,11 @@ def allowed(folder: str | Path) -> set[bytes]:
 
 def _write(path: Path, line: bytes) -> Path:
     """Write a new file that only its owner may read."""
-    with files.reporting(path):
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        try:
+    fd = files.open_new(path)
+    try:
+        with files.reporting(path):
             os.write(fd, line + b"\n")
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        files.fsync(fd, path)
+    finally:
+        os.close(fd)
     return path
