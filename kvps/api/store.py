@@ -288,9 +288,8 @@ class Store:
         path = tables.table_path(self.path, name)
         known = self._tables.get(name)
         if known is not None and not known.closed:
-            if (kind or known.kind, key_bytes or known.key_bytes) == (known.kind, known.key_bytes):
-                return known
-            raise StoreError(f"{path}: is a table with kind {known.kind} and key_bytes {known.key_bytes}", path=str(path))
+            tables.refuse_other(path, {"kind": known.kind, "key_bytes": known.key_bytes}, kind, key_bytes)
+            return known
         if directory.writable and not tables.exists(self.path, name):
             if kind is None or key_bytes is None:
                 raise StoreError(f"{self.path}: has no table {name}; to make one, give kind and key_bytes", path=str(path))

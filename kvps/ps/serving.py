@@ -78,10 +78,9 @@ class TableService:
         if not tables.exists(self.store, name) and kind is not None and key_bytes is not None:
             self.create(message)
         table = self._table(message)
-        for field, wanted, found in (("kind", kind, table.kind), ("key_bytes", key_bytes, table.key_bytes)):
-            if wanted is not None and wanted != found:
-                raise StoreError(f"table {name}: is a table with {field} {found}, not {wanted}", found=found, expected=wanted)
-        return {"key_bytes": table.key_bytes, "kind": table.kind}, {}
+        facts = {"key_bytes": table.key_bytes, "kind": table.kind}
+        tables.refuse_other(tables.table_path(self.store, name), facts, kind, key_bytes)
+        return facts, {}
 
     def create(self, message: Message) -> Answer:
         """Make an empty table."""

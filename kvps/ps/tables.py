@@ -90,10 +90,7 @@ def open_table(store: Path, name: str, *, kind: str | None = None, key_bytes: in
     opened = open_store(path, writable, wait, command="table", table=True)
     try:
         found = opened.identity["table"]
-        for field, wanted in (("kind", kind), ("key_bytes", key_bytes)):
-            if wanted is not None and wanted != found.get(field):
-                raise StoreError(f"{path}: is a table with {field} {found.get(field)}, not {wanted}", path=str(path),
-                                 found=found.get(field), expected=wanted)
+        refuse_other(path, found, kind, key_bytes)
         if found.get("kind") not in KINDS:
             raise StoreError(f"{path}: is a table of kind {found.get('kind')}, which this kvps does not know; use a newer one",
                              path=str(path))
@@ -101,6 +98,14 @@ def open_table(store: Path, name: str, *, kind: str | None = None, key_bytes: in
     except BaseException:
         opened.close()
         raise
+
+
+def refuse_other(path: Path, found: dict, kind: str | None, key_bytes: int | None) -> None:
+    """Raise StoreError if the table at `path` has another "kind" or "key_bytes" than expected; None: whatever it has."""
+    for field, wanted in (("kind", kind), ("key_bytes", key_bytes)):
+        if wanted is not None and wanted != found.get(field):
+            raise StoreError(f"{path}: is a table with {field} {found.get(field)}, not {wanted}", path=str(path),
+                             found=found.get(field), expected=wanted)
 
 
 def listed(store: Path) -> dict[str, dict]:
