@@ -39,14 +39,13 @@ class Connection:
         address: "ipc:///path" or "tcp://host:port".
         keys: our folder of keys (curve.py), for a server that has some.
         client: 16 bytes that name us, for changes that must happen exactly once.
-        epoch: of this life of the client.
     """
 
-    def __init__(self, address: str, *, keys: str | Path | None = None, client: bytes = bytes(16), epoch: int = 0,
+    def __init__(self, address: str, *, keys: str | Path | None = None, client: bytes = bytes(16),
                  retry_s: float = 2.0, patience_s: float = 60.0) -> None:
         if not address.startswith(("ipc:///", "tcp://")):
             raise ArgumentError(f"{address}: is no address of a server; expected ipc:///FOLDER/NAME or tcp://HOST:PORT")
-        self.address, self.client, self.epoch = address, client, epoch
+        self.address, self.client = address, client
         self.retry_s, self.patience_s = retry_s, patience_s
         self._keys = None
         if keys is not None:
@@ -59,7 +58,6 @@ class Connection:
         # Requests without an answer yet, oldest first, and answers that nobody has asked for yet.
         self._waiting: collections.OrderedDict[int, list[bytes]] = collections.OrderedDict()
         self._answers: dict[int, Message] = {}
-        self.bytes_out = self.bytes_in = 0
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, arrays: Mapping[str, np.ndarray] | None = None, *,
              sequence: int = 0) -> Message:
@@ -75,8 +73,7 @@ class Connection:
               sequence: int = 0) -> int:
         """Send a request and return its number, for wait(); up to HIGH_WATER may be on their way."""
         number = next(self._numbers)
-        frames = protocol.pack(Message(REQUEST, number, {"call": name, **(arguments or {})}, arrays or {}, self.client, sequence,
-                                       self.epoch))
+        frames = protocol.pack(Message(REQUEST, number, {"call": name, **(arguments or {})}, arrays or {}, self.client, sequence))
         with self._turn:
             while len(self._waiting) >= HIGH_WATER:
                 self._receive()
@@ -103,7 +100,6 @@ class Connection:
             self._socket = self._connected()
         with contextlib.suppress(zmq.Again):              # a server that takes nothing is asked again later
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
-            self.bytes_out += sum(map(len, frames))
 
     def _receive(self) -> None:
         """Take in at least one answer, asking again for all that wait where there is none for long."""
@@ -128,7 +124,6 @@ class Connection:
         """Read one message; return whether it is the answer to a request that waits. Others are late doubles."""
         frames = self._socket.recv_multipart(copy=False)
         parts = [frame.buffer for frame in frames]
-        self.bytes_in += sum(part.nbytes for part in parts)
         try:
             answer = protocol.unpack(parts)
         except ProtocolError:

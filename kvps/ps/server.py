@@ -13,7 +13,6 @@ import logging
 import os
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -50,9 +49,6 @@ class Counted:
 
     requests: int = 0
     errors: int = 0
-    seconds: float = 0.0
-    bytes_in: int = 0
-    bytes_out: int = 0
 
 
 class Server:
@@ -72,7 +68,7 @@ class Server:
         check_bind(bind, keys is not None)
         self.functions, self.threads, self.in_flight = dict(functions), threads, in_flight
         self.counted: dict[str, Counted] = collections.defaultdict(Counted)
-        self._answers: queue.SimpleQueue[tuple[bytes, list[bytes], str]] = queue.SimpleQueue()
+        self._answers: queue.SimpleQueue[tuple[bytes, list[bytes]]] = queue.SimpleQueue()
         self._changes: queue.SimpleQueue[tuple[bytes, Message] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._context = zmq.Context()
@@ -135,15 +131,16 @@ class Server:
                     if self._awake in ready:
                         os.read(self._awake, 4096)
                     if self._socket in ready:
-                        taken += self._take(pool)
+                        self._take(pool)
+                        taken += 1
                     taken -= self._send()
                 self._changes.put(None)
                 changing.join()
         finally:
             self._close()
 
-    def _take(self, pool: ThreadPoolExecutor) -> int:
-        """Receive one request and hand it on; return 1 if it will have an answer in the queue."""
+    def _take(self, pool: ThreadPoolExecutor) -> None:
+        """Receive one request and hand it on; its answer will be in the queue."""
         peer, *frames = self._socket.recv_multipart(copy=False)
         sender, parts = peer.bytes, [frame.buffer for frame in frames]
         try:
@@ -159,16 +156,13 @@ class Server:
             number, client = protocol.number_of(parts)
             self.counted["(refused)"].requests += 1
             self.counted["(refused)"].errors += 1
-            self._answers.put((sender, protocol.pack(Message(ERROR, number, exc.as_dict(), client=client)), "(refused)"))
-            return 1
-        counted = self.counted[name]
-        counted.requests += 1
-        counted.bytes_in += sum(part.nbytes for part in parts)
+            self._answers.put((sender, protocol.pack(Message(ERROR, number, exc.as_dict(), client=client))))
+            return
+        self.counted[name].requests += 1
         if function.changes:
             self._changes.put((sender, message))
         else:
             pool.submit(self._answer, sender, message)
-        return 1
 
     def _change(self) -> None:
         """Answer the requests that change something, one after another."""
@@ -177,21 +171,19 @@ class Server:
 
     def _answer(self, sender: bytes, message: Message) -> None:
         """Call a function and queue what it says."""
-        name, began = message.call["call"], time.monotonic()
-        counted = self.counted[name]
+        name = message.call["call"]
         try:
             call, arrays = self.functions[name].answer(message)
             frames = protocol.pack(Message(REPLY, message.number, call, arrays, message.client, message.sequence))
         except Exception as exc:
-            counted.errors += 1
+            self.counted[name].errors += 1
             if isinstance(exc, KvpsError):
                 said = exc.as_dict()
             else:
                 logger.exception("%s failed", name)
                 said = {"error": "StoreError", "message": f"{name} failed in the server: {type(exc).__name__}; its log says more"}
             frames = protocol.pack(Message(ERROR, message.number, said, client=message.client, sequence=message.sequence))
-        counted.seconds += time.monotonic() - began
-        self._answers.put((sender, frames, name))
+        self._answers.put((sender, frames))
         with contextlib.suppress(BlockingIOError):       # a full pipe wakes too
             os.write(self._wake, b"x")
 
@@ -200,12 +192,11 @@ class Server:
         sent = 0
         while True:
             try:
-                sender, frames, name = self._answers.get_nowait()
+                sender, frames = self._answers.get_nowait()
             except queue.Empty:
                 return sent
             sent += 1
-            self.counted[name].bytes_out += sum(map(len, frames))
-            with contextlib.suppress(zmq.Again, zmq.ZMQError):
+            with contextlib.suppress(zmq.ZMQError):
                 self._socket.send_multipart([sender, *frames], zmq.NOBLOCK, copy=False)
 
     def _close(self) -> None:
@@ -216,12 +207,6 @@ class Server:
             self._socket_file.unlink(missing_ok=True)
         for fd in (self._awake, self._wake):
             os.close(fd)
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 def new_pair() -> tuple[bytes, bytes]:
