@@ -125,7 +125,8 @@ class _Handle:
         if self.env.lib_version()[:2] != (0, 9):
             raise VersionMismatch(f"{self.data}: opened with LMDB {self.env.lib_version()}, expected 0.9",
                                   path=str(self.data))
-        found = os.stat(self.data)
+        with files.reporting(self.data):       # it may be gone by now, where a writer has put another in its place
+            found = os.stat(self.data)
         self.key = (found.st_dev, found.st_ino)
         self.page_bytes = self.env.stat()["psize"]
         self.stale = False
@@ -408,7 +409,9 @@ class Environment:
         with self.read():             # opens anew after a failed commit, and keeps the map
             stat = handle.env.stat()
         n_pages = 2 + stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"]
-        return {"file": os.stat(self.data).st_size, "live": n_pages * self.page_bytes}
+        with files.reporting(self.data):
+            n_bytes = os.stat(self.data).st_size
+        return {"file": n_bytes, "live": n_pages * self.page_bytes}
 
     @property
     def registered(self) -> bool:

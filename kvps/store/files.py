@@ -24,6 +24,7 @@ NETWORK_FILE_SYSTEMS = frozenset({
     "gpfs", "lustre", "ncpfs", "nfs", "nfs4", "ocfs2", "orangefs", "smb3", "smbfs"})
 
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+REMOVE_TRIES = 20              # each follows somebody who made a file in the folder between two of our calls
 
 
 def os_error(exc: OSError, path: str | Path, needs: int | None = None) -> KvpsError:
@@ -198,20 +199,29 @@ def extend(path: str | Path, length: int) -> None:
 
 
 def remove_tree(path: str | Path) -> None:
-    """Remove a directory and everything in it, following no symbolic link, itself included; a missing one is fine."""
+    """Remove a directory and everything in it, following no symbolic link, itself included; a missing one is fine.
+
+    A reader that opens an LMDB environment at this moment makes its lock file anew, so the directory is looked through again.
+    """
     path = Path(path)
     refuse_symlink(path)
-    try:
-        entries = list(os.scandir(path))
-    except FileNotFoundError:
-        return
-    with reporting(path):
-        for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                remove_tree(entry.path)
-            else:
-                os.unlink(entry.path)
-        os.rmdir(path)
+    for tries_left in reversed(range(REMOVE_TRIES)):
+        try:
+            entries = list(os.scandir(path))
+        except FileNotFoundError:
+            return
+        with reporting(path):
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    remove_tree(entry.path)
+                else:
+                    os.unlink(entry.path)
+            try:
+                os.rmdir(path)
+                return
+            except OSError as exc:
+                if exc.errno != errno.ENOTEMPTY or not tries_left:
+                    raise
 
 
 def remove_file(path: str | Path) -> None:

@@ -255,8 +255,8 @@ def test_thousand_cycles(tmp_path, cycles):
     assert found["version"] == 1 + 2 * cycles
     assert contents(store) == counted((tmp_path / "base").read_bytes(), ORDER)
     assert stats["bytes"] <= 2.5 * stats["live_bytes"]
-    # The history grows by two rows a cycle; for the rest, a fifth of 1,000 cycles has met everything.
-    assert found["late"]["file"] <= (1.1 if cycles == 1000 else 2) * found["early"]["file"] + 1000 * cycles
+    # The history grows by two rows of some 600 bytes a cycle; for the rest, a fifth of 1,000 cycles has met everything.
+    assert found["late"]["file"] <= (1.1 if cycles == 1000 else 2) * found["early"]["file"] + 1500 * cycles
     # Mapped pages of the file are resident too, as long as the system has room for them.
     assert found["late"]["RssAnon"] <= 1.05 * found["early"]["RssAnon"] + (4 << 20)
     assert found["late"]["VmRSS"] <= 1.05 * found["early"]["VmRSS"] + stats["bytes"] + (4 << 20)

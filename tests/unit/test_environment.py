@@ -481,3 +481,36 @@ def test_walk_that_a_writer_overtakes(env, monkeypatch):
     os.truncate(env.data, 4096)
     with pytest.raises(CorruptionError, match="cut short"):
         extents.check(env.data)
+
+
+def test_file_that_goes_while_it_is_opened(env, tmp_path, monkeypatch):
+    """A file that its writer removes in the instant in which a reader opens it is an error of ours, which readers try again."""
+    path = env.path
+    env.close()
+    real = lmdb.Environment
+
+    def opened(*arguments, **options):
+        found = real(*arguments, **options)
+        (path / "data.mdb").unlink()
+        return found
+
+    monkeypatch.setattr(lmdb, "Environment", opened)
+    with pytest.raises(StoreError, match="No such file"):
+        Environment.open(path)
+
+
+def test_folder_that_fills_while_it_is_removed(env, monkeypatch):
+    """A lock file that a reader makes in a folder that is being removed goes with it."""
+    path, real = env.path, os.rmdir
+    env.close()
+    came = iter([True, True, False])
+
+    def rmdir(folder):
+        if next(came):
+            (path / "lock.mdb").touch()
+        real(folder)
+
+    monkeypatch.setattr(os, "rmdir", rmdir)
+    files.remove_tree(path)
+    assert not path.exists()
+    assert next(came, None) is None
