@@ -36,7 +36,7 @@ COMMANDS = {
     "stats": "Show what a store holds, and the discounts of modified Kneser-Ney.",
     "counts": "Show raw and adjusted counts of n-grams of any order.",
     "dump": "Print every K-gram with its raw count: w1 ... wK<TAB>count.",
-    "serve": "Serve the tables of a store to other processes and machines, until SIGTERM or Ctrl-C.",
+    "serve": "Serve a store to other processes and machines, until SIGTERM or Ctrl-C.",
     "keygen": "Make the keys of a server in DIR, and those of clients, which the server then lets in.",
     "check": "Look for damage in a store, and change nothing.",
     "recover": "Make a damaged store sound again, after showing how.",

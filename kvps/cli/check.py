@@ -33,18 +33,21 @@ def command(ctx: click.Context, store: str, level: str | None, as_json: bool) ->
     from kvps.cli.output import emit, many, say
     from kvps.cli.progress import Progress
     from kvps.jobs.check import Check
+    from kvps.jobs.served import ServedCheck
+    from kvps.ps.places import address
     from kvps.store.findings import DAMAGE
 
     began = time.monotonic()
     number = {"damage": 0, "warning": 0}
     with Progress(["checksums", "counts", "models"] if level == "full" else ["checksums"], unit=" ") as progress:
-        look = Check(store, level or "checksums", progress=progress)
-        for finding in look:
-            number[finding.severity] += 1
+        there = address(store)
+        look = Check(store, level or "checksums", progress=progress) if there is None else ServedCheck(there, level or "checksums")
+        for finding in (found if there is not None else found.to_json() for found in look):
+            number[finding["severity"]] += 1
             if as_json:
-                emit(finding.to_json())
+                emit(finding)
             else:
-                say(f"{finding.severity}: {finding}")
+                say(f"{finding['severity']}: {finding['message']}")
     elapsed_s = round(time.monotonic() - began, 3)
     if as_json:
         emit({"store": store, "level": look.level, "version": look.version, "shards": look.n_shards, "damage": number["damage"],

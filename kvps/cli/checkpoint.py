@@ -52,6 +52,18 @@ def _depot(store: str | None, to: str | None, source: str | None) -> tuple:
     return depot_of(store, to, source)
 
 
+def _there(store: str | None, to: str | None) -> str | None:
+    """Return the address of a server that keeps the checkpoints itself, or None for a folder."""
+    from kvps.ps.places import Address, address
+
+    if store is None or address(store) is None:
+        return None
+    if to is not None:
+        raise click.UsageError("a server keeps the checkpoints of its store in the store; to put them elsewhere, run this on its "
+                               "machine with the folder in the place of the address")
+    return Address(store, click.get_current_context().meta.get("keys"))
+
+
 @command.command("create")
 @options.store(written=False)
 @click.argument("name", required=False, metavar="[NAME]")
@@ -75,15 +87,21 @@ def create(store: str, name: str | None, to: str | None, keep: int | None, wait:
     """
     from kvps.cli.output import say, tell
     from kvps.cli.progress import Progress
+    from kvps.jobs.served import make_checkpoint
+    from kvps.ps.places import open_place
     from kvps.ps.tables import names
     from kvps.store.checkpoint import create
     from kvps.store.directory import open_store
     from kvps.units import format_bytes
 
     began = time.monotonic()
-    with open_store(store, table=None) as opened, Progress(["copying"]) as progress:
-        made = create(opened, name, to=to, keep=keep, wait=wait, progress=progress.stage("copying"))
-        left_out = names(opened.path)
+    if (there := _there(store, to)) is not None:
+        with open_place(there) as opened:
+            made, left_out = opened.run(make_checkpoint, name=name, keep=keep, wait=wait), []
+    else:
+        with open_store(store, table=None) as opened, Progress(["copying"]) as progress:
+            made = create(opened, name, to=to, keep=keep, wait=wait, progress=progress.stage("copying"))
+            left_out = names(opened.path)
     what = f"{made['place']}: checkpoint {made['name']} of version {made['version']}"
     if made["existed"] and not as_json:
         say(f"{what} was there")
@@ -98,6 +116,7 @@ def create(store: str, name: str | None, to: str | None, keep: int | None, wait:
 
 @command.command("list")
 @click.argument("arguments", nargs=-1, metavar="STORE")
+@options.keys
 @to
 @source
 @options.json
@@ -113,11 +132,17 @@ def list_(arguments: tuple[str, ...], to: str | None, source: str | None, as_jso
     """
     from kvps.cli.history import moment
     from kvps.cli.output import emit, say
+    from kvps.jobs.served import list_checkpoints
+    from kvps.ps.places import open_place
     from kvps.store.checkpoint import listed
     from kvps.units import format_bytes
 
     store, _ = _place(arguments, source, named=False)
-    rows = listed(*_depot(store, to, source))
+    if (there := _there(store, to)) is not None:
+        with open_place(there) as opened:
+            rows = opened.run(list_checkpoints)
+    else:
+        rows = listed(*_depot(store, to, source))
     if as_json:
         for row in rows:
             emit(row)
@@ -137,6 +162,7 @@ def list_(arguments: tuple[str, ...], to: str | None, source: str | None, as_jso
 
 @command.command("verify")
 @click.argument("arguments", nargs=-1, metavar="STORE [NAME]")
+@options.keys
 @to
 @source
 @wait
@@ -155,13 +181,20 @@ def verify(arguments: tuple[str, ...], to: str | None, source: str | None, wait:
     from kvps.cli.output import many, say, tell
     from kvps.cli.progress import Progress
     from kvps.errors import CorruptionError
+    from kvps.jobs.served import verify_checkpoints
+    from kvps.ps.places import open_place
     from kvps.store.checkpoint import verify
     from kvps.units import format_bytes
 
     store, name = _place(arguments, source, named=None)
-    depot, only = _depot(store, to, source)
-    with Progress(["verifying"], unit="B") as progress:
-        rows = verify(depot, name, only=only, wait=wait, progress=progress.stage("verifying"))
+    if (there := _there(store, to)) is not None:
+        with open_place(there) as opened:
+            rows, place = opened.run(verify_checkpoints, name=name, wait=wait), store
+    else:
+        depot, only = _depot(store, to, source)
+        place = depot and depot.place
+        with Progress(["verifying"], unit="B") as progress:
+            rows = verify(depot, name, only=only, wait=wait, progress=progress.stage("verifying"))
     for row in rows:
         found = many(len(row["findings"]), "findings") if row["findings"] else "sound"
         lines = [f"{row['name']}: {many(row['objects'], 'objects')}, {format_bytes(row['bytes'])}: {found}",
@@ -171,12 +204,13 @@ def verify(arguments: tuple[str, ...], to: str | None, source: str | None, wait:
         say(f"{store or source}: no checkpoints")
     damaged = [row["name"] for row in rows if row["findings"]]
     if damaged:
-        raise CorruptionError(f"{depot.place}: {len(damaged)} of {many(len(rows), 'checkpoints')} damaged: {', '.join(damaged)}; "
-                              "use another one", path=depot.place)
+        raise CorruptionError(f"{place}: {len(damaged)} of {many(len(rows), 'checkpoints')} damaged: {', '.join(damaged)}; "
+                              "use another one", path=place)
 
 
 @command.command("delete")
 @click.argument("arguments", nargs=-1, metavar="STORE NAME")
+@options.keys
 @to
 @source
 @wait
@@ -192,18 +226,25 @@ def delete(arguments: tuple[str, ...], to: str | None, source: str | None, wait:
       kvps checkpoint delete --from /backup/novels v000012
     """
     from kvps.cli.output import tell
+    from kvps.jobs.served import delete_checkpoint
+    from kvps.ps.places import open_place
     from kvps.store.checkpoint import delete
     from kvps.units import format_bytes
 
     store, name = _place(arguments, source, named=True)
-    depot, only = _depot(store, to, source)
-    gone = delete(depot, name, only=only, wait=wait)
+    if (there := _there(store, to)) is not None:
+        with open_place(there) as opened:
+            gone, place = opened.run(delete_checkpoint, name=name, wait=wait), store
+    else:
+        depot, only = _depot(store, to, source)
+        gone = delete(depot, name, only=only, wait=wait)
+        place = depot.place
     if gone["blocked_by"]:
         others = ", ".join(gone["blocked_by"])
         freed = f"; nothing is free again before {others} is deleted too, which cannot be read and may need it"
     else:
         freed = f", {format_bytes(gone['freed_bytes'])} are free again"
-    tell(gone, f"{depot.place}: deleted checkpoint {name}{freed}", as_json)
+    tell(gone, f"{place}: deleted checkpoint {name}{freed}", as_json)
 
 
 @command.command("restore")

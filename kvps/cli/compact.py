@@ -27,10 +27,12 @@ def command(store: str, vacuum: bool, threads: int | None, wait: float, as_json:
     from kvps.cli.output import many, tell
     from kvps.cli.progress import Progress
     from kvps.jobs.compact import compact
-    from kvps.store.directory import open_store
+    from kvps.ps.places import address, open_place
     from kvps.units import cpu_count, format_bytes
 
-    with open_store(store, writable=True, wait=wait, command="compact", table=None) as opened, \
+    if vacuum and address(store) is not None:
+        raise click.UsageError("--vacuum writes files anew that a server has open: stop it, and name the folder")
+    with open_place(store, writable=True, wait=wait, command="compact", table=None) as opened, \
             Progress(["merging"], unit=" n-grams") as progress:
         result = compact(opened, threads=threads or cpu_count(), vacuum=vacuum, progress=progress.stage("merging"))
     before, now = result["bytes_before"], result["bytes"]

@@ -1,7 +1,6 @@
 """kvps compile: make the compiled model of a store now."""
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -28,15 +27,15 @@ def command(store: str, order: int | None, smoothing: str, labels: list[str] | N
     """
     from kvps.cli.output import tell
     from kvps.cli.progress import Progress
-    from kvps.lm.cache import ensure
+    from kvps.jobs.served import compile_model
     from kvps.lm.smoothing import parse
-    from kvps.store.directory import open_store
+    from kvps.ps.places import open_place
     from kvps.units import format_bytes
 
     began = time.monotonic()
     kind = parse(smoothing).kind
-    with open_store(store) as opened, Progress(["compiling"], unit=" n-grams") as progress:
-        path = ensure(opened, kind=kind, top=order, exact=exact, labels=labels, stale=stale, threads=threads,
-                      scratch=temp and Path(temp), progress=progress.stage("compiling"))
-    n_bytes = os.stat(path).st_size
-    tell({"path": str(path), "kind": kind, "bytes": n_bytes}, f"{path}: {format_bytes(n_bytes)}", as_json, began=began)
+    with open_place(store) as opened, Progress(["compiling"], unit=" n-grams") as progress:
+        made = opened.run(compile_model, kind=kind, order=order, exact=exact, labels=labels, stale=stale, here={
+            "threads": threads, "scratch": temp and Path(temp), "progress": progress.stage("compiling")})
+    tell({"path": made["path"], "kind": kind, "bytes": made["bytes"]}, f"{made['path']}: {format_bytes(made['bytes'])}", as_json,
+         began=began)

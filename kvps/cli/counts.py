@@ -27,13 +27,13 @@ def command(store: str, ngrams: tuple[str, ...], as_json: bool) -> None:
     """
     from kvps.cli.output import emit, say
     from kvps.lm.listing import counts
-    from kvps.store.directory import open_store
+    from kvps.ps.places import open_place
 
     asked = []
     for ngram in ngrams:
         asked += _lines() if ngram == "-" else [_unicode(ngram)]
-    with open_store(store) as opened:
-        for row in counts(opened, asked):
+    with open_place(store) as opened:
+        for row in opened.run(counts, ngrams=asked):
             if as_json:
                 emit(row)
             else:

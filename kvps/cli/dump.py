@@ -30,10 +30,10 @@ def command(store: str, order: int, in_order: bool, threads: int | None, temp: s
     """
     from kvps.cli.output import emit, write
     from kvps.lm.listing import dump
-    from kvps.store.directory import open_store
+    from kvps.ps.places import open_place
 
-    with open_store(store) as opened, contextlib.closing(
-            dump(opened, order, in_order=in_order, threads=threads, scratch=temp and Path(temp))) as blocks:
+    with open_place(store) as opened, contextlib.closing(
+            opened.run(dump, k=order, in_order=in_order, here={"threads": threads, "scratch": temp and Path(temp)})) as blocks:
         for block in blocks:
             if not as_json:
                 write(block)

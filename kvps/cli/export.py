@@ -10,7 +10,7 @@ from kvps.cli import options
 
 
 @click.command("export")
-@click.argument("model")
+@options.store(written=False, name="model")
 @click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path(dir_okay=False))
 @options.order
 @options.labels
@@ -32,12 +32,12 @@ def command(model: str, output: str, order: int | None, labels: list[str] | None
     from kvps.cli.output import many, name_warnings, tell
     from kvps.cli.progress import Progress
     from kvps.lm.arpa import export
-    from kvps.store.directory import open_store
+    from kvps.ps.places import open_place
     from kvps.units import format_bytes
 
     began = time.monotonic()
     name_warnings()
-    with open_store(model) as store, Progress(["exporting"], unit=" n-grams") as progress:
+    with open_place(model) as store, Progress(["exporting"], unit=" n-grams") as progress:
         result = export(store, output, order=order, labels=labels, threads=threads, scratch=temp and Path(temp),
                         progress=progress.stage("exporting"))
     n_ngrams = many(sum(result["ngrams"].values()), "n-grams")

@@ -95,8 +95,8 @@ def _pending(store: str | None) -> dict | None:
     """Return the record of the job that is pending in a store, if there is a store and one can be read."""
     if store is None:
         return None
-    from kvps.store.directory import open_store
+    from kvps.ps.places import open_place
 
-    with contextlib.suppress(Exception), open_store(store) as opened:
+    with contextlib.suppress(Exception), open_place(store) as opened:
         return opened.root.job()
     return None

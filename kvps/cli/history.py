@@ -24,10 +24,10 @@ def command(store: str, as_json: bool) -> None:
     """
     from kvps.cli.output import emit, say
     from kvps.jobs.history import history
-    from kvps.store.directory import open_store
+    from kvps.ps.places import open_place
 
-    with open_store(store) as opened:
-        rows = history(opened)
+    with open_place(store) as opened:
+        rows = opened.run(history)
     if as_json:
         for row in rows:
             emit(row)

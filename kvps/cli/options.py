@@ -19,20 +19,39 @@ def _all(*decorators: Decorator) -> Decorator:
     return apply
 
 
-def _remember(ctx: click.Context, param: click.Parameter, value: str) -> str:
+def _place(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    """Return a folder as it is, and the address of a server with our keys for it."""
+    if not value.startswith("kvps://"):
+        return value
+    from kvps.ps.places import Address
+
+    return Address(value, ctx.meta.get("keys"))
+
+
+def _written_place(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Note which store is written to, for the report of a failure."""
+    place = _place(ctx, param, value)
     if isinstance(ctx.obj, Call):
-        ctx.obj.store = value
-    return value
+        ctx.obj.store = place
+    return place
+
+
+def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Keep our folder of keys for the argument that names a store."""
+    ctx.meta["keys"] = value
 
 
 def _split_labels(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
     return None if value is None else [label for label in value.split(",") if label]
 
 
-def store(*, written: bool) -> Decorator:
-    """Return the argument STORE, of a command that writes to it or only reads."""
-    return click.argument("store", callback=_remember if written else None)
+keys = click.option("--keys", metavar="DIR", type=click.Path(file_okay=False), envvar="KVPS_KEYS", is_eager=True,
+                    expose_value=False, callback=_keys, help="Our keys, for a server (kvps://HOST:PORT) that has some.")
+
+
+def store(*, written: bool, name: str = "store") -> Decorator:
+    """Return the argument STORE, a folder or an address, of a command that writes to it or only reads."""
+    return _all(click.argument(name, callback=_written_place if written else _place), keys)
 
 
 inputs = click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")

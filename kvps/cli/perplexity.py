@@ -7,7 +7,7 @@ from kvps.cli import options
 
 
 @click.command("perplexity")
-@click.argument("model")
+@options.store(written=False, name="model")
 @options.inputs
 @click.option("--per-sentence", is_flag=True, help="One line per sentence instead of the sum over all.")
 @options.scoring
@@ -36,20 +36,20 @@ def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: 
     from kvps.lm.scorer import Scorer
     from kvps.units import cpu_count
 
-    with Progress(["compiling", "scoring"], unit=" n-grams") as progress:
-        kind = Scorer
-        if per_sentence:
-            from kvps.lm.model import CompiledModel as kind
-        ready, words = compiled(model, progress, kind, tokenizer=tokenizer, **choices)
+    kind = Scorer
+    if per_sentence:
+        from kvps.lm.model import CompiledModel as kind
+    with (Progress(["compiling", "scoring"], unit=" n-grams") as progress,
+          compiled(model, progress, kind, tokenizer=tokenizer, **choices) as (ready, words),
+          readable(inputs, choices["temp"], field=field, newline=newline, max_ratio=max_ratio) as found):
         facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
-        with readable(inputs, choices["temp"], field=field, newline=newline, max_ratio=max_ratio) as found:
-            if per_sentence:
-                for line, score in evaluate.per_sentence(ready, found, words, encoding_errors=encoding_errors):
-                    _show_sentence(line, score.as_dict(), as_json)
-                return
-            score = evaluate.perplexity(ready, found, words, threads=choices["threads"] or cpu_count(),
-                                        encoding_errors=encoding_errors,
-                                        progress=progress.counter("scoring", total_bytes(found)))
+        if per_sentence:
+            for line, score in evaluate.per_sentence(ready, found, words, encoding_errors=encoding_errors):
+                _show_sentence(line, score.as_dict(), as_json)
+            return
+        score = evaluate.perplexity(ready, found, words, threads=choices["threads"] or cpu_count(),
+                                    encoding_errors=encoding_errors,
+                                    progress=progress.counter("scoring", total_bytes(found)))
     if as_json:
         emit({**score.as_dict(), **facts})
     else:

@@ -24,10 +24,13 @@ def command(store: str, threads: int | None, stale: str, as_json: bool) -> None:
       kvps stats novels.kvps
       kvps stats novels.kvps --json | jq .ngrams
     """
-    from kvps.cli.models import statistics
     from kvps.cli.output import emit
+    from kvps.cli.progress import Progress
+    from kvps.jobs.stats import statistics
+    from kvps.ps.places import open_place
 
-    record = statistics(store, threads=threads, stale=stale)
+    with open_place(store) as opened, Progress(["compiling"], unit=" n-grams") as progress:
+        record = opened.run(statistics, stale=stale, here={"threads": threads, "progress": progress.stage("compiling")})
     if as_json:
         emit(record)
     else:

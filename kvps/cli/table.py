@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 key_type = click.option("--key-type", type=click.Choice(["uint", "hex", "text"]), default="uint", show_default=True,
                         help="How keys are written: a number, two digits a byte, or text with NUL bytes behind it.")
 name = click.argument("name")
-keys = click.option("--keys", "key_folder", metavar="DIR", type=click.Path(file_okay=False), envvar="KVPS_KEYS",
-                    help="Our keys, where STORE is kvps://HOST:PORT and that server has some.")
 
 
 @click.group("table")
@@ -40,23 +38,27 @@ def command() -> None:
     """
 
 
-def _tables(store: str, key_folder: str | None) -> Store | RemoteTables:
+def _tables(store: str) -> Store | RemoteTables:
     """Open a store for reading, or connect to the server of one; both give tables in the same words."""
-    if "://" in store:
+    from kvps.ps.places import address
+
+    if (there := address(store)) is not None:
         from kvps.ps.remote import RemoteTables
 
-        return RemoteTables(store, keys=key_folder)
+        return RemoteTables(there, keys=there.keys)
     from kvps.api import open as open_store
 
     return open_store(store)
 
 
 @contextlib.contextmanager
-def _table(store: str, name: str, key_folder: str | None, *, writable: bool = False, wait: float = 0.0) -> Iterator[CountTable]:
+def _table(store: str, name: str, *, writable: bool = False, wait: float = 0.0) -> Iterator[CountTable]:
     """Open one table; `writable` keeps other writers away meanwhile."""
+    from kvps.ps.places import address
+
     with contextlib.ExitStack() as stack:
-        opened = stack.enter_context(_tables(store, key_folder))
-        if "://" not in store and writable:
+        opened = stack.enter_context(_tables(store))
+        if address(store) is None and writable:
             from kvps.ps.tables import open_table
 
             yield stack.enter_context(open_table(opened.path, name, writable=True, wait=wait))
@@ -66,9 +68,8 @@ def _table(store: str, name: str, key_folder: str | None, *, writable: bool = Fa
 
 @command.command("list")
 @options.store(written=False)
-@keys
 @options.json
-def list_(store: str, key_folder: str | None, as_json: bool) -> None:
+def list_(store: str, as_json: bool) -> None:
     """List the tables of a store.
 
     Use it to see which there are, and what they take on disk. Entries count a key once for each run that it is in.
@@ -80,7 +81,7 @@ def list_(store: str, key_folder: str | None, as_json: bool) -> None:
     from kvps.cli.output import emit, many, say
     from kvps.units import format_bytes
 
-    with _tables(store, key_folder) as tables:
+    with _tables(store) as tables:
         found = tables.tables()
     for row in found.values():
         if as_json:
@@ -98,9 +99,8 @@ def list_(store: str, key_folder: str | None, as_json: bool) -> None:
 @click.option("--key-bytes", type=int, required=True, metavar="K", help="Width of the keys, 1 to 32.")
 @click.option("--shards", type=int, default=1, show_default=True, metavar="S",
               help="Into how many parts the keys are split, 1 to 64; fixed for the life of the table.")
-@keys
 @options.json
-def create(store: str, name: str, key_bytes: int, shards: int, key_folder: str | None, as_json: bool) -> None:
+def create(store: str, name: str, key_bytes: int, shards: int, as_json: bool) -> None:
     """Make an empty table.
 
     Use it once for each kind of thing that is counted. 8 bytes hold a number below 2**64 or a hash.
@@ -111,7 +111,7 @@ def create(store: str, name: str, key_bytes: int, shards: int, key_folder: str |
     """
     from kvps.cli.output import tell
 
-    with _tables(store, key_folder) as tables:
+    with _tables(store) as tables:
         tables.create_table(name, "count", key_bytes, shards)
         with tables.table(name) as table:
             row = table.stats()
@@ -128,10 +128,9 @@ def create(store: str, name: str, key_bytes: int, shards: int, key_folder: str |
 @click.option("--batch", type=click.IntRange(min=1), default=100_000, show_default=True, metavar="N", help="Rows of each push.")
 @click.option("--client", metavar="ID", help="Number the pushes, so that the same command again adds nothing twice.")
 @options.wait
-@keys
 @options.json
 def push(store: str, name: str, source: str, layout: str | None, key_type: str, batch: int, client: str | None, wait: float,
-         key_folder: str | None, as_json: bool) -> None:
+         as_json: bool) -> None:
     """Add the counts of a file, or of stdin, to a table.
 
     Use it with --client, a name for this input that no other one has: after a kill the same command goes on. Without it
@@ -151,7 +150,7 @@ def push(store: str, name: str, source: str, layout: str | None, key_type: str, 
     shown = "stdin" if source == "-" else source
     stem = source.rpartition(".")[0] if source.endswith((".gz", ".bz2", ".xz", ".zst")) else source
     layout = layout or ("jsonl" if stem.endswith((".jsonl", ".ndjson")) else "csv")
-    with _table(store, name, key_folder, writable=True, wait=wait) as table, \
+    with _table(store, name, writable=True, wait=wait) as table, \
             Progress(["pushing"], unit=" rows") as progress, _stream(source, shown) as stream:
         done = push_rows(table, rows(stream, shown, layout, key_type, table.key_bytes), name=shown, batch=batch,
                          client=client, progress=progress.counter("pushing", None))
@@ -181,9 +180,8 @@ def _stream(source: str, shown: str) -> Iterator[BinaryIO]:
 @name
 @click.argument("asked", nargs=-1, required=True, metavar="KEY...")
 @key_type
-@keys
 @options.json
-def pull(store: str, name: str, asked: tuple[str, ...], key_type: str, key_folder: str | None, as_json: bool) -> None:
+def pull(store: str, name: str, asked: tuple[str, ...], key_type: str, as_json: bool) -> None:
     """Show the counts of keys, 0 for those that have none.
 
     Use it to look keys up; - reads them from stdin, one a line. Prints key,count in the order asked.
@@ -199,7 +197,7 @@ def pull(store: str, name: str, asked: tuple[str, ...], key_type: str, key_folde
     from kvps.jobs.pushing import key_of
 
     wanted = [line for key in asked for line in (_lines() if key == "-" else [key])]
-    with _table(store, name, key_folder) as table:
+    with _table(store, name) as table:
         try:
             raw = b"".join(key_of(key, key_type, table.key_bytes) for key in wanted)
         except ValueError as exc:
@@ -225,10 +223,9 @@ def _lines() -> Iterator[str]:
 @click.option("--stop", metavar="KEY", help="Only keys below this one.")
 @click.option("--limit", type=click.IntRange(min=0), metavar="N", help="No more than N keys.")
 @key_type
-@keys
 @options.json
 def scan(store: str, name: str, prefix: str | None, start: str | None, stop: str | None, limit: int | None, key_type: str,
-         key_folder: str | None, as_json: bool) -> None:
+         as_json: bool) -> None:
     """Print keys and their counts, key,count, in the order of the keys.
 
     Use it to see a table or a part of it, of one instant, or to carry it to another table: what is printed can be
@@ -244,7 +241,7 @@ def scan(store: str, name: str, prefix: str | None, start: str | None, stop: str
 
     if prefix is not None and key_type == "uint":
         raise click.UsageError("--prefix is of hex or text keys; give --start and --stop for numbers")
-    with _table(store, name, key_folder) as table:
+    with _table(store, name) as table:
         try:
             first, last, begin = (None if key is None else key_of(key, key_type, table.key_bytes, part=True)
                                   for key in (start, stop, prefix))

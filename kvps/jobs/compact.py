@@ -8,21 +8,39 @@ from concurrent.futures import ThreadPoolExecutor
 from kvps.ps.merging import merge
 from kvps.ps.runs import n_words_of
 from kvps.store.directory import StoreDirectory
+from kvps.store.shard import Shard
+
+
+def crowded(shard: Shard, *, version: int) -> dict[str, int]:
+    """Return how many keys the committed runs of a shard have that compact_label() would merge, by label ("": none)."""
+    by_label = _mergeable(shard, version)
+    return {label or "": sum(run.n_keys for run in runs) for label, runs in by_label.items()}
+
+
+def compact_label(shard: Shard, *, label: str, order: int, n_words: int, version: int,
+                  progress: Callable[[int], None] = lambda n: None) -> int:
+    """Merge the committed runs of a label into one; return how many there were."""
+    runs = _mergeable(shard, version).get(label or None, [])
+    if runs:
+        merge(shard, runs, order, n_words, progress)
+    return len(runs)
+
+
+def _mergeable(shard: Shard, version: int) -> dict[str | None, list]:
+    by_label = defaultdict(list)
+    for run in shard.runs():
+        if run.version <= version and run.until is None:
+            by_label[run.label].append(run)
+    return {label: runs for label, runs in by_label.items() if len(runs) > 1}
 
 
 def compact(store: StoreDirectory, *, threads: int, vacuum: bool, progress: Callable[[int, int], None]) -> dict:
     """Merge the committed runs of every shard into one a label; with vacuum, also give free pages back to the file system."""
     store.root.claim()
     state = store.root.state()
-    n_words = n_words_of(store.identity, state)
-    work = []
-    for shard in store.shards:
-        by_label = defaultdict(list)
-        for run in shard.runs():
-            if run.version <= state["version"] and run.until is None:
-                by_label[run.label].append(run)
-        work += [(shard, runs) for runs in by_label.values() if len(runs) > 1]
-    total = sum(run.n_keys for _, runs in work for run in runs)
+    shape = {"order": store.identity["order"], "n_words": n_words_of(store.identity, state), "version": state["version"]}
+    found = [(shard, shard.run(crowded, version=state["version"])) for shard in store.shards]
+    total = sum(n_keys for _, by_label in found for n_keys in by_label.values())
     before, done = store.bytes(), 0
 
     def advance(n: int) -> None:
@@ -30,11 +48,14 @@ def compact(store: StoreDirectory, *, threads: int, vacuum: bool, progress: Call
         done += n
         progress(done, total)
 
+    def merge_label(shard: Shard, label: str) -> int:
+        return shard.run(compact_label, label=label, **shape, here={"progress": advance})
+
     with ThreadPoolExecutor(threads) as pool:
-        for future in [pool.submit(merge, shard, runs, store.identity["order"], n_words, advance) for shard, runs in work]:
-            future.result()
+        merged_runs = sum(future.result() for future in [
+            pool.submit(merge_label, shard, label) for shard, by_label in found for label in by_label])
     if vacuum:
         store.vacuum()
-    return {"version": state["version"], "merged_runs": sum(len(runs) for _, runs in work), "bytes_before": before,
+    return {"version": state["version"], "merged_runs": merged_runs, "bytes_before": before,
             "bytes": store.bytes()}
 

@@ -31,6 +31,7 @@ MAX_SPLIT_BYTES = 12 << 20
 MIN_SPLIT_BYTES = 64 << 10
 # Not worth a transaction in every shard (some 5 ms each) of its own.
 SMALL_SPLIT_BYTES = 1 << 20
+LOOK_S = 0.2                   # how often it is looked whether others have counted what they claimed
 PLAIN = Tokenizer.from_spec("whitespace")
 
 
@@ -116,63 +117,107 @@ class Worker:
 
 def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input], *,
                  threads: int, progress: Callable[[int], None]) -> None:
-    """Apply every split of a job that some shard does not have yet.
+    """Apply every split of a job that some shard does not have yet; other workers may have claimed some of them.
 
     `progress` is called with the bytes counted since the last call, as they lie on disk. An exception in one worker, or
     an interrupt, lets the others finish their splits and is raised then: nothing is half done.
     """
-    ledgers = [shard.splits(job["id"]) for shard in store.shards]
-    everywhere = set(ledgers[0]).intersection(*ledgers[1:])
-    done = {number: ledgers[0][number] for number in everywhere}
-    progress(sum(raw_bytes(row) for row in done.values()))
-    order, version = store.identity["order"], job["version"]
-    idle: list[Worker] = []
-    stop = threading.Event()
-    tidying = [threading.Lock() for _ in store.shards]
+    _Counting(store, vocabulary, tokenizer, job, inputs, threads, progress).run()
 
-    def work(task: Task) -> int:
-        if stop.is_set():
-            return 0
-        worker = idle.pop() if idle else Worker()
+
+class _Counting:
+    """The splits of one job, counted by this process."""
+
+    def __init__(self, store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input],
+                 threads: int, progress: Callable[[int], None]) -> None:
+        self._store, self._vocabulary, self._tokenizer, self._job, self._inputs = store, vocabulary, tokenizer, job, inputs
+        self._threads, self._progress = threads, progress
+        self._idle: list[Worker] = []
+        self._stop = threading.Event()
+        self._tidying = [threading.Lock() for _ in store.shards]
+        self._told: set[int] = set()           # splits whose bytes progress has been told of
+
+    def run(self) -> None:
+        """Count, and wait for the splits that others count."""
+        left = self._pass(None)
+        while left:
+            time.sleep(LOOK_S)
+            done = self._done()
+            left = {number for number in left if number not in done}
+            ours = {number for number in left if self._store.claim(self._job["id"], number)}
+            if ours:
+                left = self._pass(ours) | left - ours
+
+    def _done(self) -> dict[int, dict]:
+        """Return the ledger rows of the splits that every shard has."""
+        ledgers = [shard.splits(self._job["id"]) for shard in self._store.shards]
+        everywhere = set(ledgers[0]).intersection(*ledgers[1:])
+        done = {number: ledgers[0][number] for number in everywhere}
+        for number, row in done.items():
+            self._tell(number, row)
+        return done
+
+    def _tell(self, number: int, row: dict) -> None:
+        if number not in self._told:
+            self._told.add(number)
+            self._progress(raw_bytes(row))
+
+    def _pass(self, ours: set[int] | None) -> set[int]:
+        """Count the splits that are ours, None being all that nobody has claimed; return the others."""
+        done, left = self._done(), set()
+        with ThreadPoolExecutor(self._threads) as pool:
+            running = set()
+            try:
+                for task in tasks(self._inputs, self._job["split_bytes"], done):
+                    if not (self._store.claim(self._job["id"], task.number) if ours is None else task.number in ours):
+                        left.add(task.number)
+                        continue
+                    running.add(pool.submit(self._work, task))
+                    del task               # the text lives as long as its split is being counted
+                    if len(running) >= self._threads:
+                        finished, running = wait(running, return_when=FIRST_COMPLETED)
+                        for future in finished:
+                            self._tell(*future.result())
+                for future in running:
+                    self._tell(*future.result())
+            except BaseException:
+                self._stop.set()
+                raise
+        return left if ours is None else set()
+
+    def _work(self, task: Task) -> tuple[int, dict]:
+        """Count one split; return its number and its row in the ledger."""
+        job, order, shards = self._job, self._store.identity["order"], self._store.shards
+        row = {"input": task.input, "start": task.split.start, "end": task.split.end, "raw": task.split.raw}
+        if self._stop.is_set():
+            return task.number, row
+        worker = self._idle.pop() if self._idle else Worker()
         try:
-            split, name = task.split, inputs[task.input].name
+            split, name = task.split, self._inputs[task.input].name
             # Words that Python gave one by one are words already, whatever the tokenizer.
-            words = PLAIN if inputs[task.input].kind == "words" else tokenizer
+            words = PLAIN if self._inputs[task.input].kind == "words" else self._tokenizer
             text = words.prepare(split.data, errors=job["encoding_errors"], name=name, locate=split.locate)
-            tokens, sentences, reserved, chunks = worker.count(text, order, len(store.shards), vocabulary,
-                                                               job["reserved"] == "skip", job["command"] == "forget")
+            skip = job["reserved"] == "skip"
+            tokens, sentences, reserved, chunks = worker.count(text, order, len(shards), self._vocabulary, skip,
+                                                               job["command"] == "forget")
             if reserved >= 0:
                 raise _reserved_word(text, reserved, split, name)
-            vocabulary.store_new(store.root.add_words)
+            self._vocabulary.store_new(self._store.root.add_words)
             # words: a root that knows fewer has lost some that this split's n-grams are made of
-            row = {"input": task.input, "start": split.start, "end": split.end, "raw": split.raw, "tokens": tokens,
-                   "sentences": sentences, "words": len(vocabulary), "seen": task.seen, "time": time.time()}
-            for shard, shard_chunks in zip(store.shards, chunks, strict=True):
-                shard.apply(job["id"], task.number, version, shard_chunks, row, label=job["label"])
-                if tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
+            row |= {"tokens": tokens, "sentences": sentences, "words": len(self._vocabulary), "seen": task.seen,
+                    "time": time.time()}
+            sent = [shard.begin_apply(job["id"], task.number, job["version"], shard_chunks, row, label=job["label"])
+                    for shard, shard_chunks in zip(shards, chunks, strict=True)]
+            for shard, finish in zip(shards, sent, strict=True):
+                finish()
+                if self._tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
                     try:
-                        tidy(shard, order, len(vocabulary), version=version, job=job["id"])
+                        shard.run(tidy, order=order, n_words=len(self._vocabulary), version=job["version"], job=job["id"])
                     finally:
-                        tidying[shard.shard].release()
-            return raw_bytes(row)
+                        self._tidying[shard.shard].release()
+            return task.number, row
         finally:
-            idle.append(worker)
-
-    with ThreadPoolExecutor(threads) as pool:
-        running = set()
-        try:
-            for task in tasks(inputs, job["split_bytes"], done):
-                running.add(pool.submit(work, task))
-                del task               # the text lives as long as its split is being counted
-                if len(running) >= threads:
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        progress(future.result())
-            for future in running:
-                progress(future.result())
-        except BaseException:
-            stop.set()
-            raise
+            self._idle.append(worker)
 
 
 def _reserved_word(text: bytes, offset: int, split: Split, name: str) -> DataError:

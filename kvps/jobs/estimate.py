@@ -2,9 +2,7 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
-from kvps.store import files
 from kvps.store.directory import StoreDirectory
 from kvps.text.corpus import Input
 from kvps.units import format_bytes
@@ -26,13 +24,13 @@ WORDS_BYTES = 512 << 10
 WORTH_A_WARNING_BYTES = 64 << 20
 
 
-def estimate(inputs: list[Input], order: int, shards: int, place: Path, before: int = 0) -> dict:
+def estimate(inputs: list[Input], order: int, shards: int, free_bytes: int, before: int = 0) -> dict:
     """Return what counting the inputs will need.
 
     Args:
         inputs: all taken for text that is not counted yet.
         order, shards: of the store.
-        place: where the store lies or will lie.
+        free_bytes: where the store lies or will lie.
         before: bytes of counts that the store has already.
 
     Returns:
@@ -48,7 +46,7 @@ def estimate(inputs: list[Input], order: int, shards: int, place: Path, before: 
     merge = before + counts    # in the end of a long job nearly all runs are merged into one, beside the old ones
     whole = text + before / counts_per_byte
     model, scratch = round(whole * model_per_byte) + WORDS_BYTES, round(whole * scratch_per_byte)
-    needs, free = counts + max(merge, model + scratch), files.free_bytes(place)
+    needs = counts + max(merge, model + scratch)
     assumptions = [
         f"a byte of text takes {counts_per_byte:g} bytes of counts of order {order} and {model_per_byte:g} of compiled model, "
         "as in 8 MB of English novels; longer texts take less, texts that repeat themselves much less",
@@ -58,13 +56,13 @@ def estimate(inputs: list[Input], order: int, shards: int, place: Path, before: 
     if before:
         assumptions.append("inputs that are counted already are taken for new ones")
     return {"inputs": len(inputs), "input_bytes": sum(size for size, _ in sizes), "text_bytes": text, "counts_bytes": counts,
-            "merge_bytes": merge, "model_bytes": model, "scratch_bytes": scratch, "needs_bytes": needs, "free_bytes": free,
-            "enough": needs <= free, "assumptions": assumptions}
+            "merge_bytes": merge, "model_bytes": model, "scratch_bytes": scratch, "needs_bytes": needs, "free_bytes": free_bytes,
+            "enough": needs <= free_bytes, "assumptions": assumptions}
 
 
 def announce(store: StoreDirectory, inputs: list[Input]) -> None:
     """Log what a job on these inputs will need of the disk; a warning if that does not seem to be there: it is not refused."""
-    found = estimate(inputs, store.identity["order"], store.identity["shards"], store.path, store.bytes()["live"])
+    found = estimate(inputs, store.identity["order"], store.identity["shards"], store.free_bytes(), store.bytes()["live"])
     if not found["enough"] and found["text_bytes"] >= WORTH_A_WARNING_BYTES:
         log.warning(f"{store.path}: {in_words(found)}; should the disk fill up, make room and run kvps resume")
     else:

@@ -20,14 +20,14 @@ from kvps.text.corpus import Input
 def spool_folder(store: StoreDirectory, temp: str | Path | None) -> Path:
     """Return the folder, of this store alone, for copies of stdin and of iterables until their job is over."""
     if temp is None:
-        return store.path / SPOOL
+        return store.spool
     return Path(os.path.abspath(temp)) / f"kvps-{SPOOL}-{store.identity['uuid']}"
 
 
 def drop_spool(store: StoreDirectory, folder: str | Path) -> None:
     """Remove the copies in a folder, perhaps one that a job recorded, once no job needs them."""
-    folder = store.path / folder
-    if folder != store.path / SPOOL and folder.name != f"kvps-{SPOOL}-{store.identity['uuid']}":
+    folder = Path(os.path.join(store.path, folder))
+    if folder != store.spool and folder.name != f"kvps-{SPOOL}-{store.identity['uuid']}":
         return                     # not a folder of ours, whatever the record says
     if folder.is_dir() and not folder.is_symlink():
         files.remove_tree(folder)
@@ -35,8 +35,8 @@ def drop_spool(store: StoreDirectory, folder: str | Path) -> None:
 
 def recorded(store: StoreDirectory, path: str | Path) -> str:
     """Return a path as a record has it: what lies where copies do by its place in the store."""
-    path, spool = Path(path), store.path / SPOOL
-    return str(path.relative_to(store.path) if spool in (path, path.parent) else path)
+    path, spool = Path(path), store.spool
+    return str(path.relative_to(store.path) if spool in (path, path.parent) and spool.is_relative_to(store.path) else path)
 
 
 def to_records(store: StoreDirectory, inputs: Sequence[Input], digests: Sequence[str], prints: Sequence[dict]) -> list[dict]:

@@ -58,7 +58,7 @@ def _make(store: StoreDirectory, numbers: Sequence[int], base: Base, words: Toke
                 rebuild.fill(made[number], base.depot, base.checkpoint, base.gone_labels)
         _count(store, base.texts, words, vocabulary, made, version, finder, options)
         for shard in made.values():
-            tidy(shard, order, len(vocabulary), version=version, job=None)
+            tidy(shard, order=order, n_words=len(vocabulary), version=version, job=None)
             shard.sweep(version, None)
         for number in numbers:
             rebuild.finish(store.path, store.root, made.pop(number))

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from kvps.jobs.counting import raw_bytes
 from kvps.jobs.job_inputs import job_bytes
+from kvps.ps.places import address, open_place
 from kvps.store import lock
-from kvps.store.directory import open_store
+from kvps.store.directory import StoreDirectory
 
 
 def status(path: str | Path) -> dict:
@@ -20,11 +21,17 @@ def status(path: str | Path) -> dict:
         None where it does not apply or nobody knows: the total of NLTK's corpora, the time before the first split is
         done. A forget verifies after it has counted; that time is not in remaining_s.
     """
-    owner = lock.owner(path) if (Path(path) / lock.NAME).exists() else None
-    with open_store(path) as store:
-        version, job = store.root.state()["version"], store.root.job()
-        rows = _everywhere([shard.splits(job["id"]) for shard in store.shards]) if job else []
-        where = str(store.path)
+    there = address(path)
+    owner = lock.owner(path) if there is None and (Path(path) / lock.NAME).exists() else None
+    with open_place(path) as store:
+        return store.run(status_of, here={"owner": owner})
+
+
+def status_of(store: StoreDirectory, owner: dict | None) -> dict:
+    """Return what status() does, of an open store; `owner` says who writes, as lock.owner() does."""
+    version, job = store.root.state()["version"], store.root.job()
+    rows = _everywhere([shard.splits(job["id"]) for shard in store.shards]) if job else []
+    where = str(store.path)
     now = time.time()
     started = owner.get("started") if owner else None
     done = sum(raw_bytes(row) for row in rows)

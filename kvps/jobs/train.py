@@ -28,9 +28,10 @@ from kvps.jobs.estimate import announce, estimate
 from kvps.jobs.job_inputs import drop_spool, from_record, job_bytes, recorded, spool_folder, to_records
 from kvps.jobs.verify import refuse_negative
 from kvps.ps.merging import cancel, tidy
+from kvps.ps.places import address, open_place
 from kvps.store import files, seal
 from kvps.store.creation import create_store
-from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.directory import StoreDirectory
 from kvps.store.layout import MAX_SHARDS
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
@@ -95,17 +96,17 @@ def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEF
     options = options or Options()
     check_shape(order, shards)
     words = Tokenizer.from_spec(tokenizer, lowercase, trusted=True)
-    path = Path(path)
     made = False
     # Everything that can be wrong with the inputs is found before the store is made.
     early = resolve([a for a in arguments if not read_once(a)], **options.reading())
-    if not seal.exists(path):
+    if address(path) is None and not seal.exists(path := Path(path)):
         if not any(read_once(a) for a in arguments):
             _refuse_empty(early, path)
         create_store(path, order, shards, words.to_json())
         made = True
     try:
-        with open_store(path, writable=True, wait=options.wait, command="train") as store:
+        shape = {"order": order, "shards": shards, "tokenizer": words.to_json()}
+        with open_place(path, writable=True, wait=options.wait, command="train", make=shape) as store:
             _refuse_other_shape(store, order, shards, words)
             return _run(store, "train", arguments, words, options, stdin)
     except BaseException:
@@ -150,7 +151,7 @@ def forget_labels(path: str | Path, labels: Sequence[str] = (), *, options: Opti
         StoreError: a label has no text.
     """
     options = options or Options()
-    with open_store(path, writable=True, wait=options.wait, command="forget") as store:
+    with open_place(path, writable=True, wait=options.wait, command="forget") as store:
         return run_forget_labels(store, labels, options)
 
 
@@ -189,7 +190,7 @@ def _pending(store: StoreDirectory, job: dict) -> StoreError:
 def resume(path: str | Path, *, tokenizer: str | None = None, options: Options | None = None) -> dict | None:
     """Go on with the job that was interrupted; None when there is none."""
     options = options or Options()
-    with open_store(path, writable=True, wait=options.wait, command="resume") as store:
+    with open_place(path, writable=True, wait=options.wait, command="resume") as store:
         return resume_job(store, tokenizer, options)
 
 
@@ -204,7 +205,7 @@ def resume_job(store: StoreDirectory, tokenizer: str | None, options: Options) -
 
 def abort(path: str | Path, *, wait: float = 0.0) -> dict | None:
     """Roll the interrupted job back; None when there is none."""
-    with open_store(path, writable=True, wait=wait, command="abort") as store:
+    with open_place(path, writable=True, wait=wait, command="abort") as store:
         return abort_job(store)
 
 
@@ -239,17 +240,20 @@ def plan(path: str | Path, arguments: Sequence[str | Path], *, order: int | None
         DataError, StoreError: as train() and update() for inputs and stores that cannot be used.
     """
     options = options or Options()
-    path, before = Path(path), 0
+    before = 0
     for argument in arguments:
         if read_once(argument):
             raise ArgumentError(f"{argument}: can be read only once, so nobody knows its length before; save it to a file")
     if order is not None:
         check_shape(order, shards)
+    if order is not None and address(path) is None:
+        free = files.free_bytes(Path(path))
     else:
-        with open_store(path) as store:
+        with open_place(path) as store:
             order, shards, before = store.identity["order"], store.identity["shards"], store.bytes()["live"]
+            free = store.free_bytes()
     inputs = resolve(arguments, **options.reading())
-    return {"store": str(path), "order": order, **estimate(inputs, order, shards, path, before)}
+    return {"store": str(path), "order": order, **estimate(inputs, order, shards, free, before)}
 
 
 def check_shape(order: int, shards: int) -> None:
@@ -262,7 +266,7 @@ def check_shape(order: int, shards: int) -> None:
 
 def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
                   options: Options, stdin: BinaryIO | None) -> dict:
-    with open_store(path, writable=True, wait=options.wait, command=command) as store:
+    with open_place(path, writable=True, wait=options.wait, command=command) as store:
         return run_arguments(store, command, arguments, tokenizer, lowercase, options, stdin)
 
 
@@ -293,7 +297,7 @@ def _refuse_empty(inputs: list[Input], path: Path) -> None:
 
 def _remove_untouched(path: Path) -> None:
     """Remove a store that holds nothing, no version and no job, unless somebody else has begun to write in it."""
-    with contextlib.suppress(Exception), open_store(path, writable=True, command="train") as store:
+    with contextlib.suppress(Exception), open_place(path, writable=True, command="train") as store:
         if store.root.state()["version"] == 0 and store.root.job() is None:
             files.remove_tree(path)
 
@@ -374,7 +378,7 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
     for shard in store.shards:
         shard.sweep(state["version"], job["id"])
     _drop_changed(store, job, _fingerprints(inputs, job))
-    vocabulary = Vocabulary(store.root.words())
+    vocabulary = Vocabulary(store.root.words(), store.root.share_words)
     total = job_bytes(job)
     done = 0
 
@@ -429,6 +433,7 @@ def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_wor
         delta[row["digest"]] = delta.get(row["digest"], 0) + (-1 if job["command"] == "forget" else 1)
     store.root.commit_job(job["version"], tokens, sentences, history, delta, generations=store.generations(),
                           label=job["label"], gone_labels=gone)
+    shape = {"order": store.identity["order"], "n_words": n_words}
     try:
         store.reseal()
         drop_spool(store, job["spool"])
@@ -436,8 +441,8 @@ def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_wor
             if gone:
                 shard.sweep(job["version"], None)
             if job["command"] == "forget" and job["inputs"]:
-                cancel(shard, store.identity["order"], n_words, version=job["version"], label=job["label"])
-            tidy(shard, store.identity["order"], n_words, version=job["version"], job=None)
+                shard.run(cancel, **shape, version=job["version"], label=job["label"])
+            shard.run(tidy, **shape, version=job["version"], job=None)
     except (MemoryError, StoreError) as exc:
         # The version is there: saying that the job failed would have it repeated. What is left undone is done by the next.
         log.warning("version %d is committed, but merging is put off: %s", job["version"], exc)

@@ -10,6 +10,8 @@ highest order TAB and log10 back-off for every n-gram, 0 where it is no context.
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -41,20 +43,12 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
     """Write the store's last version to an ARPA file, gzipped where its name ends in .gz.
 
     Args:
-        order: highest order, at most the store's.
-        labels: only the text of these, as in StoreDirectory.snapshot().
-        scratch: folder for temporary files, the store's own by default: of each n-gram and context the bits of its word ids,
-            and 4 bytes.
         write: takes the file's pieces instead of `path`.
-        progress: called with (n-grams written, n-grams in all).
+        order, labels, threads, scratch, progress: as arpa_file()'s.
 
     Returns:
         {"path", "version", "order", "ngrams": {order: n}, "bytes": written}.
     """
-    stored = store.identity["order"]
-    top = stored if order is None else order
-    if not 1 <= top <= stored:
-        raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
     n_bytes = 0
 
     def counted(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -63,16 +57,46 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
             n_bytes += len(piece)
             yield piece
 
-    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
-        model = _Estimates(store, snapshot, top, pool, stack, scratch or store.path)
-        pieces = model.file(2 * (threads or cpu_count()), progress)
-        out = counted(_gzipped(pieces) if os.fspath(path).endswith(".gz") else pieces)
+    with contextlib.closing(store.run(arpa_file, order=order, labels=None if labels is None else list(labels),
+                                      compress=os.fspath(path).endswith(".gz"),
+                                      here={"threads": threads, "scratch": scratch, "progress": progress})) as pieces:
+        head = b""
+        while b"\n" not in head:
+            head += bytes(next(pieces))
+        line, _, rest = head.partition(b"\n")
+        facts = json.loads(line)
+        out = counted(itertools.chain([rest] if rest else [], pieces))
         if write is not None:
             for piece in out:
                 write(piece)
         else:
             files.atomic_write(path, out, private=False)
-    return {"path": os.fspath(path), "version": snapshot.version, "order": top, "ngrams": model.statistics.ngrams, "bytes": n_bytes}
+    return {"path": os.fspath(path), "version": facts["version"], "order": facts["order"],
+            "ngrams": {int(k): n for k, n in facts["ngrams"].items()}, "bytes": n_bytes}
+
+
+def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterable[str] | None = None, compress: bool = False,
+              threads: int | None = None, scratch: Path | None = None,
+              progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[bytes]:
+    """Yield a line of JSON, {"version", "order", "ngrams"}, and then the ARPA file of the store's last version in pieces.
+
+    Args:
+        order: highest order, at most the store's.
+        labels: only the text of these, as in StoreDirectory.snapshot().
+        compress: gzip the file, not the line before it.
+        scratch: folder for temporary files, the store's own by default: of each n-gram and context the bits of its word ids,
+            and 4 bytes.
+        progress: called with (n-grams written, n-grams in all).
+    """
+    stored = store.identity["order"]
+    top = stored if order is None else order
+    if not 1 <= top <= stored:
+        raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
+    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
+        model = _Estimates(store, snapshot, top, pool, stack, scratch or store.path)
+        yield json.dumps({"version": snapshot.version, "order": top, "ngrams": model.statistics.ngrams}).encode() + b"\n"
+        pieces = model.file(2 * (threads or cpu_count()), progress)
+        yield from _gzipped(pieces) if compress else pieces
 
 
 def _gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:

@@ -47,6 +47,7 @@ class Connection:
             raise ArgumentError(f"{address}: is no address of a server; expected ipc:///FOLDER/NAME or tcp://HOST:PORT")
         self.address, self.client = address, client
         self.retry_s, self.patience_s = retry_s, patience_s
+        self.epoch = 0                 # of our session, which changes of a store need
         self._keys = None
         if keys is not None:
             self._keys = (*keyfiles.load_secret(Path(keys) / keyfiles.CLIENT),
@@ -73,7 +74,8 @@ class Connection:
               sequence: int = 0) -> int:
         """Send a request and return its number, for wait(); up to HIGH_WATER may be on their way."""
         number = next(self._numbers)
-        frames = protocol.pack(Message(REQUEST, number, {"call": name, **(arguments or {})}, arrays or {}, self.client, sequence))
+        frames = protocol.pack(Message(REQUEST, number, {"call": name, **(arguments or {})}, arrays or {}, self.client, sequence,
+                                       self.epoch))
         with self._turn:
             while len(self._waiting) >= HIGH_WATER:
                 self._receive()

@@ -79,7 +79,7 @@ class LocalShards:
             part, shard = by_shard.get(number), directory.shards[number]
             shard.push(self._chunks(part) if part else (), part.most if part else 0, client=client, sequence=sequence, note=note)
             if part:
-                tidy(shard, self._order, N_WORDS, version=0, job=None, fan_in=FAN_IN, at_most=1)
+                tidy(shard, order=self._order, n_words=N_WORDS, version=0, job=None, fan_in=FAN_IN, at_most=1)
         return True
 
     def _lacking(self, directory: StoreDirectory, client: str, sequence: int, note: str | None) -> list[int]:

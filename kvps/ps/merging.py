@@ -12,7 +12,7 @@ from kvps.store.shard import Shard
 FAN_IN = 16
 
 
-def tidy(shard: Shard, order: int, n_words: int, *, version: int, job: str | None, fan_in: int | None = None,
+def tidy(shard: Shard, *, order: int, n_words: int, version: int, job: str | None, fan_in: int | None = None,
          at_most: int | None = None) -> None:
     """Merge runs of like size where there are `fan_in` of them (a power of 2; FAN_IN), `at_most` so often.
 
@@ -33,7 +33,7 @@ def tidy(shard: Shard, order: int, n_words: int, *, version: int, job: str | Non
         done += 1
 
 
-def cancel(shard: Shard, order: int, n_words: int, *, version: int, label: str | None) -> None:
+def cancel(shard: Shard, *, order: int, n_words: int, version: int, label: str | None) -> None:
     """Merge all committed runs of a label once the smaller ones hold more keys than the largest.
 
     After a removal: n-grams and their removal stand in runs of their own until they meet, so text that comes and goes

@@ -13,6 +13,7 @@ import logging
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -61,12 +62,14 @@ class Server:
             that no other machine can reach.
         threads: how many requests that change nothing are answered side by side.
         in_flight: requests taken in and not answered yet; more wait in their senders.
+        idle: called now and then.
     """
 
     def __init__(self, bind: str, functions: Mapping[str, Function], *, keys: str | Path | None = None, threads: int = 2,
-                 in_flight: int = 64) -> None:
+                 in_flight: int = 64, idle: Callable[[], None] = lambda: None) -> None:
         check_bind(bind, keys is not None)
         self.functions, self.threads, self.in_flight = dict(functions), threads, in_flight
+        self._idle = idle
         self.counted: dict[str, Counted] = collections.defaultdict(Counted)
         self._answers: queue.SimpleQueue[tuple[bytes, list[bytes]]] = queue.SimpleQueue()
         self._changes: queue.SimpleQueue[tuple[bytes, Message] | None] = queue.SimpleQueue()
@@ -119,7 +122,7 @@ class Server:
         """Answer requests until stop(); closes the socket in the end."""
         changing = threading.Thread(target=self._change, name="changes", daemon=True)
         changing.start()
-        taken = 0
+        taken, looked = 0, time.monotonic()
         try:
             with ThreadPoolExecutor(self.threads, thread_name_prefix="answers") as pool:
                 poller = zmq.Poller()
@@ -128,6 +131,9 @@ class Server:
                     listening = taken < self.in_flight and not self._stopping.is_set()
                     poller.register(self._socket, zmq.POLLIN) if listening else _unregister(poller, self._socket)
                     ready = dict(poller.poll(IDLE_MS))
+                    if time.monotonic() - looked > IDLE_MS / 1000:
+                        looked = time.monotonic()
+                        self._idle()
                     if self._awake in ready:
                         os.read(self._awake, 4096)
                     if self._socket in ready:

@@ -9,10 +9,10 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kvps.errors import CorruptionError, KvpsError, StoreError
 from kvps.store import environment, files, layout, lock, seal
@@ -192,6 +192,26 @@ class StoreDirectory:
         totals = [none if label == UNLABELLED else rows[label] for label in chosen]
         sums = {name: sum(row[name] for row in totals) for name in none}
         return {**state, **sums}, frozenset(None if label == UNLABELLED else label for label in chosen)
+
+    def run(self, function: Callable[..., T], *, here: Mapping[str, Any] | None = None, **arguments: Any) -> T:
+        """Return function(self, **arguments): work that is done where the store is, which may be elsewhere.
+
+        here: further arguments, which mean something in this process only: threads, folders, progress.
+        """
+        return function(self, **arguments, **(here or {}))
+
+    @property
+    def spool(self) -> Path:
+        """Where copies of text are kept that can be read only once, until their job is over."""
+        return self.path / layout.SPOOL
+
+    def free_bytes(self) -> int:
+        """Return how much room there is for the store to grow [bytes]."""
+        return files.free_bytes(self.path)
+
+    def claim(self, job: str, split: int) -> bool:
+        """Return whether we should count a split of a job, and no other worker: there is none."""
+        return True
 
     def generations(self) -> list[int]:
         """Return each shard's generation, for Root.commit_job()."""

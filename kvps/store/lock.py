@@ -87,6 +87,10 @@ class OwnerLock:
         except OSError as exc:
             raise files.os_error(exc, self.path, len(line)) from exc
 
+    def fileno(self) -> int:
+        """Return its file descriptor: a child that inherits it holds the lock too."""
+        return self._fd
+
     def close(self) -> None:
         """Release the lock; fine if it is released."""
         fd, self._fd = self._fd, None

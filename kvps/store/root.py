@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import struct
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kvps.errors import StoreError, StoreLocked
 from kvps.store import format as fmt
@@ -18,11 +19,16 @@ from kvps.store import records
 from kvps.store.environment import Environment
 from kvps.store.transaction import Txn
 
+if TYPE_CHECKING:
+    import numpy as np
+
 FIRST_WORD = 3        # 0, 1 and 2 are <unk>, <s> and </s>, which are not stored
 
 
 class Root:
     """The root environment, open; each call reads one commit or makes one."""
+
+    share_words: Callable[[bytes], np.ndarray] | None = None      # its one writer gives words their ids by itself
 
     def __init__(self, env: Environment, identity: dict) -> None:
         self._env = env
@@ -76,6 +82,16 @@ class Root:
         if not self.epoch:
             with self._write():
                 pass
+
+    def adopt(self) -> None:
+        """Go on with the last epoch: of a server that was started again, under the owner lock that has been held since."""
+        self.epoch = self._last_epoch
+
+    def renew(self) -> int:
+        """Begin another epoch and return its number: who writes under an earlier one can write no more."""
+        self._last_epoch, self.epoch = self.epoch or self._last_epoch, 0
+        self.claim()
+        return self.epoch
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[tuple[Txn, dict]]:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 from kvps.errors import StoreError, StoreLocked
 from kvps.store import format as fmt
@@ -22,6 +23,8 @@ from kvps.store.transaction import Txn
 
 # No sum of counts in a table is above it, or below its negative.
 MOST = 1 << 62
+
+T = TypeVar("T")
 
 
 class Shard:
@@ -114,6 +117,12 @@ class Shard:
                     return False
             self._write_run(chunks, version, job, label, ledger=(key, fmt.pack_row(key, row)))
         return True
+
+    def begin_apply(self, job: str, split: int, version: int, chunks: Iterable[tuple[bytes, int]], row: dict, *,
+                    label: str | None = None) -> Callable[[], bool]:
+        """Begin apply(), for who has other shards to send to meanwhile; what is returned waits for its end, which here was now."""
+        applied = self.apply(job, split, version, chunks, row, label=label)
+        return lambda: applied
 
     def push(self, chunks: Iterable[tuple[bytes, int]], most: int, *, client: str | None = None, sequence: int = 0,
              note: str | None = None) -> bool:
@@ -286,6 +295,13 @@ class Shard:
     def snapshot(self) -> Snapshot:
         """Return the state of the last commit, to be used as a context manager or closed."""
         return Snapshot(self._env)
+
+    def run(self, function: Callable[..., T], *, here: Mapping[str, Any] | None = None, **arguments: Any) -> T:
+        """Return function(self, **arguments): work that is done where the shard is, which may be elsewhere.
+
+        here: further arguments, which mean something in this process only, as progress does.
+        """
+        return function(self, **arguments, **(here or {}))
 
     def bytes(self) -> dict[str, int]:
         """Return {"file": length of the data file, "live": bytes of the pages in use}."""

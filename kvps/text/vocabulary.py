@@ -23,11 +23,20 @@ SEGMENT_BYTES = 1 << 20
 
 
 class Vocabulary:
-    """A growing table of words, and how far it has been stored."""
+    """A growing table of words, and how far it has been stored.
 
-    def __init__(self, segments: Iterable[tuple[int, bytes]] = ()) -> None:
-        """Load stored segments (first id, segment)."""
+    One process that counts alone gives new words their ids in the order in which it meets them. Where several count into
+    one store, it has a table of its own, asks for the ids that the words have in the store, and gives out only those.
+    """
+
+    def __init__(self, segments: Iterable[tuple[int, bytes]] = (), share: Callable[[bytes], np.ndarray] | None = None) -> None:
+        """Load stored segments (first id, segment).
+
+        share: takes words that are new here, as a segment, stores those that the store does not have, and returns the ids
+            of all, uint32. None: the ids of this table are the store's.
+        """
         self.table = WordTable()
+        self._share = share
         for word in SPECIALS:
             self.table.add(word)
         for first, segment in segments:
@@ -37,19 +46,37 @@ class Vocabulary:
             self.table.load(*unpack_segment(segment))
         self._stored = len(self.table)
         self._storing = threading.Lock()
+        self._ids = np.arange(self._stored, dtype=np.uint32)           # the store's id of each word here
+        self._n_ids, self._same = self._stored, True                   # above all of them; whether they are our own
 
     def __len__(self) -> int:
-        return len(self.table)
+        """Return a number above all ids that were given out."""
+        return len(self.table) if self._share is None else self._n_ids
 
     def encode(self, text: bytes, ids: np.ndarray, *, skip_reserved: bool) -> tuple[int, int, int]:
         """Turn text into ids, adding new words; see kvps._vocabulary.encode."""
         try:
-            return encode(self.table, text, ids, skip_reserved=skip_reserved)
+            found = encode(self.table, text, ids, skip_reserved=skip_reserved)
         except OverflowError as exc:
             raise VocabularyFull(f"{exc}; no more different words can be stored") from exc
+        if self._share is not None:
+            self.store_new(self._learn)
+            if not self._same:
+                np.take(self._ids, ids[:found[0]], out=ids[:found[0]], mode="clip")       # clip: without a copy
+        return found
+
+    def _learn(self, first: int, segment: bytes) -> None:
+        """Take the store's ids for words from our `first` on; holding self._storing."""
+        ids = self._share(segment)
+        self._n_ids = max(self._n_ids, int(ids.max()) + 1)
+        self._same = self._same and np.array_equal(ids, np.arange(first, first + len(ids), dtype=np.uint32))
+        self._ids = np.concatenate([self._ids, ids])
 
     def store_new(self, write: Callable[[int, bytes], None]) -> None:
-        """Hand the words that are not stored yet to `write(first id, segment)`; they are stored when it returns."""
+        """Hand the words that are not stored yet to `write(first id, segment)`; they are stored when it returns.
+
+        Where ids are shared, encode() has done so.
+        """
         with self._storing:
             while self._stored < len(self.table):
                 lengths, words = self.table.slice(self._stored)

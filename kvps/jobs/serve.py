@@ -1,0 +1,328 @@
+"""kvps serve: a starter, which starts a server for the root of a store and one for each shard, and again whatever dies.
+
+The starter takes the owner lock, looks at the store as any writer does, and lets its children inherit the lock: nobody
+else writes as long as one of them lives. A child ends when its starter does: it reads from a pipe that nobody writes to.
+
+    python -m kvps.jobs.serve CHILD        CHILD: a JSON object, the fields of Child
+"""
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import selectors
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from kvps.errors import ArgumentError, KvpsError, StoreError
+from kvps.jobs.train import check_shape
+from kvps.ps.protocol import Message
+from kvps.ps.server import Answer, Function, Server, check_bind
+from kvps.store import creation, seal
+from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.lock import OwnerLock
+from kvps.units import cpu_count
+
+log = logging.getLogger("kvps.server")
+
+ROOT, EMPTY = -1, -2           # in the place of a shard's number: the store's root; a store that is still to be made
+START_S = 60.0                 # a server that is not ready after that will not be
+SHORT_LIFE_S = 1.0             # who dies so soon after its start is started again more slowly each time
+MAX_DELAY_S = 5.0
+STOP_S = 30.0                  # how long a server may take to finish its work before it is killed
+LOOK_S = 0.5
+
+
+@dataclasses.dataclass
+class Child:
+    """One server: what it is told."""
+
+    store: str
+    number: int                # of its shard, or ROOT, or EMPTY
+    bind: str
+    keys: str | None
+    threads: int
+
+
+@dataclasses.dataclass
+class _Running:
+    """One server as its starter sees it."""
+
+    child: Child
+    process: subprocess.Popen | None = None
+    began: float = 0.0
+    delay_s: float = 0.0       # before it is started again
+    due: float = 0.0
+
+
+def binds(bind: str, n_shards: int) -> list[str]:
+    """Return where the shards of a store are served whose root is at `bind`: sockets beside it, or the ports that follow."""
+    if bind.startswith("ipc://"):
+        return [f"{bind}.{number}" for number in range(n_shards)]
+    host, _, port = bind.rpartition(":")
+    first = int(port)
+    if first and first + n_shards > 65535:
+        raise ArgumentError(f"{bind}: the {n_shards} ports that follow are for the shards, and ports end at 65535")
+    return [f"{host}:{first and first + 1 + number}" for number in range(n_shards)]
+
+
+class Starter:
+    """Starts the servers of a store, and keeps them alive until stop().
+
+    Where there is no store yet, one server waits for the client that has it made.
+    """
+
+    def __init__(self, store: Path, bind: str, *, keys: str | None = None, threads: int | None = None, wait: float = 0.0) -> None:
+        """Take the store for us, and look whether it is sound.
+
+        Raises:
+            ArgumentError: no such address, or one that others can reach, without keys.
+            StoreError: it is something else. StoreLocked: somebody else is writing. CorruptionError: the store is damaged.
+        """
+        check_bind(bind, keys is not None)
+        self._store, self._bind, self._wait = store, bind, wait
+        self._told = {"store": str(store), "keys": keys and os.path.abspath(keys), "threads": threads or cpu_count()}
+        self._stopping = threading.Event()
+        self._owner: OwnerLock | None = None
+        self._running: list[_Running] = []
+        try:
+            if seal.exists(store):
+                self._take_over()
+            else:
+                creation.refuse_place(store, False)
+                self._running = [_Running(Child(number=EMPTY, bind=bind, **self._told))]
+                self._start(self._running)
+        except BaseException:
+            self.close()
+            raise
+
+    def _take_over(self) -> None:
+        """Become the writer of the store, and start all servers."""
+        open_store(self._store).close()        # it is a store, before a lock is made in it
+        self._owner = OwnerLock(self._store, wait_s=self._wait, command="serve")
+        with StoreDirectory(self._store, True, None) as directory:
+            with directory.snapshot():
+                n_shards = len(directory.shards)
+            directory.sweep_directories()
+            directory.root.claim()
+            for shard in directory.shards:
+                shard.sweep(directory.root.state()["version"], (directory.root.job() or {"id": None})["id"])
+            directory.reseal()
+        children = [Child(number=number, bind=place, **self._told) for number, place in enumerate(binds(self._bind, n_shards))]
+        self._running = [_Running(child) for child in (*children, Child(number=ROOT, bind=self._bind, **self._told))]
+        self._start(self._running)
+
+    @property
+    def address(self) -> str:
+        """Where the root is served."""
+        return self._running[-1].child.bind
+
+    def _start(self, chosen: list[_Running]) -> None:
+        """Start servers, and wait until they are ready; from then on each is at the same address whenever it is started."""
+        for running in chosen:
+            running.began = time.monotonic()
+            running.process = subprocess.Popen(
+                [sys.executable, "-m", "kvps.jobs.serve", json.dumps(dataclasses.asdict(running.child))], stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE, pass_fds=() if self._owner is None else (self._owner.fileno(),))
+        for running in chosen:
+            child, process = running.child, running.process
+            if child.number == ROOT:           # the last one: it is told where the others are
+                with contextlib.suppress(OSError):
+                    os.write(process.stdin.fileno(), json.dumps([other.child.bind for other in self._running[:-1]]).encode() + b"\n")
+            try:
+                child.bind = json.loads(_line(process.stdout, START_S))["address"]
+            except ValueError:
+                process.kill()
+                raise StoreError(f"{child.store}: the server of {_name(child.number)} did not start", path=child.store) from None
+            self._bind = child.bind if child.number < 0 else self._bind
+
+    def run(self) -> None:
+        """Start again whatever dies, until stop()."""
+        with contextlib.closing(selectors.DefaultSelector()) as selector:
+            self._watch(selector)
+            while not self._stopping.is_set():
+                selector.select(LOOK_S)
+                now = time.monotonic()
+                for running in self._running:
+                    if running.process is not None and running.process.poll() is not None:
+                        selector.unregister(running.process.stdout)
+                        self._died(running, now)
+                        if running.child.number == EMPTY and seal.exists(self._store):
+                            self._take_over()
+                            self._watch(selector)
+                            break
+                    if running.process is None and now >= running.due and not self._stopping.is_set():
+                        try:
+                            self._start([running])
+                            selector.register(running.process.stdout, selectors.EVENT_READ, running)
+                        except StoreError as exc:
+                            log.warning("%s", exc)
+                            self._died(running, now)
+
+    def _watch(self, selector: selectors.BaseSelector) -> None:
+        for running in self._running:
+            selector.register(running.process.stdout, selectors.EVENT_READ, running)      # at its end a server is gone
+
+    def _died(self, running: _Running, now: float) -> None:
+        code = running.process.wait()
+        running.process.stdin.close()
+        running.process.stdout.close()
+        running.process = None
+        short = now - running.began < SHORT_LIFE_S
+        running.delay_s = min(MAX_DELAY_S, 2 * running.delay_s or 0.1) if short else 0.0
+        running.due = now + running.delay_s
+        if running.child.number == EMPTY and code == 0:
+            return
+        log.warning("the server of %s ended with code %d, and is started again", _name(running.child.number), code)
+
+    def stop(self) -> None:
+        """Let run() end; may be called from a signal handler."""
+        self._stopping.set()
+
+    def close(self) -> None:
+        """End the servers, each when it has done what it has begun, the root's last; then let the next writer in."""
+        try:
+            for running in self._running[:-1], self._running[-1:]:
+                _end([one.process for one in running if one.process is not None])
+        finally:
+            if self._owner is not None:
+                self._owner.close()
+
+
+def _end(processes: list[subprocess.Popen]) -> None:
+    for process in processes:
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGTERM)
+    deadline = time.monotonic() + STOP_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+def _line(stream: BinaryIO, timeout_s: float) -> bytes:
+    """Return the next line of a pipe, or what came of it in time."""
+    found, deadline = b"", time.monotonic() + timeout_s
+    with contextlib.closing(selectors.DefaultSelector()) as selector:
+        selector.register(stream, selectors.EVENT_READ)
+        while not found.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
+            byte = os.read(stream.fileno(), 4096)
+            if not byte:
+                break
+            found += byte
+    return found
+
+
+def _name(number: int) -> str:
+    return f"shard {number}" if number >= 0 else "the root"
+
+
+# A server's own process.
+
+def serve_child(child: Child) -> None:
+    """Serve until SIGTERM, or until our starter is gone; a line on stdout says where."""
+    with contextlib.ExitStack() as stack:
+        if child.number == EMPTY:
+            maker = StoreMaker(Path(child.store), lambda: server.stop())
+            functions, idle = maker.functions(), maker.idle
+        else:
+            functions, idle = _functions(child, stack)
+        server = Server(child.bind, functions, keys=child.keys, threads=child.threads, idle=idle)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: server.stop())
+        threading.Thread(target=_watch_starter, name="starter", daemon=True).start()
+        sys.stdout.write(json.dumps({"address": server.address}) + "\n")
+        sys.stdout.flush()
+        server.run()
+
+
+class StoreMaker:
+    """What a server answers that has no store yet: it makes one, as a client wants it, and ends."""
+
+    def __init__(self, path: Path, stop: Callable[[], None]) -> None:
+        """Take where the store is to be, and what ends the server."""
+        self._path, self._stop, self._made = path, stop, False
+
+    def functions(self) -> dict[str, Function]:
+        """Return what a Server is to answer."""
+        return {"store": Function(self.store, changes=True), "make": Function(self.make, changes=True)}
+
+    def store(self, message: Message) -> Answer:
+        """Say that there is none."""
+        return {"empty": True, "path": str(self._path)}, {}
+
+    def make(self, message: Message) -> Answer:
+        """Make the store."""
+        order, shards, tokenizer = (message.call.get(name) for name in ("order", "shards", "tokenizer"))
+        if not (isinstance(order, int) and isinstance(shards, int) and isinstance(tokenizer, dict)
+                and isinstance(tokenizer.get("tokenizer"), str) and isinstance(tokenizer.get("lowercase"), bool)):
+            raise ArgumentError("a store is made of an order, a number of shards and a tokenizer")
+        check_shape(order, shards)
+        if not seal.exists(self._path):        # else this is asked again
+            creation.create_store(self._path, order, shards, {name: tokenizer[name] for name in ("tokenizer", "lowercase")})
+        self._made = True
+        return {}, {}
+
+    def idle(self) -> None:
+        """End, once the answer has had time to leave."""
+        if self._made:
+            self._stop()
+
+
+def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callable[[], None]]:
+    from kvps.jobs import served
+
+    if child.number != ROOT:
+        from kvps.ps.shard_service import ShardService
+
+        shard = stack.enter_context(contextlib.closing(ShardService(Path(child.store), child.number, served.SHARD)))
+        return shard.functions(), shard.runner.idle
+    from kvps.jobs.status import status_of
+    from kvps.ps.calls import Runner
+    from kvps.ps.root_service import RootService
+    from kvps.ps.serving import TableService
+
+    shards = json.loads(_line(sys.stdin.buffer, START_S))
+    root = stack.enter_context(contextlib.closing(RootService(Path(child.store), shards)))
+    tables = stack.enter_context(contextlib.closing(TableService(Path(child.store))))
+
+    def status(store: StoreDirectory) -> dict:
+        return status_of(store, root.session())
+
+    runner = stack.enter_context(contextlib.closing(Runner(lambda message: root.directory,
+                                                           {**served.STORE, status_of.__name__: status})))
+    return {**tables.functions(), **root.functions(), **runner.functions(changes=False)}, runner.idle
+
+
+def _watch_starter() -> None:
+    """End this process at once when its starter is gone, whatever it is at: everything that is acknowledged is on disk."""
+    with contextlib.suppress(OSError):
+        while os.read(0, 1):
+            pass
+    os._exit(1)
+
+
+def main() -> None:
+    """Be one server."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)      # Ctrl-C is the starter's, which tells us
+    try:
+        serve_child(Child(**json.loads(sys.argv[1])))
+    except KvpsError as exc:
+        log.error("%s", exc)
+        sys.exit(exc.exit_code)
+
+
+if __name__ == "__main__":
+    main()

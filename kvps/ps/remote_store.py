@@ -1,0 +1,345 @@
+"""A store behind servers: RemoteDirectory, RemoteRoot and RemoteShard stand for StoreDirectory, Root and Shard.
+
+Jobs cannot tell the difference. What reads much runs where the store is (calls.py); see root_service.py and
+shard_service.py for the other end.
+"""
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self, TypeVar
+
+import numpy as np
+
+from kvps.errors import KvpsError, StoreError, StoreLocked
+from kvps.ps import calls
+from kvps.ps.connection import Connection
+from kvps.ps.protocol import ProtocolError
+from kvps.ps.remote import endpoint
+
+KEEP_ALIVE_S = 1.0
+SILENT_S = 2.5                 # who says so much less often than it should is perhaps gone: wait until that is known
+GRACE_S = 1.5                  # at least so long a client waits for a session
+RETRY_S = 0.1
+STAGE_BYTES = 8 << 20          # of the chunks of a split in one message
+
+T = TypeVar("T")
+
+
+class RemoteRoot:
+    """The root of a store; each call asks its server."""
+
+    def __init__(self, connection: Connection, identity: dict) -> None:
+        """Take the connection to the root's server."""
+        self._connection = connection
+        self.identity = identity
+
+    def _read(self, method: str, **arguments: Any) -> Any:
+        return self._connection.call("root", {"method": method, "arguments": arguments}).call["result"]
+
+    def _change(self, method: str, **arguments: Any) -> None:
+        self._connection.call("root-change", {"method": method, "arguments": arguments})
+
+    def state(self) -> dict:
+        """As Root.state()."""
+        return self._read("state")
+
+    def history(self) -> list[dict]:
+        """As Root.history()."""
+        return self._read("history")
+
+    def counted(self, digest: str) -> int | None:
+        """As Root.counted()."""
+        return self._read("counted", digest=digest)
+
+    def inputs(self) -> dict[str, dict]:
+        """As Root.inputs()."""
+        return self._read("inputs")
+
+    def job(self) -> dict | None:
+        """As Root.job()."""
+        return self._read("job")
+
+    def labels(self) -> dict[str, dict]:
+        """As Root.labels()."""
+        return self._read("labels")
+
+    def next_word(self) -> int:
+        """As Root.next_word()."""
+        return self._read("next_word")
+
+    def bytes(self) -> dict[str, int]:
+        """As Root.bytes()."""
+        return self._read("bytes")
+
+    def claim(self) -> None:
+        """Do nothing: the session has its epoch."""
+
+    def begin_job(self, record: dict) -> None:
+        """As Root.begin_job()."""
+        self._change("begin_job", record=record)
+
+    def clear_job(self) -> None:
+        """As Root.clear_job()."""
+        self._change("clear_job")
+
+    def commit_job(self, version: int, d_tokens: int, d_sentences: int, history: dict, inputs_delta: Mapping[str, int], *,
+                   generations: Sequence[int] | None = None, label: str | None = None, gone_labels: Sequence[str] = ()) -> None:
+        """As Root.commit_job()."""
+        self._change("commit_job", version=version, d_tokens=d_tokens, d_sentences=d_sentences, history=history,
+                     inputs_delta=dict(inputs_delta), generations=generations and list(generations), label=label,
+                     gone_labels=list(gone_labels))
+
+    def words(self) -> Iterator[tuple[int, bytes]]:
+        """As Root.words()."""
+        first, more = 0, True
+        while more:
+            reply = self._connection.call("words", {"first": first})
+            blob, more, at = reply.arrays["segments"].tobytes(), reply.call["more"], 0
+            for start, n in zip(reply.arrays["first"].tolist(), reply.arrays["bytes"].tolist(), strict=True):
+                yield start, blob[at:at + n]
+                first, at = start + 1, at + n
+
+    def add_words(self, first_id: int, blob: bytes) -> None:
+        """Do nothing: share_words() has stored them."""
+
+    def share_words(self, segment: bytes) -> np.ndarray:
+        """Return the store's ids of the words of a segment, uint32; new ones are stored first."""
+        return self._connection.call("share-words", arrays={"segment": np.frombuffer(segment, np.uint8)}).arrays["ids"]
+
+
+class RemoteShard:
+    """One shard; each call asks its server. Calls from several threads take turns."""
+
+    def __init__(self, connection: Connection, number: int) -> None:
+        """Take the connection to the shard's server."""
+        self._connection, self.shard = connection, number
+
+    def fence(self) -> None:
+        """Let the shard take nothing any more from earlier sessions."""
+        self._connection.call("fence")
+
+    def splits(self, job: str) -> dict[int, dict]:
+        """As Shard.splits()."""
+        return dict(self._connection.call("splits", {"job": job}).call["splits"])
+
+    def begin_apply(self, job: str, split: int, version: int, chunks: Sequence[tuple[bytes, int]], row: dict, *,
+                    label: str | None = None) -> Callable[[], bool]:
+        """Send a split on its way; what is returned waits until it is there, and returns what Shard.apply() does."""
+        parts = _parts(chunks)
+        last = {"job": job, "split": split, "version": version, "row": row, "label": label, "staged": len(parts) - 1}
+
+        def send() -> int:
+            for number, part in enumerate(parts[:-1]):
+                self._connection.call("stage", {"job": job, "split": split, "part": number}, part)
+            return self._connection.begin("apply", last, parts[-1])
+
+        sent = send()
+
+        def finish() -> bool:
+            reply = self._connection.wait(sent).call
+            while "missing" in reply:              # the server was started again in the middle
+                reply = self._connection.wait(send()).call
+            return reply["applied"]
+
+        return finish
+
+    def drop(self, job: str, version: int) -> None:
+        """As Shard.drop()."""
+        self._connection.call("drop", {"job": job, "version": version})
+
+    def mark(self, labels: Iterable[str], version: int) -> None:
+        """As Shard.mark()."""
+        self._connection.call("mark", {"labels": list(labels), "version": version})
+
+    def sweep(self, version: int, job: str | None) -> int:
+        """As Shard.sweep()."""
+        return self._connection.call("sweep", {"version": version, "job": job}).call["removed"]
+
+    def run(self, function: Callable[..., T], *, here: Mapping[str, Any] | None = None, **arguments: Any) -> T:
+        """As Shard.run(): `here` stays here, so means nothing there."""
+        return calls.run(self._connection, function, arguments)
+
+    def facts(self) -> dict:
+        """Return its "generation", "file" and "live" [bytes], "runs" and "keys"."""
+        return self._connection.call("facts").call
+
+    @property
+    def generation(self) -> int:
+        """As Shard.generation."""
+        return self.facts()["generation"]
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+
+def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, np.ndarray]]:
+    """Return the arrays of as many messages as some chunks take, one at least."""
+    groups: list[list[tuple[bytes, int]]] = [[]]
+    n_bytes = 0
+    for payload, n_keys in chunks:
+        if groups[-1] and n_bytes + len(payload) > STAGE_BYTES:
+            groups.append([])
+            n_bytes = 0
+        groups[-1].append((payload, n_keys))
+        n_bytes += len(payload)
+    return [{"chunks": np.frombuffer(b"".join(payload for payload, _ in group), np.uint8),
+             "lengths": np.array([len(payload) for payload, _ in group], np.uint32),
+             "keys": np.array([n_keys for _, n_keys in group], np.uint32)} for group in groups]
+
+
+class RemoteDirectory:
+    """A store that a server serves, open. Made by connect_store()."""
+
+    def __init__(self, address: str, *, keys: str | Path | None = None, writable: bool = False, wait: float = 0.0,
+                 command: str = "", make: dict[str, Any] | None = None, retry_s: float = 2.0, patience_s: float = 60.0) -> None:
+        """Connect, and begin a session if `writable`.
+
+        Args:
+            address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET.
+            keys: our folder of keys, for a server that has some.
+            wait: how long a writer waits for another one [s].
+            command: what the writer is about to do, for the messages of others.
+            make: "order", "shards" and "tokenizer" of the store, where there is none yet.
+            retry_s, patience_s: as Connection's.
+
+        Raises:
+            Unreachable: no answer. StoreLocked: another client is writing. StoreError: there is no store yet.
+        """
+        self.address = self.path = address
+        self.writable = writable
+        self._options = {"keys": keys, "retry_s": retry_s, "patience_s": patience_s}
+        self._client, self._stack = os.urandom(16), contextlib.ExitStack()
+        self._ended = threading.Event()
+        self._keeping: threading.Thread | None = None
+        self._connection = self._connected(endpoint(address))
+        try:
+            facts = self._facts(make)
+            self.identity = facts["identity"]
+            self.root = RemoteRoot(self._connection, self.identity)
+            self.shards = [RemoteShard(self._connected(self._place(there)), number) for number, there in enumerate(facts["shards"])]
+            if writable:
+                self._begin(command, wait)
+        except BaseException:
+            self.close()
+            raise
+
+    def _facts(self, make: dict[str, Any] | None) -> dict:
+        """Return what the server says of the store, once there is one."""
+        while True:
+            facts = self._connection.call("store").call
+            if "empty" not in facts:
+                return facts
+            if make is None:
+                raise StoreError(f"{self.address}: there is no store yet; kvps train {self.address} makes it", path=self.address)
+            with contextlib.suppress(ProtocolError):           # another client was faster: there is nothing more to make
+                self._connection.call("make", make)
+            time.sleep(RETRY_S)
+
+    def _connected(self, place: str) -> Connection:
+        connection = Connection(place, client=self._client, **self._options)
+        self._stack.callback(connection.close)
+        return connection
+
+    def _place(self, address: str) -> str:
+        """Return where a shard is served; a server that other machines reach does not know by which name they do."""
+        host, _, _ = self._connection.address.removeprefix("tcp://").rpartition(":")
+        return f"tcp://{host}:{address.rpartition(':')[2]}" if address.startswith("tcp://") else address
+
+    # the session of a writer
+
+    def _begin(self, command: str, wait: float) -> None:
+        deadline = time.monotonic() + max(wait, GRACE_S)
+        while True:
+            try:
+                epoch = self._connection.call("begin", {"command": command}).call["epoch"]
+                break
+            except StoreLocked as exc:
+                if time.monotonic() > deadline and not getattr(exc, "silent_s", 0) > SILENT_S:
+                    raise
+                time.sleep(RETRY_S)
+        self.take_part(epoch)
+        for shard in self.shards:
+            shard.fence()
+        alive = self._connected(self._connection.address)
+        alive.epoch, alive.patience_s = epoch, SILENT_S
+        self._keeping = threading.Thread(target=self._keep_alive, args=(alive, command), name="session", daemon=True)
+        self._keeping.start()
+
+    def take_part(self, epoch: int) -> None:
+        """Write in the session of this epoch: our own, or, of a worker, another client's."""
+        for connection in (self._connection, *(shard._connection for shard in self.shards)):
+            connection.epoch = epoch
+
+    def _keep_alive(self, connection: Connection, command: str) -> None:
+        """Say that we are alive until the end; a server that is gone, or has given us up, is noticed by the work itself."""
+        while not self._ended.wait(KEEP_ALIVE_S):
+            with contextlib.suppress(KvpsError):
+                connection.call("renew", {"command": command})
+
+    # what StoreDirectory has
+
+    def run(self, function: Callable[..., T], *, here: Mapping[str, Any] | None = None, **arguments: Any) -> T:
+        """As StoreDirectory.run(): `here` stays here, so means nothing there."""
+        return calls.run(self._connection, function, arguments)
+
+    @property
+    def spool(self) -> Path:
+        """Where copies of text are kept that can be read only once: on this machine, in the user's cache."""
+        import platformdirs
+
+        return Path(platformdirs.user_cache_dir("kvps")) / self.identity["uuid"] / "spool"
+
+    def free_bytes(self) -> int:
+        """As StoreDirectory.free_bytes()."""
+        return self._connection.call("store").call["free_bytes"]
+
+    def reseal(self) -> None:
+        """As StoreDirectory.reseal()."""
+        self._connection.call("reseal")
+
+    def generations(self) -> list[int]:
+        """As StoreDirectory.generations()."""
+        return [shard.generation for shard in self.shards]
+
+    def bytes(self) -> dict[str, int]:
+        """As StoreDirectory.bytes()."""
+        parts = [self.root.bytes(), *(shard.facts() for shard in self.shards)]
+        return {key: sum(part[key] for part in parts) for key in ("file", "live")}
+
+    # what workers share
+
+    def join(self) -> tuple[int, dict | None]:
+        """Return the epoch of the session that is at work, and the job that is counted in it, if there is one."""
+        reply = self._connection.call("join").call
+        return reply["epoch"], reply["job"]
+
+    def claim(self, job: str, split: int) -> bool:
+        """Return whether we should count a split, and no other worker."""
+        return self._connection.call("claim", {"job": job, "split": split}).call["yours"]
+
+    def release(self) -> None:
+        """Leave the splits that we have claimed and not counted to others."""
+        self._connection.call("release")
+
+    def close(self) -> None:
+        """End the session, and close all connections."""
+        with self._stack:
+            self._ended.set()
+            if self._keeping is not None:
+                self._keeping.join()               # or it would begin the session again
+                self._keeping = None
+                with contextlib.suppress(KvpsError):
+                    self._connection.patience_s = min(self._connection.patience_s, SILENT_S)
+                    self._connection.call("end")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -1,0 +1,238 @@
+"""What the server of a store's root answers: who may write, what the root says, and the ids of words.
+
+One client at a time has the session, in which it writes to the root and the shards; workers of its job take part in it.
+A session has an epoch, kept in LMDB, that is greater than that of every session before: who was silent for too long, and
+whose session another client was given, can write no more, neither here nor in a shard that has heard of the new one.
+"""
+from __future__ import annotations
+
+import dataclasses
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvps.errors import ArgumentError, StoreError, StoreLocked
+from kvps.ps.protocol import Message
+from kvps.ps.server import Answer, Function
+from kvps.store import layout, seal
+from kvps.store.directory import StoreDirectory
+from kvps.store.root import Root
+from kvps.text.tokenize import SEPARATORS
+from kvps.text.vocabulary import Vocabulary, unpack_segment
+
+SESSION_S = 5.0                # a holder that is silent for so long loses its session to the next that asks
+WORDS_BYTES = 8 << 20          # of the vocabulary in one message
+CLAIM_S = 30.0                 # a worker that is silent for so long leaves its splits to others
+SPACE = np.frombuffer((SEPARATORS + "\n").encode(), np.uint8)
+
+READS = ("state", "history", "counted", "inputs", "job", "labels", "next_word", "bytes")
+CHANGES = ("begin_job", "clear_job", "commit_job")
+
+
+@dataclasses.dataclass
+class Session:
+    """Who writes."""
+
+    client: bytes
+    command: str
+    started: float             # [s since 1970]
+    heard: float               # [s], monotonic
+
+
+class RootService:
+    """The root of a store, open for writing, and its directory, open for reading; under the owner lock of whoever started us."""
+
+    def __init__(self, path: Path, shards: list[str]) -> None:
+        """Open; `shards` are the addresses of the shards' servers."""
+        self.shards = shards
+        self.directory = StoreDirectory(path, False, None)
+        name = seal.read(path)["root"]
+        self.root = Root.open(path / name, writable=True)
+        self.root.adopt()
+        self._name = name
+        self._session: Session | None = None
+        self._vocabulary: Vocabulary | None = None
+        self._turn = threading.Lock()
+        self._claims: dict[tuple[str, int], tuple[bytes, float]] = {}      # (job, split) -> (worker, when heard)
+
+    def functions(self) -> dict[str, Function]:
+        """Return what a Server is to answer; all of it is short, and done one after another."""
+        return {name: Function(answer, changes=True) for name, answer in (
+            ("store", self.store), ("begin", self.begin), ("renew", self.renew), ("end", self.end), ("join", self.join),
+            ("root", self.read), ("root-change", self.change), ("words", self.words), ("share-words", self.share_words),
+            ("claim", self.claim), ("release", self.release), ("reseal", self.reseal))}
+
+    # sessions
+
+    def store(self, message: Message) -> Answer:
+        """Say what the store is, and where its shards are served."""
+        return {"identity": self.root.identity, "shards": self.shards, "path": str(self.directory.path),
+                "free_bytes": self.directory.free_bytes()}, {}
+
+    def begin(self, message: Message) -> Answer:
+        """Give the sender the session, unless another client has it."""
+        held, now = self._session, time.monotonic()
+        command = message.call.get("command")
+        if not isinstance(command, str):
+            raise ArgumentError("a session is begun for a command")
+        if held is not None and held.client != message.client and now - held.heard < SESSION_S:
+            raise StoreLocked(f"{self.directory.path}: another client of its server is using it ({held.command}); wait for it, or "
+                              "give --wait SECONDS", path=str(self.directory.path), silent_s=round(now - held.heard, 3))
+        if held is None or held.client != message.client:
+            self.root.renew()
+            self._session = Session(message.client, command, time.time(), now)
+            self._claims.clear()
+        return {"epoch": self.root.epoch}, {}
+
+    def renew(self, message: Message) -> Answer:
+        """Note that the holder of the session is alive; it may have been given the session before this server was started."""
+        self._check(message)
+        return {}, {}
+
+    def end(self, message: Message) -> Answer:
+        """End the sender's session."""
+        if self._session is not None and self._session.client == message.client:
+            self._session = None
+        return {}, {}
+
+    def join(self, message: Message) -> Answer:
+        """Give a worker the epoch of the session that is at work, and its job."""
+        held = self._session
+        alive = held is not None and time.monotonic() - held.heard < SESSION_S
+        return {"epoch": self.root.epoch, "job": self.root.job() if alive else None}, {}
+
+    def claim(self, message: Message) -> Answer:
+        """Say whether a worker should count a split. Only so that no two do the same: the ledgers see that it counts once."""
+        job, split, now = message.call.get("job"), message.call.get("split"), time.monotonic()
+        if not isinstance(job, str) or not isinstance(split, int):
+            raise ArgumentError("a claim is for a split of a job")
+        for key, (worker, _) in list(self._claims.items()):
+            if worker == message.client:
+                self._claims[key] = worker, now
+        holder = self._claims.get((job, split))
+        if holder is not None and holder[0] != message.client and now - holder[1] < CLAIM_S:
+            return {"yours": False}, {}
+        self._claims[job, split] = message.client, now
+        return {"yours": True}, {}
+
+    def release(self, message: Message) -> Answer:
+        """Leave the sender's splits to others."""
+        self._claims = {key: holder for key, holder in self._claims.items() if holder[0] != message.client}
+        return {}, {}
+
+    def _check(self, message: Message) -> None:
+        """Refuse who has not the session, or has it no more; hear who has it."""
+        held = self._session
+        if message.epoch != self.root.epoch or (held is not None and held.client != message.client):
+            raise StoreLocked(f"{self.directory.path}: another client has taken the store over; run the command again",
+                              path=str(self.directory.path))
+        if held is None:
+            self._session = Session(message.client, str(message.call.get("command", "")), time.time(), time.monotonic())
+        else:
+            held.heard = time.monotonic()
+
+    def session(self) -> dict[str, Any] | None:
+        """Return {"command", "started"} of the client that writes, or None."""
+        held = self._session
+        if held is None or time.monotonic() - held.heard > SESSION_S:
+            return None
+        return {"command": held.command, "started": held.started}
+
+    # the root
+
+    def read(self, message: Message) -> Answer:
+        """Call a method of the root that changes nothing."""
+        return {"result": self._method(message, READS)()}, {}
+
+    def change(self, message: Message) -> Answer:
+        """Call a method of the root that changes it, once, however often it is asked."""
+        self._check(message)
+        method = self._method(message, CHANGES)
+        if not self._done_before(message.call):
+            method()
+        return {"result": None}, {}
+
+    def _method(self, message: Message, names: tuple[str, ...]) -> Callable[[], Any]:
+        name, arguments = message.call.get("method"), message.call.get("arguments")
+        if name not in names or not isinstance(arguments, dict):
+            raise ArgumentError(f"the root has no {name!r:.80} to call; there are {', '.join(names)}")
+        try:
+            return lambda: getattr(self.root, name)(**arguments)
+        except TypeError as exc:
+            raise ArgumentError(f"{name}: {exc}") from exc
+
+    def _done_before(self, call: dict) -> bool:
+        """Return whether this change was made before, and its answer lost."""
+        job, arguments = self.root.job(), call["arguments"]
+        if call["method"] == "begin_job":
+            record = arguments.get("record")
+            return job is not None and isinstance(record, dict) and job["id"] == record.get("id")
+        if call["method"] == "commit_job" and job is None:
+            state, made = self.root.state(), arguments.get("history")
+            if state["version"] == arguments.get("version") and isinstance(made, dict):
+                return self.root.history()[-1].get("job") == made.get("job")
+        return False
+
+    def reseal(self, message: Message) -> Answer:
+        """Write down how far the store has come."""
+        self._check(message)
+        seal.renew(self.directory.path, self._name, self.root)
+        return {}, {}
+
+    # words
+
+    def words(self, message: Message) -> Answer:
+        """Return segments of the vocabulary from a word on, as many as one message takes."""
+        first = message.call.get("first")
+        found, n_bytes, more = [], 0, False
+        for start, segment in self.root.words():
+            if start < first:
+                continue
+            if found and n_bytes + len(segment) > WORDS_BYTES:
+                more = True
+                break
+            found.append((start, segment))
+            n_bytes += len(segment)
+        return ({"more": more}, {"first": np.array([start for start, _ in found], np.uint32),
+                                 "bytes": np.array([len(segment) for _, segment in found], np.uint32),
+                                 "segments": np.frombuffer(b"".join(segment for _, segment in found), np.uint8)})
+
+    def share_words(self, message: Message) -> Answer:
+        """Return the ids of words, which are stored where they are new."""
+        segment = message.arrays.get("segment")
+        if segment is None or segment.dtype != np.uint8:
+            raise ArgumentError("no segment of words")
+        lengths, letters = unpack_segment(segment.tobytes())
+        if len(lengths) == 0 or lengths.min() == 0 or np.isin(letters, SPACE).any():
+            raise ArgumentError("a word is empty or contains a separator")
+        with self._turn:
+            if self._vocabulary is None:
+                self._vocabulary = Vocabulary(self.root.words())
+            blob, ends = letters.tobytes(), np.cumsum(lengths).tolist()
+            text = b" ".join(blob[a:b] for a, b in zip([0, *ends], ends, strict=False))
+            ids = np.empty(len(text) + 1, np.uint32)
+            n_ids, n_sentences, reserved = self._vocabulary.encode(np.frombuffer(text, np.uint8), ids, skip_reserved=False)
+            if reserved >= 0 or (n_ids, n_sentences) != (len(lengths) + 1, 1):
+                raise ArgumentError("a word is reserved")
+            self._vocabulary.store_new(self.root.add_words)
+        return {}, {"ids": ids[:len(lengths)]}
+
+    def close(self) -> None:
+        """Write down how far the store has come, and close it."""
+        try:
+            seal.renew(self.directory.path, self._name, self.root)
+        except StoreError:
+            pass                       # without it the next one to open looks more closely
+        finally:
+            self.root.close()
+            self.directory.close()
+
+
+def shard_folder(directory: StoreDirectory, number: int) -> Path:
+    """Return the folder of a shard of an open store."""
+    state = directory.root.state()
+    return layout.shard_folder(directory.path, number, state["shards"][number]["dir"])

@@ -1,0 +1,132 @@
+"""What the server of one shard answers: the calls of Shard that jobs make, and functions that run where the shard is.
+
+A change names the epoch of its session, and one of an earlier session than the last that this shard has heard of is
+refused; the shard keeps the number in LMDB with whatever it writes.
+"""
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kvps.errors import ArgumentError, StoreLocked
+from kvps.ps.calls import Runner
+from kvps.ps.protocol import Message
+from kvps.ps.root_service import shard_folder
+from kvps.ps.server import Answer, Function
+from kvps.store import layout
+from kvps.store.directory import StoreDirectory
+from kvps.store.shard import Shard
+
+MAX_STAGED_BYTES = 256 << 20   # of splits that come in several messages
+
+
+class ShardService:
+    """One shard, open for writing, under the owner lock of whoever started us."""
+
+    def __init__(self, path: Path, number: int, functions: Mapping[str, Callable]) -> None:
+        """Open shard `number` of the store at `path`; `functions` may be run with it."""
+        self._directory = StoreDirectory(path, False, None)
+        with self._directory.snapshot():           # opens the shards, and looks whether they fit the root
+            self._epoch = self._directory.root.state()["epoch"]
+            self.shard = Shard.open(shard_folder(self._directory, number), self._directory.identity["uuid"], True, shard=number,
+                                    map_bytes=layout.map_bytes(self._directory.identity["shards"]))
+        self.runner = Runner(self._current, functions)
+        self._staged: OrderedDict[tuple[bytes, str, int], dict[int, list[tuple[bytes, int]]]] = OrderedDict()
+
+    def functions(self) -> dict[str, Function]:
+        """Return what a Server is to answer; requests are answered one after another, as a shard takes them."""
+        own = {name: Function(answer, changes=True) for name, answer in (
+            ("fence", self.fence), ("stage", self.stage), ("apply", self.apply), ("splits", self.splits), ("drop", self.drop),
+            ("mark", self.mark), ("sweep", self.sweep), ("facts", self.facts))}
+        return {**own, **self.runner.functions(changes=True)}
+
+    def _current(self, message: Message) -> Shard:
+        """Return the shard for a change by the sender; StoreLocked where its session is over."""
+        if message.epoch < self._epoch:
+            raise StoreLocked(f"{self.shard.path}: another client has taken the store over; run the command again",
+                              path=str(self.shard.path), shard=self.shard.shard)
+        self._epoch = self.shard.epoch = message.epoch
+        return self.shard
+
+    def fence(self, message: Message) -> Answer:
+        """Take nothing any more from sessions before the sender's."""
+        self._current(message)
+        return {}, {}
+
+    def stage(self, message: Message) -> Answer:
+        """Keep a part of a split until the rest of it comes."""
+        self._current(message)
+        key = message.client, _field(message, "job", str), _field(message, "split", int)
+        self._staged.setdefault(key, {})[_field(message, "part", int)] = _chunks(message)
+        while sum(len(chunk) for parts in self._staged.values() for part in parts.values() for chunk, _ in part) > MAX_STAGED_BYTES:
+            self._staged.popitem(last=False)
+        return {}, {}
+
+    def apply(self, message: Message) -> Answer:
+        """Add a split; "missing" where parts of it are not here any more."""
+        shard = self._current(message)
+        job, split = _field(message, "job", str), _field(message, "split", int)
+        staged, n_staged = self._staged.pop((message.client, job, split), {}), _field(message, "staged", int)
+        if sorted(staged) != list(range(n_staged)):
+            if split in shard.splits(job):
+                return {"applied": False}, {}
+            return {"missing": True}, {}
+        chunks = [chunk for part in range(n_staged) for chunk in staged[part]] + _chunks(message)
+        label = message.call.get("label")
+        return {"applied": shard.apply(job, split, _field(message, "version", int), chunks, _field(message, "row", dict),
+                                       label=None if label is None else _field(message, "label", str))}, {}
+
+    def splits(self, message: Message) -> Answer:
+        """Return the ledger of a job."""
+        return {"splits": list(self.shard.splits(_field(message, "job", str)).items())}, {}
+
+    def drop(self, message: Message) -> Answer:
+        """Roll a job back."""
+        self._current(message).drop(_field(message, "job", str), _field(message, "version", int))
+        return {}, {}
+
+    def mark(self, message: Message) -> Answer:
+        """Let later versions no longer see some labels."""
+        self._current(message).mark(_field(message, "labels", list), _field(message, "version", int))
+        return {}, {}
+
+    def sweep(self, message: Message) -> Answer:
+        """Remove what nobody needs."""
+        job = None if message.call.get("job") is None else _field(message, "job", str)
+        return {"removed": self._current(message).sweep(_field(message, "version", int), job)}, {}
+
+    def facts(self, message: Message) -> Answer:
+        """Return generation, bytes and runs."""
+        runs = self.shard.runs()
+        return {"shard": self.shard.shard, "generation": self.shard.generation, "runs": len(runs),
+                "keys": sum(run.n_keys for run in runs), **self.shard.bytes()}, {}
+
+    def close(self) -> None:
+        """Close the shard."""
+        self.runner.close()
+        self.shard.close()
+        self._directory.close()
+
+
+def _field(message: Message, name: str, kind: type) -> Any:
+    value = message.call.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ArgumentError(f"{message.call['call']}: {name} is {type(value).__name__}, expected {kind.__name__}")
+    return value
+
+
+def _chunks(message: Message) -> list[tuple[bytes, int]]:
+    """Return the chunks (payload, number of keys) that came as one array with the length and keys of each."""
+    try:
+        data, lengths, keys = (message.arrays[name] for name in ("chunks", "lengths", "keys"))
+        ends = np.cumsum(lengths, dtype=np.int64).tolist()
+        if data.dtype != np.uint8 or (ends[-1] if ends else 0) != len(data) or len(keys) != len(lengths):
+            raise ValueError("lengths do not add up")
+        blob = data.tobytes()
+        return [(blob[a:b], n) for a, b, n in zip([0, *ends], ends, keys.tolist(), strict=False)]
+    except (KeyError, ValueError, TypeError) as exc:
+        raise ArgumentError(f"{message.call['call']}: no chunks: {exc}") from exc
