@@ -33,7 +33,7 @@ from kvps.units import cpu_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from kvps.ps.remote import RemoteTables
+    from kvps.api.remote import RemoteStore
 
 Path_ = str | PathLike[str]
 
@@ -102,21 +102,25 @@ def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: s
     return Store(open_store(path, writable, wait, command="open"), tokenizer)
 
 
-def connect(address: str, *, keys: Path_ | None = None, retry_s: float = 2.0, patience_s: float = 60.0) -> RemoteTables:
-    """Connect to the server of a store (kvps serve), for its tables.
+def connect(address: str, *, keys: Path_ | None = None, tokenizer: str | None = None, retry_s: float = 2.0,
+            patience_s: float = 60.0) -> RemoteStore:
+    """Connect to the server of a store (kvps serve); what is returned has the interface of a Store.
+
+    A server that is not there is noticed by the first call.
 
     Args:
         address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET.
         keys: our folder of keys, made by kvps keygen, for a server that has some.
+        tokenizer: as in open(); text is made words here, and the server never runs code that a client names.
         retry_s: how long a call waits for its answer before it asks again [s].
         patience_s: how long it asks again before it raises Unreachable [s].
 
     Raises:
         ArgumentError: no such address. StoreError: keys that cannot be read, or pyzmq is missing.
     """
-    from kvps.ps.remote import RemoteTables
+    from kvps.api.remote import RemoteStore
 
-    return RemoteTables(address, keys=keys, retry_s=retry_s, patience_s=patience_s)
+    return RemoteStore(address, keys=keys, tokenizer=tokenizer, retry_s=retry_s, patience_s=patience_s)
 
 
 def restore(place: Path_, into: Path_, name: str | None = None, *, version: int | None = None, wait: float = 0.0,
@@ -393,7 +397,7 @@ class Store:
         if isinstance(ngrams, (str, bytes)):
             raise ArgumentError("expected an iterable of n-grams, not one text; use count() for a single one")
         rows = [words_of(ngram, number) for number, ngram in enumerate(ngrams, 1)]
-        return [found["raw"] for found in listing.counts(self._reader(), rows)]
+        return [found["raw"] for found in self._reader().run(listing.counts, ngrams=rows)]
 
     def dump(self, k: int, *, in_order: bool = False,
              threads: int | None = None) -> Iterator[tuple[tuple[str, ...], int]]:
@@ -401,7 +405,7 @@ class Store:
 
         in_order: in byte order of the lines that `kvps dump` prints; otherwise in no order that means anything.
         """
-        with contextlib.closing(listing.dump(self._reader(), k, in_order=in_order, threads=threads)) as blocks:
+        with contextlib.closing(self._reader().run(listing.dump, k=k, in_order=in_order, here={"threads": threads})) as blocks:
             for block in blocks:
                 for line in block.decode().split("\n")[:-1]:
                     words, _, count = line.rpartition("\t")
@@ -425,7 +429,7 @@ class Store:
         Each has "version", "command", "label", "gone_labels", "tokens" and "sentences" (added; below 0: taken away), "inputs"
         (each "name" and "digest"), "started" and "time" [s since 1970].
         """
-        return versions.history(self._reader())
+        return self._reader().run(versions.history)
 
     def close(self) -> None:
         """Close the store, and let the next writer in if it was writable."""

@@ -37,6 +37,8 @@ COMMANDS = {
     "counts": "Show raw and adjusted counts of n-grams of any order.",
     "dump": "Print every K-gram with its raw count: w1 ... wK<TAB>count.",
     "serve": "Serve a store to other processes and machines, until SIGTERM or Ctrl-C.",
+    "work": "Count a part of the text of a train, update or forget that is at work at ADDRESS, until it is over.",
+    "servers": "Show the servers of a store: state, load, lag, memory and bytes.",
     "keygen": "Make the keys of a server in DIR, and those of clients, which the server then lets in.",
     "check": "Look for damage in a store, and change nothing.",
     "recover": "Make a damaged store sound again, after showing how.",

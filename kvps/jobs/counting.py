@@ -116,22 +116,23 @@ class Worker:
 
 
 def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input], *,
-                 threads: int, progress: Callable[[int], None]) -> None:
+                 threads: int, progress: Callable[[int], None], seen_as: list[tuple[dict, dict]] | None = None) -> None:
     """Apply every split of a job that some shard does not have yet; other workers may have claimed some of them.
 
+    seen_as: of each input, its fingerprint here and the one that the job's record has for the same text; of a worker elsewhere.
     `progress` is called with the bytes counted since the last call, as they lie on disk. An exception in one worker, or
     an interrupt, lets the others finish their splits and is raised then: nothing is half done.
     """
-    _Counting(store, vocabulary, tokenizer, job, inputs, threads, progress).run()
+    _Counting(store, vocabulary, tokenizer, job, inputs, threads, progress, seen_as).run()
 
 
 class _Counting:
     """The splits of one job, counted by this process."""
 
     def __init__(self, store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input],
-                 threads: int, progress: Callable[[int], None]) -> None:
+                 threads: int, progress: Callable[[int], None], seen_as: list[tuple[dict, dict]] | None) -> None:
         self._store, self._vocabulary, self._tokenizer, self._job, self._inputs = store, vocabulary, tokenizer, job, inputs
-        self._threads, self._progress = threads, progress
+        self._threads, self._progress, self._seen_as = threads, progress, seen_as
         self._idle: list[Worker] = []
         self._stop = threading.Event()
         self._tidying = [threading.Lock() for _ in store.shards]
@@ -204,7 +205,10 @@ class _Counting:
                 raise _reserved_word(text, reserved, split, name)
             self._vocabulary.store_new(self._store.root.add_words)
             # words: a root that knows fewer has lost some that this split's n-grams are made of
-            row |= {"tokens": tokens, "sentences": sentences, "words": len(self._vocabulary), "seen": task.seen,
+            seen = task.seen
+            if self._seen_as is not None and seen == self._seen_as[task.input][0]:
+                seen = self._seen_as[task.input][1]
+            row |= {"tokens": tokens, "sentences": sentences, "words": len(self._vocabulary), "seen": seen,
                     "time": time.time()}
             sent = [shard.begin_apply(job["id"], task.number, job["version"], shard_chunks, row, label=job["label"])
                     for shard, shard_chunks in zip(shards, chunks, strict=True)]

@@ -4,10 +4,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from kvps.errors import ArgumentError
 from kvps.jobs import purge as purging
 from kvps.jobs import train as jobs
+from kvps.ps.places import address, open_place
 from kvps.store import checkpoint
-from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.directory import StoreDirectory
 
 
 def remove(path: str | Path, arguments: Sequence[str | Path] = (), *, tokenizer: str | None = None,
@@ -18,20 +20,24 @@ def remove(path: str | Path, arguments: Sequence[str | Path] = (), *, tokenizer:
     Returns what jobs.update() does, and "purged" (what purging.purge() says, or None) and "remains" (sentences).
     """
     options = options or jobs.Options()
-    with open_store(path, writable=True, wait=options.wait, command="forget") as store:
-        before = purging.sizes(store, options.threads) if receipt else None
+    if purge and address(path) is not None:
+        raise ArgumentError(f"{path}: a purge writes the files of the store anew, which its servers have open; stop them, and "
+                            "purge the folder")
+    here = {"threads": options.threads}
+    with open_place(path, writable=True, wait=options.wait, command="forget") as store:
+        before = store.run(purging.sizes, here=here) if receipt else None
         result = _forget(store, arguments, tokenizer, options)
         purged = purging.purge(store, threads=options.threads) if purge else None
-        held = purging.checkpoints_of(store)
+        held = store.run(purging.checkpoints_of)
         if checkpoints:
             place, _ = checkpoint.depot_of(store.path)
             for name in held:
                 checkpoint.delete(place, name)
             checkpoint.tidy(place)                 # what an earlier deletion left that was killed
             held = []
-        left = purging.remains(store, purge, held)
+        left = store.run(purging.remains, purged=purge, checkpoints=held)
         if receipt:
-            purging.write_receipt(receipt, store, result, before, purging.sizes(store, options.threads), left, purged)
+            purging.write_receipt(receipt, store, result, before, store.run(purging.sizes, here=here), left, purged)
     return {**result, "purged": purged, "remains": left}
 
 

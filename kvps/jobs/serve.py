@@ -39,6 +39,7 @@ SHORT_LIFE_S = 1.0             # who dies so soon after its start is started aga
 MAX_DELAY_S = 5.0
 STOP_S = 30.0                  # how long a server may take to finish its work before it is killed
 LOOK_S = 0.5
+HEIRS_S = 3.0                  # how long the servers of a starter that was killed may take to end
 
 
 @dataclasses.dataclass
@@ -96,18 +97,19 @@ class Starter:
         try:
             if seal.exists(store):
                 self._take_over()
+                self._start_all()
             else:
                 creation.refuse_place(store, False)
                 self._running = [_Running(Child(number=EMPTY, bind=bind, **self._told))]
-                self._start(self._running)
+                self._start_all()
         except BaseException:
             self.close()
             raise
 
     def _take_over(self) -> None:
-        """Become the writer of the store, and start all servers."""
+        """Become the writer of the store, whose servers are still to be started."""
         open_store(self._store).close()        # it is a store, before a lock is made in it
-        self._owner = OwnerLock(self._store, wait_s=self._wait, command="serve")
+        self._owner = OwnerLock(self._store, wait_s=max(self._wait, HEIRS_S), command="serve")
         with StoreDirectory(self._store, True, None) as directory:
             with directory.snapshot():
                 n_shards = len(directory.shards)
@@ -118,15 +120,18 @@ class Starter:
             directory.reseal()
         children = [Child(number=number, bind=place, **self._told) for number, place in enumerate(binds(self._bind, n_shards))]
         self._running = [_Running(child) for child in (*children, Child(number=ROOT, bind=self._bind, **self._told))]
-        self._start(self._running)
 
     @property
     def address(self) -> str:
         """Where the root is served."""
         return self._running[-1].child.bind
 
-    def _start(self, chosen: list[_Running]) -> None:
-        """Start servers, and wait until they are ready; from then on each is at the same address whenever it is started."""
+    def _start(self, chosen: list[_Running]) -> list[_Running]:
+        """Start servers, and wait until they are ready; from then on each is at the same address whenever it is started.
+
+        Returns those that ended before.
+        """
+        failed = []
         for running in chosen:
             running.began = time.monotonic()
             running.process = subprocess.Popen(
@@ -136,13 +141,20 @@ class Starter:
             child, process = running.child, running.process
             if child.number == ROOT:           # the last one: it is told where the others are
                 with contextlib.suppress(OSError):
-                    os.write(process.stdin.fileno(), json.dumps([other.child.bind for other in self._running[:-1]]).encode() + b"\n")
+                    places = [other.child.bind for other in self._running[:-1]]
+                    os.write(process.stdin.fileno(), json.dumps(places).encode() + b"\n")
             try:
                 child.bind = json.loads(_line(process.stdout, START_S))["address"]
             except ValueError:
                 process.kill()
-                raise StoreError(f"{child.store}: the server of {_name(child.number)} did not start", path=child.store) from None
+                failed.append(running)
             self._bind = child.bind if child.number < 0 else self._bind
+        return failed
+
+    def _start_all(self) -> None:
+        """Start all servers; StoreError where one does not come."""
+        if failed := self._start(self._running):
+            raise StoreError(f"{self._store}: the server of {_name(failed[0].child.number)} did not start", path=str(self._store))
 
     def run(self) -> None:
         """Start again whatever dies, until stop()."""
@@ -155,17 +167,15 @@ class Starter:
                     if running.process is not None and running.process.poll() is not None:
                         selector.unregister(running.process.stdout)
                         self._died(running, now)
-                        if running.child.number == EMPTY and seal.exists(self._store):
-                            self._take_over()
-                            self._watch(selector)
-                            break
-                    if running.process is None and now >= running.due and not self._stopping.is_set():
-                        try:
-                            self._start([running])
-                            selector.register(running.process.stdout, selectors.EVENT_READ, running)
-                        except StoreError as exc:
-                            log.warning("%s", exc)
-                            self._died(running, now)
+                if self._running[0].child.number == EMPTY and self._running[0].process is None and seal.exists(self._store):
+                    self._take_over()
+                due = [running for running in self._running if running.process is None and now >= running.due]
+                failed = [] if self._stopping.is_set() else self._start(due)
+                for running in due:
+                    if running in failed:
+                        self._died(running, time.monotonic())
+                    elif running.process is not None:
+                        selector.register(running.process.stdout, selectors.EVENT_READ, running)
 
     def _watch(self, selector: selectors.BaseSelector) -> None:
         for running in self._running:

@@ -9,6 +9,7 @@ from typing import Any
 from kvps.jobs.check import Check
 from kvps.jobs.compact import compact_label, crowded
 from kvps.jobs.history import history
+from kvps.jobs.purge import checkpoints_of, remains, sizes
 from kvps.jobs.scoring import log10, open_model, score_sentences, score_text, score_words
 from kvps.jobs.stats import statistics
 from kvps.jobs.verify import below_zero, n_keys
@@ -80,6 +81,7 @@ def delete_checkpoint(store: StoreDirectory, *, name: str, wait: float) -> dict[
 
 
 _STORE = (dump, counts, history, statistics, arpa_file, check_store, compile_model, open_model, score_text, score_sentences,
-          score_words, log10, make_checkpoint, list_checkpoints, verify_checkpoints, delete_checkpoint)
+          score_words, log10, make_checkpoint, list_checkpoints, verify_checkpoints, delete_checkpoint, sizes, remains,
+          checkpoints_of)
 _SHARD = (tidy, cancel, below_zero, n_keys, crowded, compact_label)
 STORE, SHARD = ({function.__name__: function for function in functions} for functions in (_STORE, _SHARD))

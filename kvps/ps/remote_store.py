@@ -20,6 +20,7 @@ from kvps.ps import calls
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import ProtocolError
 from kvps.ps.remote import endpoint
+from kvps.store import files
 
 KEEP_ALIVE_S = 1.0
 SILENT_S = 2.5                 # who says so much less often than it should is perhaps gone: wait until that is known
@@ -35,14 +36,14 @@ class RemoteRoot:
 
     def __init__(self, connection: Connection, identity: dict) -> None:
         """Take the connection to the root's server."""
-        self._connection = connection
+        self.connection = connection
         self.identity = identity
 
     def _read(self, method: str, **arguments: Any) -> Any:
-        return self._connection.call("root", {"method": method, "arguments": arguments}).call["result"]
+        return self.connection.call("root", {"method": method, "arguments": arguments}).call["result"]
 
     def _change(self, method: str, **arguments: Any) -> None:
-        self._connection.call("root-change", {"method": method, "arguments": arguments})
+        self.connection.call("root-change", {"method": method, "arguments": arguments})
 
     def state(self) -> dict:
         """As Root.state()."""
@@ -98,7 +99,7 @@ class RemoteRoot:
         """As Root.words()."""
         first, more = 0, True
         while more:
-            reply = self._connection.call("words", {"first": first})
+            reply = self.connection.call("words", {"first": first})
             blob, more, at = reply.arrays["segments"].tobytes(), reply.call["more"], 0
             for start, n in zip(reply.arrays["first"].tolist(), reply.arrays["bytes"].tolist(), strict=True):
                 yield start, blob[at:at + n]
@@ -109,7 +110,7 @@ class RemoteRoot:
 
     def share_words(self, segment: bytes) -> np.ndarray:
         """Return the store's ids of the words of a segment, uint32; new ones are stored first."""
-        return self._connection.call("share-words", arrays={"segment": np.frombuffer(segment, np.uint8)}).arrays["ids"]
+        return self.connection.call("share-words", arrays={"segment": np.frombuffer(segment, np.uint8)}).arrays["ids"]
 
 
 class RemoteShard:
@@ -117,15 +118,15 @@ class RemoteShard:
 
     def __init__(self, connection: Connection, number: int) -> None:
         """Take the connection to the shard's server."""
-        self._connection, self.shard = connection, number
+        self.connection, self.shard = connection, number
 
     def fence(self) -> None:
         """Let the shard take nothing any more from earlier sessions."""
-        self._connection.call("fence")
+        self.connection.call("fence")
 
     def splits(self, job: str) -> dict[int, dict]:
         """As Shard.splits()."""
-        return dict(self._connection.call("splits", {"job": job}).call["splits"])
+        return dict(self.connection.call("splits", {"job": job}).call["splits"])
 
     def begin_apply(self, job: str, split: int, version: int, chunks: Sequence[tuple[bytes, int]], row: dict, *,
                     label: str | None = None) -> Callable[[], bool]:
@@ -135,38 +136,38 @@ class RemoteShard:
 
         def send() -> int:
             for number, part in enumerate(parts[:-1]):
-                self._connection.call("stage", {"job": job, "split": split, "part": number}, part)
-            return self._connection.begin("apply", last, parts[-1])
+                self.connection.call("stage", {"job": job, "split": split, "part": number}, part)
+            return self.connection.begin("apply", last, parts[-1])
 
         sent = send()
 
         def finish() -> bool:
-            reply = self._connection.wait(sent).call
+            reply = self.connection.wait(sent).call
             while "missing" in reply:              # the server was started again in the middle
-                reply = self._connection.wait(send()).call
+                reply = self.connection.wait(send()).call
             return reply["applied"]
 
         return finish
 
     def drop(self, job: str, version: int) -> None:
         """As Shard.drop()."""
-        self._connection.call("drop", {"job": job, "version": version})
+        self.connection.call("drop", {"job": job, "version": version})
 
     def mark(self, labels: Iterable[str], version: int) -> None:
         """As Shard.mark()."""
-        self._connection.call("mark", {"labels": list(labels), "version": version})
+        self.connection.call("mark", {"labels": list(labels), "version": version})
 
     def sweep(self, version: int, job: str | None) -> int:
         """As Shard.sweep()."""
-        return self._connection.call("sweep", {"version": version, "job": job}).call["removed"]
+        return self.connection.call("sweep", {"version": version, "job": job}).call["removed"]
 
     def run(self, function: Callable[..., T], *, here: Mapping[str, Any] | None = None, **arguments: Any) -> T:
         """As Shard.run(): `here` stays here, so means nothing there."""
-        return calls.run(self._connection, function, arguments)
+        return calls.run(self.connection, function, arguments)
 
     def facts(self) -> dict:
         """Return its "generation", "file" and "live" [bytes], "runs" and "keys"."""
-        return self._connection.call("facts").call
+        return self.connection.call("facts").call
 
     @property
     def generation(self) -> int:
@@ -175,7 +176,7 @@ class RemoteShard:
 
     def close(self) -> None:
         """Close the connection."""
-        self._connection.close()
+        self.connection.close()
 
 
 def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, np.ndarray]]:
@@ -213,15 +214,15 @@ class RemoteDirectory:
         """
         self.address = self.path = address
         self.writable = writable
-        self._options = {"keys": keys, "retry_s": retry_s, "patience_s": patience_s}
+        self._options: dict[str, Any] = {"keys": keys, "retry_s": retry_s, "patience_s": patience_s}
         self._client, self._stack = os.urandom(16), contextlib.ExitStack()
         self._ended = threading.Event()
         self._keeping: threading.Thread | None = None
-        self._connection = self._connected(endpoint(address))
+        self.connection = self._connected(endpoint(address))
         try:
             facts = self._facts(make)
             self.identity = facts["identity"]
-            self.root = RemoteRoot(self._connection, self.identity)
+            self.root = RemoteRoot(self.connection, self.identity)
             self.shards = [RemoteShard(self._connected(self._place(there)), number) for number, there in enumerate(facts["shards"])]
             if writable:
                 self._begin(command, wait)
@@ -232,13 +233,16 @@ class RemoteDirectory:
     def _facts(self, make: dict[str, Any] | None) -> dict:
         """Return what the server says of the store, once there is one."""
         while True:
-            facts = self._connection.call("store").call
+            facts = self.connection.call("store").call
             if "empty" not in facts:
+                self.connection.retry_s = self._options["retry_s"]
                 return facts
             if make is None:
-                raise StoreError(f"{self.address}: there is no store yet; kvps train {self.address} makes it", path=self.address)
+                raise StoreError(f"{self.address}: there is no store yet; kvps train {self.address} makes it", path=self.address,
+                                 empty=True)
             with contextlib.suppress(ProtocolError):           # another client was faster: there is nothing more to make
-                self._connection.call("make", make)
+                self.connection.call("make", make)
+            self.connection.retry_s = min(self.connection.retry_s, RETRY_S)        # its server ends, and others begin
             time.sleep(RETRY_S)
 
     def _connected(self, place: str) -> Connection:
@@ -248,7 +252,7 @@ class RemoteDirectory:
 
     def _place(self, address: str) -> str:
         """Return where a shard is served; a server that other machines reach does not know by which name they do."""
-        host, _, _ = self._connection.address.removeprefix("tcp://").rpartition(":")
+        host, _, _ = self.connection.address.removeprefix("tcp://").rpartition(":")
         return f"tcp://{host}:{address.rpartition(':')[2]}" if address.startswith("tcp://") else address
 
     # the session of a writer
@@ -257,7 +261,7 @@ class RemoteDirectory:
         deadline = time.monotonic() + max(wait, GRACE_S)
         while True:
             try:
-                epoch = self._connection.call("begin", {"command": command}).call["epoch"]
+                epoch = self.connection.call("begin", {"command": command}).call["epoch"]
                 break
             except StoreLocked as exc:
                 if time.monotonic() > deadline and not getattr(exc, "silent_s", 0) > SILENT_S:
@@ -266,14 +270,14 @@ class RemoteDirectory:
         self.take_part(epoch)
         for shard in self.shards:
             shard.fence()
-        alive = self._connected(self._connection.address)
+        alive = self._connected(self.connection.address)
         alive.epoch, alive.patience_s = epoch, SILENT_S
         self._keeping = threading.Thread(target=self._keep_alive, args=(alive, command), name="session", daemon=True)
         self._keeping.start()
 
     def take_part(self, epoch: int) -> None:
         """Write in the session of this epoch: our own, or, of a worker, another client's."""
-        for connection in (self._connection, *(shard._connection for shard in self.shards)):
+        for connection in (self.connection, *(shard.connection for shard in self.shards)):
             connection.epoch = epoch
 
     def _keep_alive(self, connection: Connection, command: str) -> None:
@@ -286,22 +290,25 @@ class RemoteDirectory:
 
     def run(self, function: Callable[..., T], *, here: Mapping[str, Any] | None = None, **arguments: Any) -> T:
         """As StoreDirectory.run(): `here` stays here, so means nothing there."""
-        return calls.run(self._connection, function, arguments)
+        return calls.run(self.connection, function, arguments)
 
     @property
     def spool(self) -> Path:
         """Where copies of text are kept that can be read only once: on this machine, in the user's cache."""
         import platformdirs
 
-        return Path(platformdirs.user_cache_dir("kvps")) / self.identity["uuid"] / "spool"
+        folder = Path(platformdirs.user_cache_dir("kvps")) / self.identity["uuid"]
+        with files.reporting(folder):
+            folder.mkdir(files.DIR_MODE, parents=True, exist_ok=True)
+        return folder / "spool"
 
     def free_bytes(self) -> int:
         """As StoreDirectory.free_bytes()."""
-        return self._connection.call("store").call["free_bytes"]
+        return self.connection.call("store").call["free_bytes"]
 
     def reseal(self) -> None:
         """As StoreDirectory.reseal()."""
-        self._connection.call("reseal")
+        self.connection.call("reseal")
 
     def generations(self) -> list[int]:
         """As StoreDirectory.generations()."""
@@ -316,16 +323,16 @@ class RemoteDirectory:
 
     def join(self) -> tuple[int, dict | None]:
         """Return the epoch of the session that is at work, and the job that is counted in it, if there is one."""
-        reply = self._connection.call("join").call
+        reply = self.connection.call("join").call
         return reply["epoch"], reply["job"]
 
     def claim(self, job: str, split: int) -> bool:
         """Return whether we should count a split, and no other worker."""
-        return self._connection.call("claim", {"job": job, "split": split}).call["yours"]
+        return self.connection.call("claim", {"job": job, "split": split}).call["yours"]
 
     def release(self) -> None:
         """Leave the splits that we have claimed and not counted to others."""
-        self._connection.call("release")
+        self.connection.call("release")
 
     def close(self) -> None:
         """End the session, and close all connections."""
@@ -335,8 +342,8 @@ class RemoteDirectory:
                 self._keeping.join()               # or it would begin the session again
                 self._keeping = None
                 with contextlib.suppress(KvpsError):
-                    self._connection.patience_s = min(self._connection.patience_s, SILENT_S)
-                    self._connection.call("end")
+                    self.connection.patience_s = min(self.connection.patience_s, SILENT_S)
+                    self.connection.call("end")
 
     def __enter__(self) -> Self:
         return self

@@ -50,6 +50,8 @@ class RootService:
         """Open; `shards` are the addresses of the shards' servers."""
         self.shards = shards
         self.directory = StoreDirectory(path, False, None)
+        with self.directory.snapshot():            # opens the shards, for reading
+            pass
         name = seal.read(path)["root"]
         self.root = Root.open(path / name, writable=True)
         self.root.adopt()

@@ -50,6 +50,9 @@ class Counted:
 
     requests: int = 0
     errors: int = 0
+    seconds: float = 0.0       # at work on them
+    bytes_in: int = 0
+    bytes_out: int = 0
 
 
 class Server:
@@ -68,7 +71,9 @@ class Server:
     def __init__(self, bind: str, functions: Mapping[str, Function], *, keys: str | Path | None = None, threads: int = 2,
                  in_flight: int = 64, idle: Callable[[], None] = lambda: None) -> None:
         check_bind(bind, keys is not None)
-        self.functions, self.threads, self.in_flight = dict(functions), threads, in_flight
+        self.functions = {**functions, "server": Function(lambda message: (self.facts(), {}))}
+        self.threads, self.in_flight, self.began = threads, in_flight, time.time()
+        self._waiting = 0              # requests taken in and not answered yet
         self._idle = idle
         self.counted: dict[str, Counted] = collections.defaultdict(Counted)
         self._answers: queue.SimpleQueue[tuple[bytes, list[bytes]]] = queue.SimpleQueue()
@@ -118,6 +123,18 @@ class Server:
         with contextlib.suppress(BlockingIOError):
             os.write(self._wake, b"x")
 
+    def facts(self) -> dict[str, Any]:
+        """Return what this server is doing and has done.
+
+        Returns:
+            "pid", "began" [s since 1970], "waiting" (requests taken in and not answered, this one among them), "rss_bytes", and by
+            name of request "requests": {"requests", "errors", "seconds" at work, "bytes_in", "bytes_out"}.
+        """
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            pages = int(statm.read().split()[1])
+        return {"pid": os.getpid(), "began": self.began, "waiting": self._waiting, "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+                "requests": {name: dataclasses.asdict(done) for name, done in list(self.counted.items())}}
+
     def run(self) -> None:
         """Answer requests until stop(); closes the socket in the end."""
         changing = threading.Thread(target=self._change, name="changes", daemon=True)
@@ -140,6 +157,7 @@ class Server:
                         self._take(pool)
                         taken += 1
                     taken -= self._send()
+                    self._waiting = taken
                 self._changes.put(None)
                 changing.join()
         finally:
@@ -165,6 +183,7 @@ class Server:
             self._answers.put((sender, protocol.pack(Message(ERROR, number, exc.as_dict(), client=client))))
             return
         self.counted[name].requests += 1
+        self.counted[name].bytes_in += sum(map(len, parts))
         if function.changes:
             self._changes.put((sender, message))
         else:
@@ -177,7 +196,7 @@ class Server:
 
     def _answer(self, sender: bytes, message: Message) -> None:
         """Call a function and queue what it says."""
-        name = message.call["call"]
+        name, began = message.call["call"], time.monotonic()
         try:
             call, arrays = self.functions[name].answer(message)
             frames = protocol.pack(Message(REPLY, message.number, call, arrays, message.client, message.sequence))
@@ -189,6 +208,8 @@ class Server:
                 logger.exception("%s failed", name)
                 said = {"error": "StoreError", "message": f"{name} failed in the server: {type(exc).__name__}; its log says more"}
             frames = protocol.pack(Message(ERROR, message.number, said, client=message.client, sequence=message.sequence))
+        self.counted[name].seconds += time.monotonic() - began
+        self.counted[name].bytes_out += sum(map(len, frames))
         self._answers.put((sender, frames))
         with contextlib.suppress(BlockingIOError):       # a full pipe wakes too
             os.write(self._wake, b"x")

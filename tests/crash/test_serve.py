@@ -1,5 +1,6 @@
 """Pushes through a bad network to a server that is killed again and again count once each."""
 import contextlib
+import os
 import random
 import signal
 import subprocess
@@ -11,10 +12,9 @@ from collections import Counter
 import numpy as np
 import pytest
 import zmq
-from processes import environment, refused, run
+from processes import contents, counted, environment, refused, run, zipf_text
 
 import kvps
-from kvps.ps import protocol
 
 pytestmark = pytest.mark.crash
 
@@ -63,40 +63,46 @@ def store(tmp_path):
 class BadNetwork(threading.Thread):
     """Passes messages between clients and a server: drops, doubles, delays, reorders and damages some, by chance."""
 
-    def __init__(self, folder, server, seed, rates):
+    def __init__(self, folder, server, seed, rates, name="proxy"):
         """Listen at a socket in `folder` for the server at `server`."""
         super().__init__(daemon=True)
-        self.address = f"kvps://{folder}/proxy"
-        self._front_at, self._back_at = f"ipc://{folder}/proxy", "ipc://" + server.removeprefix("kvps://")
+        self.address = f"kvps://{folder}/{name}"
+        self._front_at, self._back_at = f"ipc://{folder}/{name}", "ipc://" + server.removeprefix("kvps://")
         self._rng, self._rates, self._ending = random.Random(seed), rates, threading.Event()
         self.done = Counter()
 
     def run(self):
         """Pass messages on until end()."""
-        with zmq.Context() as context, context.socket(zmq.ROUTER) as front, context.socket(zmq.DEALER) as back:
-            front.linger = back.linger = 0
-            back.reconnect_ivl = 20
+        with zmq.Context() as context, context.socket(zmq.ROUTER) as front:
+            front.linger = 0
             front.bind(self._front_at)
-            back.connect(self._back_at)
-            peers, late = {}, []
+            backs, late = {}, []           # a connection to the server for each of a client
             poller = zmq.Poller()
             poller.register(front, zmq.POLLIN)
-            poller.register(back, zmq.POLLIN)
             while not self._ending.is_set():
                 ready = dict(poller.poll(5))
                 if front in ready:
                     peer, *frames = front.recv_multipart()
-                    peers[protocol.number_of(frames)[1]] = peer
-                    self._pass(back, frames, late)
-                if back in ready:
-                    frames = back.recv_multipart()
-                    peer = peers.get(protocol.number_of(frames)[1])
-                    if peer is not None:
-                        self._pass(front, [peer, *frames], late)
+                    if peer not in backs:
+                        back = backs[peer] = context.socket(zmq.DEALER)
+                        back.linger, back.reconnect_ivl = 0, 20
+                        back.connect(self._back_at)
+                        poller.register(back, zmq.POLLIN)
+                    self._pass(backs[peer], frames, late)
+                for peer, back in list(backs.items()):
+                    if back in ready:
+                        self._pass(front, [peer, *back.recv_multipart()], late)
+                while len(backs) > 60:     # clients come anew after each silence; the oldest are gone
+                    gone = backs.pop(next(iter(backs)))
+                    poller.unregister(gone)
+                    gone.close()
+                    late = [item for item in late if item[1] is not gone]
                 now = time.monotonic()
                 for item in [item for item in late if item[0] <= now]:
                     late.remove(item)
                     self._send(*item[1:])
+            for back in backs.values():
+                back.close()
 
     def _pass(self, socket, frames, late):
         """Send a message on, or do by chance what a bad network does with it; `late` takes what is to be sent later."""
@@ -205,6 +211,108 @@ def make(store, folder):
     folder.mkdir()
     run("train", folder / "store", store.parent / "text", "--order", 2)
     return folder / "store"
+
+
+# kvps as a client of a store whose shards it finds behind proxies too, and which asks again soon.
+CLIENT = """
+import sys
+from kvps.ps import remote_store
+here, there = sys.argv[1:3]
+remote_store.RemoteDirectory._place = lambda self, address: address.replace(here, there)
+remote_store.RemoteDirectory.__init__.__kwdefaults__["retry_s"] = 0.2
+sys.argv[1:3] = []
+from kvps.cli import main
+main()
+"""
+N_SHARDS = 3
+
+
+def client(here, there, *arguments):
+    """Start `kvps ARGUMENTS`, the sockets of the servers being at the place `there` and not `here`."""
+    return subprocess.Popen([sys.executable, "-c", CLIENT, here, there, *map(str, arguments)], env=environment(),
+                            stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+
+def children(pid):
+    """Return the processes that a starter has started."""
+    with contextlib.suppress(OSError), open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as found:
+        return [int(child) for child in found.read().split()]
+    return []
+
+
+def counting_chaos(tmp_path, seed, kills, lines):
+    """Count a text from two clients through bad networks, kill whoever is at it, and compare with plain counting."""
+    rng = random.Random(seed)
+    text = tmp_path / "text"
+    text.write_bytes(zipf_text(seed, lines))
+    served = Served(tmp_path / "store", "--bind", f"ipc://{tmp_path}/sock")
+    networks = [BadNetwork(tmp_path, f"kvps://{tmp_path}/sock{end}", seed + number, RATES, f"proxy{end}")
+                for number, end in enumerate(["", *(f".{shard}" for shard in range(N_SHARDS))])]
+    for network in networks:
+        network.start()
+    places = f"{tmp_path}/sock", f"{tmp_path}/proxy"
+    commands = [("train", networks[0].address, text, "-o", 3, "--shards", N_SHARDS, "-S", "1M", "--threads", 1),
+                ("work", networks[0].address, "--threads", 1)]
+    clients = [client(*places, *command) for command in commands]
+    killed, longest = Counter(), 0.0
+
+    def start_again(which):
+        clients[which].communicate()
+        clients[which] = client(*places, *commands[which])
+
+    try:
+        while clients[0].poll() is None or killed.total() < 1:
+            time.sleep(rng.uniform(0.05, 0.6))
+            if clients[1].poll() is not None:
+                start_again(1)
+            if clients[0].poll() is not None:
+                break
+            if killed.total() >= kills:
+                continue
+            victim = rng.choice(["client", "worker", "server", "server", "starter"])
+            killed[victim] += 1
+            if victim in ("client", "worker"):
+                clients[victim == "worker"].kill()
+                start_again(victim == "worker")
+            elif victim == "starter":
+                began = time.monotonic()
+                assert served.end(signal.SIGKILL)[0] == -9
+                served.start()
+                longest = max(longest, time.monotonic() - began)
+            elif pids := children(served.process.pid):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(rng.choice(pids), signal.SIGKILL)
+        _, err = clients[0].communicate(timeout=120)
+        assert clients[0].returncode == 0, f"{err}{killed}{served.process.poll()}{children(served.process.pid)}"
+    finally:
+        for process in clients:
+            process.kill()
+            process.communicate()
+        for network in networks:
+            network.end()
+    passed = sum((network.done for network in networks), Counter())
+    code, err = served.end(signal.SIGTERM)
+    assert code == 0 and all("and is started again" in line for line in err.splitlines()), err
+    print(f"seed {seed}: killed {dict(killed)}, serving again after {longest:.2f} s at most, messages {dict(passed)}")
+    assert contents(tmp_path / "store") == counted(text.read_bytes(), 3)
+    run("check", tmp_path / "store", "--full")
+    return killed.total()
+
+
+def test_counting_through_a_bad_network(tmp_path, seed):
+    """Text that two clients count through bad networks is counted once, though clients, servers and the starter are killed."""
+    assert counting_chaos(tmp_path, seed, kills=6, lines=12_000) > 0
+
+
+@pytest.mark.slow
+def test_counting_with_200_kills(tmp_path, seed):
+    """So it is with 200 kills."""
+    total, number = 0, 0
+    while total < 200:
+        (tmp_path / f"{number}").mkdir()
+        total += counting_chaos(tmp_path / f"{number}", seed + number, kills=40, lines=60_000)
+        number += 1
+        print(f"{total} kills so far")
 
 
 READS = [("scan",), ("pull", 1, 4, 9999), ("scan", "--start", 5, "--stop", 90), ("scan", "--limit", 7, "--json")]

@@ -1,0 +1,238 @@
+"""A store behind servers answers every command as one in a folder does, over each kind of connection."""
+import contextlib
+import json
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+from processes import contents, counted, environment, refused, run, run_json, start, zipf_text
+
+import kvps
+
+TRANSPORTS = ["folder", "ipc", "curve"]
+
+
+class Servers:
+    """`kvps serve` in a process of its own, until the end of a block."""
+
+    def __init__(self, store, *options):
+        """Start it and wait until it serves."""
+        self.process = subprocess.Popen([sys.executable, "-m", "kvps", "serve", str(store), *map(str, options)], env=environment(),
+                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        line = self.process.stdout.readline()
+        assert "serving at kvps://" in line, self.process.stderr.read()
+        self.address = line.split()[-1]
+
+    def end(self):
+        """Let it end as a user would; return what it said on stderr."""
+        self.process.send_signal(signal.SIGTERM)
+        _, err = self.process.communicate(timeout=60)
+        assert self.process.returncode == 0, err
+        return err
+
+
+@contextlib.contextmanager
+def place(transport, store, folder):
+    """Give (what commands are told in the place of STORE, options) for one kind of connection."""
+    if transport == "folder":
+        yield store, []
+        return
+    options, keys = ["--bind", f"ipc://{folder}/sock"], []
+    if transport == "curve":
+        run("keygen", folder / "keys", "me")
+        options = ["--bind", "tcp://127.0.0.1:0", "--keys", folder / "keys"]
+        keys = ["--keys", folder / "keys" / "client-me"]
+    servers = Servers(store, *options)
+    try:
+        yield servers.address, keys
+    finally:
+        assert servers.end() == ""
+
+
+@pytest.fixture
+def texts(tmp_path):
+    """Three texts, the last of which is a part of the first two."""
+    for name, seed, lines in (("a", 1, 400), ("b", 2, 300), ("held", 3, 50)):
+        (tmp_path / name).write_bytes(zipf_text(seed, lines, n_words=300))
+    return tmp_path
+
+
+def reads(there, keys, folder):
+    """Return what the commands that read print, of one store."""
+    arpa = folder / "out.arpa"
+    run("export", there, arpa, *keys)
+    stats = run_json("stats", there, *keys)
+    found = {
+        "arpa": arpa.read_bytes(),
+        "dump": [run("dump", there, "--order", k, "--sorted", *keys).stdout for k in (1, 2, 3)],
+        "counts": run("counts", there, "w1 w2", "w1", "<s> w2 w1", "nothing", *keys).stdout,
+        "stats": {name: stats[name] for name in ("version", "tokens", "sentences", "ngrams", "t", "discounts", "shards", "order")},
+        "perplexity": [run("perplexity", there, folder / "held", "--smoothing", name, *keys).stdout
+                       for name in ("mkn", "witten-bell", "stupid-backoff")],
+        "sentences": run("perplexity", there, folder / "held", "--per-sentence", "-o", "2", *keys).stdout,
+        "history": [{name: row[name] for name in ("version", "command", "tokens", "label")}
+                    for row in map(json.loads, run("history", there, "--json", *keys).stdout.splitlines())],
+        "check": [json.loads(run("check", there, "--full", "--json", *keys).stdout.splitlines()[-1])[name]
+                  for name in ("damage", "version", "shards", "level")],
+        "status": run_json("status", there, *keys)["state"],
+    }
+    arpa.unlink()
+    return found
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_every_command(texts, transport):
+    """Train, update, forget, labels, abort, checkpoints: the store is what plain counting says, and all commands print it."""
+    store, a, b = texts / "store", texts / "a", texts / "b"
+    with place(transport, store, texts) as (there, keys):
+        made = run_json("train", there, a, "-o", 3, "--shards", 3, *keys)
+        assert made["version"] == 1
+        assert run_json("update", there, b, "--label", "second", *keys)["version"] == 2
+        assert run_json("update", there, b, *keys)["already"] == {str(b): 2}
+        assert run_json("update", there, "-", *keys, input="w1 w2 w3\n")["version"] == 3
+        assert run_json("forget", there, "-", *keys, input="w1 w2 w3\n")["version"] == 4
+        refusal = refused("forget", there, "-", *keys, input="w1 nobody said this\n")
+        assert "would have count -1" in refusal
+        found = reads(there, keys, texts)
+        assert found["status"] == "idle"
+        assert run_json("checkpoint", "create", there, "one", *keys)["version"] == 4
+        assert run_json("checkpoint", "list", there, *keys)["name"] == "one"
+        assert "sound" in run("checkpoint", "verify", there, *keys).stdout
+        assert run_json("forget", there, "--label", "second", *keys)["labels"] == ["second"]
+        run("compact", there, *keys)
+        assert run_json("resume", there, *keys) == {"resumed": False}
+        assert run_json("abort", there, *keys) == {"aborted": False}
+        gone = run("checkpoint", "delete", there, "one", *keys).stdout
+        assert "deleted checkpoint one" in gone
+    assert contents(store) == counted(a.read_bytes(), 3)
+    run("check", store, "--full")
+    plain = texts / "plain"
+    run("train", plain, a, "-o", 3, "--shards", 3)
+    run("update", plain, b, "--label", "second")
+    for command in ("update", "forget"):
+        run(command, plain, "-", input="w1 w2 w3\n")
+    assert reads(plain, [], texts) == found
+
+
+def test_python(texts):
+    """What connect() returns has the interface of a store."""
+    store = texts / "store"
+    with place("ipc", store, texts) as (there, _), kvps.connect(there) as remote:
+        run("train", there, texts / "a", "-o", 3)
+        assert remote.order == 3 and remote.version == 1
+        assert remote.update(["a b c", "a b d"])["version"] == 2
+        assert remote.count("a b") == 2
+        with remote.model() as model, kvps.load(store) as local:
+            lines = (texts / "held").read_text().splitlines()
+            assert model.score(lines).tolist() == local.score(lines).tolist()
+            assert model.score_words("a b nobody") == local.score_words("a b nobody")
+            assert model.log10("c", "a b") == local.log10("c", "a b")
+            assert model.perplexity(lines) == local.perplexity(lines)
+            assert not model.refresh()
+            remote.forget(["a b c", "a b d"])
+            assert model.refresh() and model.version == 3
+        with kvps.open(store) as local:
+            assert dict(remote.vocabulary) == dict(local.vocabulary)
+            assert list(remote.dump(2, in_order=True)) == list(local.dump(2, in_order=True))
+            assert remote.history() == local.history()
+            assert remote.statistics == local.statistics
+            assert remote.labels == local.labels
+        with remote.table("t", kind="count", key_bytes=8) as table:
+            table.push([1, 2, 1])
+        assert remote.tables()["t"]["entries"] == 2
+        assert remote.status()["state"] == "idle"
+        assert remote.compact()["version"] == 3
+        for refusal in (remote.purge, lambda: remote.compact(vacuum=True), lambda: remote.checkpoint(to="/elsewhere")):
+            with pytest.raises(kvps.KvpsError, match="server"):
+                refusal()
+
+
+def test_one_writer(texts):
+    """A second client waits for the first, a folder's writer is refused, and readers of the folder read on."""
+    store = texts / "store"
+    run("train", store, texts / "a", "-o", 2)
+    with place("ipc", store, texts) as (there, _):
+        assert "is using it (serve)" in refused("update", store, texts / "b", code=5)
+        assert "order" in run("stats", store).stdout
+        stopped = start("update", there, "-", stdin=subprocess.PIPE)      # has its session, and waits for its text
+        with kvps.connect(there) as remote:
+            for _ in range(100):
+                if remote.status()["state"] == "running":
+                    break
+            assert remote.status()["command"] == "update"
+            assert "another client of its server is using it (update)" in refused("update", there, texts / "b", code=5)
+            waiting = []
+            thread = threading.Thread(target=lambda: waiting.append(run_json("update", there, texts / "b", "--wait", 30)))
+            thread.start()
+            _, err = stopped.communicate("a b c\n", timeout=30)
+            assert (stopped.returncode, err) == (0, "")
+            thread.join(60)
+        assert waiting[0]["version"] == 3
+    assert contents(store) == counted((texts / "a").read_bytes() + b"a b c\n" + (texts / "b").read_bytes(), 2)
+
+
+def test_nothing_there(texts):
+    """Addresses that are none, servers that are not there, and a store that nobody has made yet."""
+    assert "expected kvps://HOST:PORT" in refused("stats", "kvps://nonsense", code=2)
+    with pytest.raises(kvps.Unreachable), kvps.connect(f"kvps://{texts}/none", retry_s=0.1, patience_s=0.3) as remote:
+        remote.status()
+    assert "no such store" in refused("serve", texts / "store", code=2)
+    with place("ipc", texts / "store", texts) as (there, _):
+        assert "there is no store yet" in refused("stats", there)
+        assert "order 99 is not possible" in refused("train", there, texts / "a", "-o", 99, code=2)
+        assert run_json("train", there, texts / "a", "-o", 2)["version"] == 1
+    (texts / "file").write_text("x")
+    assert "is something else" in refused("serve", texts / "file", "--bind", f"ipc://{texts}/sock")
+
+
+def test_resume_after_a_kill(texts):
+    """A client that is killed leaves a job that another one goes on with, or rolls back."""
+    store = texts / "store"
+    (texts / "long").write_bytes(zipf_text(5, 60_000))
+    run("train", store, texts / "a", "-o", 3)
+    with place("ipc", store, texts) as (there, _):
+        for command, version in (("abort", 1), ("resume", 2)):
+            client = start("update", there, texts / "long", "-S", "1M", "--threads", 1)
+            with kvps.connect(there) as remote:
+                while not remote.status()["done_bytes"]:
+                    pass
+            client.kill()
+            client.communicate()
+            assert client.returncode == -signal.SIGKILL
+            run(command, there, "--wait", 20)
+            with kvps.connect(there) as remote:
+                assert remote.version == version and remote.status()["state"] == "idle"
+    assert contents(store) == counted((texts / "a").read_bytes() + (texts / "long").read_bytes(), 3)
+
+
+@pytest.mark.parametrize("command", ["train", "forget"])
+def test_workers(texts, command):
+    """Several workers count one text; one that is killed, and one whose text is another, do no harm."""
+    store = texts / "store"
+    (texts / "long").write_bytes(zipf_text(6, 60_000))
+    if command == "forget":
+        run("train", store, texts / "a", "-o", 3)
+        run("update", store, texts / "long")
+    with place("ipc", store, texts) as (there, _):
+        workers = [start("work", there, "--threads", 1, "--wait", 30) for _ in range(3)]
+        shape = ["-o", 3] if command == "train" else []
+        began = start(command, there, texts / "long", *shape, "-S", "1M", "--threads", 1)
+        with kvps.connect(there) as remote:
+            while True:
+                with contextlib.suppress(kvps.StoreError):
+                    if remote.status()["done_bytes"]:
+                        break
+        workers[0].kill()
+        for process in (began, *workers[1:]):
+            out, err = process.communicate(timeout=60)
+            assert (process.returncode, err) == (0, ""), out
+        workers[0].communicate()
+        assert "no job came" in run("work", there, "--wait", 0).stdout
+        rows = [json.loads(line) for line in run("servers", there, "--json").stdout.splitlines()]
+        assert [row["server"] for row in rows] == ["root", "shard 0", "shard 1", "shard 2", "shard 3"]
+        assert {row["state"] for row in rows} == {"up"} and sum(row.get("keys", 0) for row in rows) > 0
+    expected = (texts / ("long" if command == "train" else "a")).read_bytes()
+    assert contents(store) == counted(expected, 3)
+    run("check", store, "--full")
