@@ -10,10 +10,13 @@ from kvps.cli import options
 @click.argument("store")
 @click.option("--bind", metavar="ADDRESS", help="ipc:///FOLDER/SOCKET or tcp://HOST:PORT; STORE/socket if not given.")
 @click.option("--keys", metavar="DIR", type=click.Path(file_okay=False), help="Folder of keys, made by kvps keygen.")
+@click.option("--metrics-port", type=click.IntRange(0, 65535), metavar="P",
+              help="Answer Prometheus there, at the host of --bind, or only this machine.")
 @options.threads
 @options.wait
 @options.json
-def command(store: str, bind: str | None, keys: str | None, threads: int | None, wait: float, as_json: bool) -> None:
+def command(store: str, bind: str | None, keys: str | None, metrics_port: int | None, threads: int | None, wait: float,
+            as_json: bool) -> None:
     """Serve a store to other processes and machines, until SIGTERM or Ctrl-C.
 
     Use it where several processes or machines count into one store, or ask it. There is a process for each shard and one
@@ -46,6 +49,15 @@ def command(store: str, bind: str | None, keys: str | None, threads: int | None,
                                                                  wait=wait)))
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: starter.stop()))
+        if metrics_port is not None:
+            from kvps.jobs.metrics import serve_metrics
+
+            host = "127.0.0.1"
+            if bind is not None and bind.startswith("tcp://"):
+                host = bind.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+            port, end = serve_metrics(metrics_port, host, starter.servers)
+            stack.callback(end)
+            tell({"store": store, "metrics_port": port}, f"{store}: metrics at port {port}", as_json)
         address = f"kvps://{starter.address.partition('://')[2]}"
         tell({"store": store, "address": address}, f"{store}: serving at {address}", as_json)
         sys.stdout.flush()

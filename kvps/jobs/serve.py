@@ -39,6 +39,7 @@ SHORT_LIFE_S = 1.0             # who dies so soon after its start is started aga
 MAX_DELAY_S = 5.0
 STOP_S = 30.0                  # how long a server may take to finish its work before it is killed
 LOOK_S = 0.5
+TELL_S = 1.0                   # how often a server says what it is doing
 HEIRS_S = 3.0                  # how long the servers of a starter that was killed may take to end
 
 
@@ -62,6 +63,9 @@ class _Running:
     began: float = 0.0
     delay_s: float = 0.0       # before it is started again
     due: float = 0.0
+    starts: int = 0
+    said: bytes = b""          # of a line that is not whole
+    facts: dict | None = None  # what it said of itself last
 
 
 def binds(bind: str, n_shards: int) -> list[str]:
@@ -111,10 +115,10 @@ class Starter:
         open_store(self._store).close()        # it is a store, before a lock is made in it
         self._owner = OwnerLock(self._store, wait_s=max(self._wait, HEIRS_S), command="serve")
         with StoreDirectory(self._store, True, None) as directory:
+            directory.root.adopt()             # a client that began its session before goes on with it
             with directory.snapshot():
                 n_shards = len(directory.shards)
             directory.sweep_directories()
-            directory.root.claim()
             for shard in directory.shards:
                 shard.sweep(directory.root.state()["version"], (directory.root.job() or {"id": None})["id"])
             directory.reseal()
@@ -133,7 +137,8 @@ class Starter:
         """
         failed = []
         for running in chosen:
-            running.began = time.monotonic()
+            running.began, running.said, running.facts = time.monotonic(), b"", None
+            running.starts += 1
             running.process = subprocess.Popen(
                 [sys.executable, "-m", "kvps.jobs.serve", json.dumps(dataclasses.asdict(running.child))], stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE, pass_fds=() if self._owner is None else (self._owner.fileno(),))
@@ -144,7 +149,8 @@ class Starter:
                     places = [other.child.bind for other in self._running[:-1]]
                     os.write(process.stdin.fileno(), json.dumps(places).encode() + b"\n")
             try:
-                child.bind = json.loads(_line(process.stdout, START_S))["address"]
+                first, _, running.said = _line(process.stdout, START_S).partition(b"\n")
+                child.bind = json.loads(first)["address"]
             except ValueError:
                 process.kill()
                 failed.append(running)
@@ -161,7 +167,8 @@ class Starter:
         with contextlib.closing(selectors.DefaultSelector()) as selector:
             self._watch(selector)
             while not self._stopping.is_set():
-                selector.select(LOOK_S)
+                for key, _ in selector.select(LOOK_S):
+                    self._hear(key.data)
                 now = time.monotonic()
                 for running in self._running:
                     if running.process is not None and running.process.poll() is not None:
@@ -177,6 +184,20 @@ class Starter:
                     elif running.process is not None:
                         selector.register(running.process.stdout, selectors.EVENT_READ, running)
 
+    @staticmethod
+    def _hear(running: _Running) -> None:
+        """Read what a server says of itself; nothing, at its end."""
+        *lines, running.said = (running.said + os.read(running.process.stdout.fileno(), 1 << 16)).split(b"\n")
+        for line in lines[-1:]:
+            with contextlib.suppress(ValueError):
+                running.facts = json.loads(line)
+
+    def servers(self) -> list[dict]:
+        """Return "server", "up", "starts" and "facts" of each; called from any thread."""
+        return [{"server": "root" if running.child.number < 0 else f"shard {running.child.number}",
+                 "up": running.process is not None, "starts": running.starts, "facts": running.facts}
+                for running in list(self._running)]
+
     def _watch(self, selector: selectors.BaseSelector) -> None:
         for running in self._running:
             selector.register(running.process.stdout, selectors.EVENT_READ, running)      # at its end a server is gone
@@ -185,7 +206,7 @@ class Starter:
         code = running.process.wait()
         running.process.stdin.close()
         running.process.stdout.close()
-        running.process = None
+        running.process = running.facts = None
         short = now - running.began < SHORT_LIFE_S
         running.delay_s = min(MAX_DELAY_S, 2 * running.delay_s or 0.1) if short else 0.0
         running.due = now + running.delay_s
@@ -223,11 +244,11 @@ def _end(processes: list[subprocess.Popen]) -> None:
 
 
 def _line(stream: BinaryIO, timeout_s: float) -> bytes:
-    """Return the next line of a pipe, or what came of it in time."""
+    """Return the next line of a pipe, perhaps with more behind it, or what came of it in time."""
     found, deadline = b"", time.monotonic() + timeout_s
     with contextlib.closing(selectors.DefaultSelector()) as selector:
         selector.register(stream, selectors.EVENT_READ)
-        while not found.endswith(b"\n") and selector.select(max(0.0, deadline - time.monotonic())):
+        while b"\n" not in found and selector.select(max(0.0, deadline - time.monotonic())):
             byte = os.read(stream.fileno(), 4096)
             if not byte:
                 break
@@ -249,12 +270,23 @@ def serve_child(child: Child) -> None:
             functions, idle = maker.functions(), maker.idle
         else:
             functions, idle = _functions(child, stack)
-        server = Server(child.bind, functions, keys=child.keys, threads=child.threads, idle=idle)
+        server = Server(child.bind, functions, keys=child.keys, threads=child.threads, idle=lambda: (idle(), tell()))
+        told = 0.0
+
+        def tell() -> None:
+            """Say what we are doing, to a starter that may be slow, or gone."""
+            nonlocal told
+            if time.monotonic() - told > TELL_S:
+                told = time.monotonic()
+                with contextlib.suppress(OSError):
+                    os.write(1, json.dumps(server.facts()).encode() + b"\n")
+
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: server.stop())
         threading.Thread(target=_watch_starter, name="starter", daemon=True).start()
         sys.stdout.write(json.dumps({"address": server.address}) + "\n")
         sys.stdout.flush()
+        os.set_blocking(1, False)
         server.run()
 
 

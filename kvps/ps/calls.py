@@ -8,9 +8,11 @@ stream: its pieces are fetched one after another, and a piece whose answer was l
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +25,8 @@ from kvps.ps.connection import Connection
 from kvps.ps.protocol import Message
 from kvps.ps.server import Answer, Function
 
+log = logging.getLogger("kvps")
+
 MAX_STREAMS = 64
 STREAM_IDLE_S = 60.0           # a stream that nobody goes on with keeps a snapshot open
 PIECE_BYTES = 4 << 20          # of a stream in one message
@@ -33,6 +37,34 @@ def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndar
     arrays = {name: np.frombuffer(value, np.uint8) if isinstance(value, (bytes, memoryview)) else value
               for name, value in values.items() if isinstance(value, (bytes, memoryview, np.ndarray))}
     return {name: value for name, value in values.items() if name not in arrays}, arrays
+
+
+class _Warnings(logging.Handler):
+    """Keeps what is logged while a thread answers a request, for the client; whatever else is logged goes to stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._of = threading.local()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a record, or pass it on."""
+        kept = getattr(self._of, "messages", None)
+        if kept is not None:
+            kept.append(record.getMessage())
+        elif logging.lastResort is not None and record.levelno >= logging.lastResort.level:
+            logging.lastResort.handle(record)
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[list[str]]:
+        """Give the list of what this thread logs in the block."""
+        self._of.messages = messages = []
+        try:
+            yield messages
+        finally:
+            self._of.messages = None
+
+
+_warnings = _Warnings()
 
 
 @dataclasses.dataclass
@@ -52,6 +84,7 @@ class Runner:
     def __init__(self, subject: Callable[[Message], Any], functions: Mapping[str, Callable]) -> None:
         """Take what gives the thing that the functions are called with, and the functions by name."""
         self._subject, self._functions = subject, dict(functions)
+        log.addHandler(_warnings)
         self._turn = threading.Lock()
         self._streams: dict[int, _Stream] = {}
         self._numbers = itertools.count(1)
@@ -71,11 +104,12 @@ class Runner:
             inspect.signature(function).bind(None, **arguments)
         except TypeError as exc:
             raise ArgumentError(f"{name}: {exc}") from exc
-        result = function(self._subject(message), **arguments)
+        with _warnings.kept() as warnings:
+            result = function(self._subject(message), **arguments)
         if inspect.isgenerator(result):
             return {"stream": self._begin(result)}, {}
         plain, arrays = parted(result) if isinstance(result, dict) else (result, {})
-        return {"result": plain}, arrays
+        return {"result": plain, "warnings": warnings}, arrays
 
     def _begin(self, pieces: Iterator[bytes]) -> int:
         with self._turn:
@@ -97,11 +131,12 @@ class Runner:
             stream.used = time.monotonic()
             if number not in (stream.number, stream.number + 1):
                 raise ArgumentError(f"piece {number!r:.80} of a stream, expected {stream.number + 1}")
-            if number > stream.number:
-                stream.number, stream.last = number, _piece(stream.pieces)
+            with _warnings.kept() as warnings:
+                if number > stream.number:
+                    stream.number, stream.last = number, _piece(stream.pieces)
             if stream.last is None:
-                return {"done": True}, {}
-            return {"done": False}, {"piece": np.frombuffer(stream.last, np.uint8)}
+                return {"done": True, "warnings": warnings}, {}
+            return {"done": False, "warnings": warnings}, {"piece": np.frombuffer(stream.last, np.uint8)}
 
     def _drop_idle(self, everything: bool = False) -> None:
         """End streams that are done, or that nobody goes on with; holding self._turn."""
@@ -140,6 +175,7 @@ def run(connection: Connection, function: Callable, arguments: Mapping[str, Any]
     reply = connection.call("run", {"function": function.__name__, "arguments": plain}, arrays)
     if "stream" in reply.call:
         return _pieces(connection, reply.call["stream"])
+    _warn(reply)
     result = reply.call["result"]
     return {**result, **reply.arrays} if isinstance(result, dict) else result
 
@@ -147,6 +183,13 @@ def run(connection: Connection, function: Callable, arguments: Mapping[str, Any]
 def _pieces(connection: Connection, stream: int) -> Iterator[bytes]:
     for number in itertools.count():
         reply = connection.call("more", {"stream": stream, "number": number})
+        _warn(reply)
         if reply.call["done"]:
             return
         yield reply.arrays["piece"].tobytes()
+
+
+def _warn(reply: Message) -> None:
+    """Tell the user here what the library said there."""
+    for text in reply.call["warnings"]:
+        log.warning("%s", text)

@@ -47,6 +47,7 @@ class Connection:
             raise ArgumentError(f"{address}: is no address of a server; expected ipc:///FOLDER/NAME or tcp://HOST:PORT")
         self.address, self.client = address, client
         self.retry_s, self.patience_s = retry_s, patience_s
+        self.sent_bytes = self.received_bytes = 0
         self.epoch = 0                 # of our session, which changes of a store need
         self._keys = None
         if keys is not None:
@@ -100,6 +101,7 @@ class Connection:
     def _transmit(self, frames: list[bytes]) -> None:
         if self._socket is None:
             self._socket = self._connected()
+        self.sent_bytes += sum(map(len, frames))
         with contextlib.suppress(zmq.Again):              # a server that takes nothing is asked again later
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
@@ -126,6 +128,7 @@ class Connection:
         """Read one message; return whether it is the answer to a request that waits. Others are late doubles."""
         frames = self._socket.recv_multipart(copy=False)
         parts = [frame.buffer for frame in frames]
+        self.received_bytes += sum(map(len, parts))
         try:
             answer = protocol.unpack(parts)
         except ProtocolError:

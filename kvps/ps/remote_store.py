@@ -24,7 +24,7 @@ from kvps.store import files
 
 KEEP_ALIVE_S = 1.0
 SILENT_S = 2.5                 # who says so much less often than it should is perhaps gone: wait until that is known
-GRACE_S = 1.5                  # at least so long a client waits for a session
+GRACE_S = 3.5                  # at least so long a client waits for a session: longer than it takes to be found silent
 RETRY_S = 0.1
 STAGE_BYTES = 8 << 20          # of the chunks of a split in one message
 
@@ -271,7 +271,7 @@ class RemoteDirectory:
         for shard in self.shards:
             shard.fence()
         alive = self._connected(self.connection.address)
-        alive.epoch, alive.patience_s = epoch, SILENT_S
+        alive.epoch, alive.retry_s, alive.patience_s = epoch, min(alive.retry_s, KEEP_ALIVE_S / 2), SILENT_S
         self._keeping = threading.Thread(target=self._keep_alive, args=(alive, command), name="session", daemon=True)
         self._keeping.start()
 
@@ -318,6 +318,11 @@ class RemoteDirectory:
         """As StoreDirectory.bytes()."""
         parts = [self.root.bytes(), *(shard.facts() for shard in self.shards)]
         return {key: sum(part[key] for part in parts) for key in ("file", "live")}
+
+    def wire_bytes(self) -> tuple[int, int]:
+        """Return how many bytes of messages were sent and received, all connections together."""
+        all_of_them = (self.connection, *(shard.connection for shard in self.shards))
+        return sum(one.sent_bytes for one in all_of_them), sum(one.received_bytes for one in all_of_them)
 
     # what workers share
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from kvps._ngrams import key_width
 from kvps._runs import Merge, encode, encoded_room, first_key, unpack
-from kvps.errors import CorruptionError
+from kvps.errors import CorruptionError, DataError
 from kvps.store.format import CHUNK_HEADER_BYTES
 from kvps.store.runs import Run
 from kvps.store.shard import Snapshot
@@ -96,6 +96,29 @@ def chunk_of(snapshot: Snapshot, run: Run, order: int, prefix: tuple[int, ...]) 
         else:
             high = middle - 1
     return low
+
+
+def verify_chunks(chunks: list[tuple[bytes, int]], order: int, n_words: int) -> None:
+    """Raise DataError unless chunks from outside are those of one run: sorted, as many keys as they say, of ids below n_words."""
+    def fetch(_: int, index: int) -> tuple[memoryview, int] | None:
+        return (memoryview(chunks[index][0]), chunks[index][1]) if index < len(chunks) else None
+
+    def damaged(_: int, index: int, reason: str) -> DataError:
+        return DataError(f"chunk {index} of a run that was sent is not one: {reason}", found=reason)
+
+    bits, n = bits_for(n_words), 0
+    width = key_width(order, bits)
+    keys, counts = np.empty(BLOCK_KEYS * width, np.uint64), np.empty(BLOCK_KEYS, np.int64)
+    merge = Merge(1, order, bits, fetch, damaged)
+    try:
+        while m := merge.read(keys, counts):
+            n += m
+            if (1 << bits) > n_words and int(unpack(keys[:m * width], order, bits).max()) >= n_words:
+                raise DataError(f"a run that was sent has word ids that are not below {n_words}", found="word id", expected=n_words)
+    finally:
+        merge.close()
+    if n != sum(n_keys for _, n_keys in chunks):
+        raise DataError(f"a run that was sent has {n} keys, not as many as it says", found=n)
 
 
 def encoded(blocks: Iterator[Block], order: int, bits: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, int]]:

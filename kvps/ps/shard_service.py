@@ -16,6 +16,7 @@ from kvps.errors import ArgumentError, StoreLocked
 from kvps.ps.calls import Runner
 from kvps.ps.protocol import Message
 from kvps.ps.root_service import shard_folder
+from kvps.ps.runs import verify_chunks
 from kvps.ps.server import Answer, Function
 from kvps.store import layout
 from kvps.store.directory import StoreDirectory
@@ -76,6 +77,7 @@ class ShardService:
                 return {"applied": False}, {}
             return {"missing": True}, {}
         chunks = [chunk for part in range(n_staged) for chunk in staged[part]] + _chunks(message)
+        verify_chunks(chunks, self._directory.identity["order"], self._directory.root.next_word())
         label = message.call.get("label")
         return {"applied": shard.apply(job, split, _field(message, "version", int), chunks, _field(message, "row", dict),
                                        label=None if label is None else _field(message, "label", str))}, {}

@@ -5,11 +5,16 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import urllib.request
 
+import numpy as np
 import pytest
 from processes import contents, counted, environment, refused, run, run_json, start, zipf_text
 
 import kvps
+import kvps.cli
+from kvps.ps import remote_store
 
 TRANSPORTS = ["folder", "ipc", "curve"]
 
@@ -21,9 +26,11 @@ class Servers:
         """Start it and wait until it serves."""
         self.process = subprocess.Popen([sys.executable, "-m", "kvps", "serve", str(store), *map(str, options)], env=environment(),
                                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        assert "serving at kvps://" in line, self.process.stderr.read()
-        self.address = line.split()[-1]
+        self.out = []
+        while not any("serving at kvps://" in line for line in self.out):
+            self.out.append(self.process.stdout.readline())
+            assert self.out[-1], self.process.stderr.read()
+        self.address = self.out[-1].split()[-1]
 
     def end(self):
         """Let it end as a user would; return what it said on stderr."""
@@ -158,9 +165,8 @@ def test_one_writer(texts):
         assert "order" in run("stats", store).stdout
         stopped = start("update", there, "-", stdin=subprocess.PIPE)      # has its session, and waits for its text
         with kvps.connect(there) as remote:
-            for _ in range(100):
-                if remote.status()["state"] == "running":
-                    break
+            while remote.status()["state"] != "running":
+                time.sleep(0.05)
             assert remote.status()["command"] == "update"
             assert "another client of its server is using it (update)" in refused("update", there, texts / "b", code=5)
             waiting = []
@@ -197,7 +203,7 @@ def test_resume_after_a_kill(texts):
             client = start("update", there, texts / "long", "-S", "1M", "--threads", 1)
             with kvps.connect(there) as remote:
                 while not remote.status()["done_bytes"]:
-                    pass
+                    time.sleep(0.01)
             client.kill()
             client.communicate()
             assert client.returncode == -signal.SIGKILL
@@ -224,6 +230,7 @@ def test_workers(texts, command):
                 with contextlib.suppress(kvps.StoreError):
                     if remote.status()["done_bytes"]:
                         break
+                time.sleep(0.01)
         workers[0].kill()
         for process in (began, *workers[1:]):
             out, err = process.communicate(timeout=60)
@@ -236,3 +243,96 @@ def test_workers(texts, command):
     expected = (texts / ("long" if command == "train" else "a")).read_bytes()
     assert contents(store) == counted(expected, 3)
     run("check", store, "--full")
+
+
+def test_bytes_on_the_wire(texts, monkeypatch):
+    """What reads counts runs where they are: only results travel, whatever the size of the store; text travels one way, once."""
+    store = texts / "store"
+    (texts / "long").write_bytes(zipf_text(7, 20_000))
+    n_text = (texts / "long").stat().st_size
+    with place("ipc", store, texts) as (there, _):
+        made = []
+
+        class Counted(remote_store.RemoteDirectory):
+            def __init__(self, *arguments, **options):
+                super().__init__(*arguments, **options)
+                made.append(self)
+
+        monkeypatch.setattr(remote_store, "RemoteDirectory", Counted)
+
+        def used(*arguments):
+            made.clear()
+            kvps.cli.main([str(argument) for argument in arguments], standalone_mode=False)
+            return tuple(map(sum, zip(*(directory.wire_bytes() for directory in made), strict=True)))
+
+        sent, received = used("train", there, texts / "long", "-o", 4)
+        with kvps.open(store) as local:
+            n_grams, n_words = local.statistics.ngrams[4], local.statistics.vocabulary
+            live = sum(shard.bytes()["live"] for shard in local._reader().shards)
+        assert sent < 1.2 * live + 20_000 and received < 20_000 + 8 * n_words
+        assert n_grams > 100_000
+        for command in ("stats", "history", "status", "check"):
+            assert sum(used(command, there)) < 12_000, command
+        assert sum(used("counts", there, "w1 w2", "w1", "w3 w4 w5")) < 3000
+        sent, received = used("perplexity", there, texts / "long")
+        assert n_text < sent < 1.1 * n_text + 20_000 and received < 20_000
+        for command, out in (("dump", ["--order", 4]), ("export", [texts / "out.arpa"])):
+            sent, received = used(command, there, *out)
+            n_out = n_grams * 30 if command == "dump" else (texts / "out.arpa").stat().st_size
+            assert sent < 10_000 and received < 1.05 * n_out + 20_000
+        assert sum(used("compact", there)) < 20_000
+        sent, received = used("forget", there, texts / "long")
+        assert sent < 1.2 * live + 20_000 and received < 20_000 + 8 * n_words
+
+
+def test_metrics(texts):
+    """Prometheus finds what each server is doing, also of one that was started again."""
+    store = texts / "store"
+    run("train", store, texts / "a", "-o", 2, "--shards", 2)
+    servers = Servers(store, "--bind", f"ipc://{texts}/sock", "--metrics-port", 0)
+    try:
+        port = next(line.split()[-1] for line in servers.out if "metrics" in line)
+        run("update", servers.address, texts / "b")
+        for _ in range(100):
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+                found = dict(line.rsplit(" ", 1) for line in answer.read().decode().splitlines() if not line.startswith("#"))
+            if 'kvps_requests_total{request="apply",server="shard 1"}' in found:
+                break
+            time.sleep(0.1)
+        assert found['kvps_requests_total{request="apply",server="shard 1"}'] == "1.0"
+        assert found['kvps_up{server="root"}'] == found['kvps_starts_total{server="shard 0"}'] == "1.0"
+        assert float(found['kvps_resident_bytes{server="root"}']) > 10_000_000
+    finally:
+        servers.end()
+
+
+def test_foreign_requests(texts):
+    """Requests that no client of ours makes are refused, and the server goes on."""
+    store = texts / "store"
+    run("train", store, texts / "a", "-o", 3)
+    before = contents(store)
+    with place("ipc", store, texts) as (there, _), remote_store.RemoteDirectory(there, writable=True, command="test") as remote:
+        shard = remote.shards[0]
+        version, chunk = remote.root.state()["version"], np.frombuffer(b"nonsense", np.uint8)
+        arrays = {"chunks": chunk, "lengths": np.array([8], np.uint32), "keys": np.array([1], np.uint32)}
+        call = {"job": "x", "split": 0, "version": version + 1, "row": {}, "staged": 0}
+        for name, arguments, given, expected in (
+                ("apply", call, arrays, "is not one"), ("apply", {**call, "split": "0"}, arrays, "split is str"),
+                ("apply", call, {**arrays, "lengths": np.array([9], np.uint32)}, "no chunks"),
+                ("run", {"function": "eval", "arguments": {}}, {}, "no function"),
+                ("run", {"function": "tidy", "arguments": {"nonsense": 1}}, {}, "missing a required|unexpected"),
+                ("run", {"function": "tidy", "arguments": []}, {}, "no function"),
+                ("more", {"stream": 7, "number": 0}, {}, "again")):
+            with pytest.raises(kvps.KvpsError, match=expected):
+                shard.connection.call(name, arguments, given)
+        for method in ("claim", "add_words", "__init__", None, "close"):
+            with pytest.raises(kvps.KvpsError, match="to call"):
+                remote.connection.call("root-change", {"method": method, "arguments": {}})
+        for segment in (b"", b"\1\0\0\0\3\0\0\0a b", b"\1\0\0\0\3\0\0\0<s>", b"\1\0\0\0\0\0\0\0"):
+            with pytest.raises(kvps.KvpsError):
+                remote.root.share_words(segment)
+        shard.connection.epoch -= 1
+        with pytest.raises(kvps.StoreLocked, match="another client"):
+            shard.connection.call("drop", {"job": "x", "version": version})
+        shard.connection.epoch += 1
+    assert contents(store) == before
