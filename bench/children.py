@@ -6,12 +6,17 @@
 - `kenlm MODEL FILE`: score the lines of FILE with kenlm.Model
 - `table STORE N BATCH SEED`: fill a table with N keys, then push and pull batches; milliseconds, medians
 - `rows FOLDER N BATCH SEED`: the same with an LMDB row a key
+- `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, over "tcp"; then from several clients at once
+- `redis FOLDER N BATCH SEED CLIENT`: the same with a redis-server, asked by "bytes" that NumPy lays out, or by "redis-py"
 - `unchecked ARGUMENTS`: the command line of kvps, with every checksum of a store taken for 0: for measuring what they cost
 """
+import contextlib
 import itertools
 import json
 import sys
 import time
+
+CLIENTS, EACH = 4, 8       # that push at once, and how many batches
 
 
 def reuters(out, limit):
@@ -58,8 +63,13 @@ def kenlm(model, file):
         return {"log10_probability": sum(opened.score(line.rstrip("\n")) for line in lines)}
 
 
-def _batches(n_keys, batch, seed, push, pull):
-    """Fill, push and pull; return the median of each in milliseconds. Pushes and pulls are of random keys of the table."""
+def _batches(n_keys, batch, seed, push, pull, others=()):
+    """Fill, push and pull; return the median of each in milliseconds. Pushes and pulls are of random keys of the table.
+
+    others: what pushes for other clients; all of them push at once in the end, and a batch takes its part of that time.
+    """
+    import concurrent.futures
+
     import numpy as np
     rng = np.random.default_rng(int(seed))
     keys, batch = rng.integers(0, 2**64, int(n_keys), np.uint64), int(batch)
@@ -79,7 +89,13 @@ def _batches(n_keys, batch, seed, push, pull):
         timed("push", push, pushed)
         counts = timed("pull", pull, pushed)
         timed("pull_few", pull, rng.choice(keys, 100))
-    assert int(counts.min()) == 6 and int(pull(keys[:batch]).min()) >= 1
+    assert int(counts.min()) >= 6 and int(pull(keys[:batch]).min()) >= 1
+    if others:
+        work = [[rng.choice(keys, batch) for _ in range(EACH)] for _ in others]
+        with concurrent.futures.ThreadPoolExecutor(len(others)) as pool:
+            start = time.perf_counter()
+            list(pool.map(lambda push, batches: [push(some) for some in batches], others, work))
+            found["push_together"] = [1e3 * (time.perf_counter() - start) / (len(others) * EACH)]
     return {name: float(np.mean(times) if name == "fill" else np.median(times)) for name, times in found.items()}
 
 
@@ -126,6 +142,107 @@ def rows(folder, n_keys, batch, seed):
     return {**found, "bytes": size / int(n_keys)}
 
 
+@contextlib.contextmanager
+def _server(command, ready):
+    """Run a server; give the line in which it says that it is ready, by this word."""
+    import subprocess
+    with subprocess.Popen([str(part) for part in command], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            line = next((line for line in process.stdout if ready in line), None)
+            assert line, f"{command[0]} ended with code {process.wait()}"
+            yield line
+        finally:
+            process.terminate()
+
+
+def served(store, n_keys, batch, seed, transport):
+    """Work on a table of one shard in a server of its own."""
+    from pathlib import Path
+
+    from kvps import connect, create
+    create(store).close()
+    command, keys = [sys.executable, "-m", "kvps", "serve", store], None
+    if transport == "tcp":
+        import zmq
+
+        from kvps.ps import curve
+        curve.make(Path(store, "keys"), ["bench"], zmq.curve_keypair)
+        command += ["--bind", "tcp://127.0.0.1:0", "--keys", Path(store, "keys")]
+        keys = Path(store, "keys", "client-bench")
+    with _server(command, "serving at") as line, contextlib.ExitStack() as stack:
+        tables = [stack.enter_context(connect(line.split()[-1], keys=keys)).table("t", kind="count", key_bytes=8)
+                  for _ in range(1 + CLIENTS)]
+        return _batches(n_keys, batch, seed, tables[0].push, tables[0].pull, [table.push for table in tables[1:]])
+
+
+def redis(folder, n_keys, batch, seed, client):
+    """Work on one hash whose fields are the keys: HINCRBY, one after another without waiting, and HMGET."""
+    import os
+    os.mkdir(folder)
+    path = os.path.join(folder, "socket")
+    options = {"dir": folder, "unixsocket": path, "port": 0, "save": "", "appendonly": "yes", "appendfsync": "everysec",
+               "auto-aof-rewrite-percentage": 0}        # which would take a core from it now and then
+    command = ["redis-server", *itertools.chain(*((f"--{name}", value) for name, value in options.items()))]
+    opened = {"bytes": _redis_bytes, "redis-py": _redis_py}[client]
+    with _server(command, "eady to accept connections"), contextlib.ExitStack() as stack:
+        calls = [opened(path, stack) for _ in range(1 + CLIENTS)]
+        return _batches(n_keys, batch, seed, *calls[0], [push for push, _ in calls[1:]])
+
+
+def _redis_py(path, stack):
+    """Return push and pull over redis-py."""
+    import numpy as np
+    import redis as library
+    client = stack.enter_context(library.Redis(unix_socket_path=path))
+
+    def push(keys):
+        with client.pipeline(transaction=False) as pipeline:
+            for key in keys.tolist():
+                pipeline.hincrby("t", key.to_bytes(8), 1)
+            pipeline.execute()
+
+    def pull(keys):
+        found = client.hmget("t", [key.to_bytes(8) for key in keys.tolist()])
+        return np.array([int(count or 0) for count in found], np.int64)
+
+    return push, pull
+
+
+def _redis_bytes(path, stack):
+    """Return push and pull over a socket: what is sent is laid out as an array, so that the server alone takes time."""
+    import socket
+
+    import numpy as np
+    connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+    connection.connect(path)
+
+    def laid_out(before, keys, after):
+        laid = np.tile(np.frombuffer(before + bytes(8) + after, np.uint8), (len(keys), 1))
+        laid[:, len(before):len(before) + 8] = keys.view(np.uint8).reshape(-1, 8)
+        return laid
+
+    def lines(n):
+        pieces = []
+        while n > 0:
+            pieces.append(connection.recv(1 << 20))
+            assert pieces[-1], "the server has gone"
+            n -= pieces[-1].count(b"\n")
+        return b"".join(pieces)
+
+    def push(keys):
+        connection.sendall(laid_out(b"*4\r\n$7\r\nHINCRBY\r\n$1\r\nt\r\n$8\r\n", keys, b"\r\n$1\r\n1\r\n"))
+        answer = lines(len(keys))
+        assert answer.count(b":") == len(keys)
+
+    def pull(keys):
+        connection.sendall(b"*%d\r\n$5\r\nHMGET\r\n$1\r\nt\r\n" % (len(keys) + 2))
+        connection.sendall(laid_out(b"$8\r\n", keys, b"\r\n"))
+        found = lines(1 + 2 * len(keys)).split(b"\r\n")[2::2]     # of keys that are all there: a length, a number
+        return np.array(list(map(int, found)), np.int64)
+
+    return push, pull
+
+
 def unchecked(*arguments):
     """Run a command that neither computes nor compares checksums and digests; it ends the process."""
     import runpy
@@ -143,4 +260,4 @@ if __name__ == "__main__":
     if job == "unchecked":
         unchecked(*arguments)
     print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "table": table,
-                      "rows": rows}[job](*arguments)))
+                      "rows": rows, "served": served, "redis": redis}[job](*arguments)))
