@@ -6,7 +6,7 @@
 - `kenlm MODEL FILE`: score the lines of FILE with kenlm.Model
 - `table STORE N BATCH SEED`: fill a table with N keys, then push and pull batches; milliseconds, medians
 - `rows FOLDER N BATCH SEED`: the same with an LMDB row a key
-- `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, over "tcp"; then from several clients at once
+- `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, "tcp"; then several clients at once
 - `redis FOLDER N BATCH SEED CLIENT`: the same with a redis-server, asked by "bytes" that NumPy lays out, or by "redis-py"
 - `unchecked ARGUMENTS`: the command line of kvps, with every checksum of a store taken for 0: for measuring what they cost
 """

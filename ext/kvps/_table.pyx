@@ -53,6 +53,28 @@ cdef inline void store_key(uint64_t* at, packed_t key, int width) noexcept nogil
     store(at, key, width)
 
 
+cdef inline packed_t key_at(const byte_t* p, int key_bytes, int n_words, bint native, packed_t key) noexcept nogil:
+    """The first words of a key, all of them of an integer; `key` is 0 and says how wide the result is."""
+    cdef int k
+    if native:
+        return <packed_t>(load64(p) if key_bytes == 8 else load32(p))
+    for k in range(n_words):
+        key = shl(key, WORD_BITS) | <packed_t>word_at(p, key_bytes, k, False)
+    return key
+
+
+cdef inline bint are_sorted(const byte_t* raw, index_t n, int key_bytes, int order, bint native, packed_t before) noexcept nogil:
+    """Whether keys are in order already; where they are not, the first few tell."""
+    cdef index_t i
+    cdef packed_t key
+    for i in range(n):
+        key = key_at(raw + i * key_bytes, key_bytes, order, native, <packed_t>0)
+        if key < before:
+            return False
+        before = key
+    return True
+
+
 cdef void arrange_keys(
     const byte_t* raw, index_t n, int key_bytes, int order, bint native, uint32_t n_shards,
     packed_t* records, packed_t* scratch, uint64_t* small, uint64_t* small_scratch,   # n each; small for 8 words only
@@ -62,7 +84,7 @@ cdef void arrange_keys(
     """Sort keys, and say where each one stood; equal ones stay in their order."""
     cdef index_t i, j, start, stop, width = key_words64(order, WORD_BITS)
     cdef uint32_t shard, place
-    cdef int k, n_words = order if order < MAX_ORDER else MAX_ORDER - 1
+    cdef int n_words = order if order < MAX_ORDER else MAX_ORDER - 1
     cdef packed_t record, top
     cdef const byte_t* p
     # STEP 1: where each shard begins.
@@ -76,16 +98,22 @@ cdef void arrange_keys(
             j = ends[shard]
             ends[shard] = start
             start += j
-    # STEP 2: make records, key above number, and deal them out. A key of 8 words leaves its last one behind.
+    # STEP 2: what comes sorted, as from the clients of a server, is only dealt out.
+    if are_sorted(raw, n, key_bytes, order, native, <packed_t>0):
+        for i in range(n):
+            p = raw + i * key_bytes
+            shard = shard_of_key(p, key_bytes, order, native, n_shards) if n_shards > 1 else 0
+            store_key(keys + ends[shard] * width, key_at(p, key_bytes, order, native, <packed_t>0), <int>width)
+            places[ends[shard]] = <uint32_t>i
+            ends[shard] += 1
+        return
+    # STEP 3: make records, key above number, and deal them out. A key of 8 words leaves its last one behind.
     for i in range(n):
-        p = raw + i * key_bytes
-        record = 0
-        for k in range(n_words):
-            record = shl(record, WORD_BITS) | <packed_t>word_at(p, key_bytes, k, native)
+        record = key_at(raw + i * key_bytes, key_bytes, n_words, native, <packed_t>0)
         shard = places[i] if n_shards > 1 else 0
         records[ends[shard]] = shl(record, WORD_BITS) | <packed_t><uint64_t>i
         ends[shard] += 1
-    # STEP 3: sort each shard; numbers take part, which keeps equal keys in their order.
+    # STEP 4: sort each shard; numbers take part, which keeps equal keys in their order.
     start = 0
     for shard in range(n_shards):
         sort_keys(records + start, scratch + start, ends[shard] - start)
@@ -95,7 +123,7 @@ cdef void arrange_keys(
             places[i] = low32(records[i])
             store_key(keys + i * width, shr(records[i], WORD_BITS), <int>width)
         return
-    # STEP 4: of keys that are equal up to the word left behind, sort those words with their numbers.
+    # STEP 5: of keys that are equal up to the word left behind, sort those words with their numbers.
     start = 0
     for shard in range(n_shards):
         while start < ends[shard]:

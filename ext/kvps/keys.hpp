@@ -63,7 +63,7 @@ inline uint32_t low32(u256 x) { return (uint32_t)x.lo; }
 
 // Write the lowest `width` 64-bit words of a key where a key of that width is expected.
 inline void store(void* at, uint64_t x, int) { memcpy(at, &x, 8); }
-inline void store(void* at, u128 x, int width) { memcpy(at, &x, 8 * width); }
+inline void store(void* at, u128 x, int width) { if (width < 2) memcpy(at, &x, 8); else memcpy(at, &x, 16); }
 inline void store(void* at, u256 x, int width) { if (width < 4) store(at, x.lo, width); else memcpy(at, &x, 32); }
 
 // The bytes of a key, lowest first, all 8, 16 or 32 of them.

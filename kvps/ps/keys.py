@@ -91,9 +91,9 @@ def count_array(deltas: np.ndarray | Sequence[int] | int, n_keys: int) -> np.nda
 
 
 def user_keys(packed: np.ndarray, key_bytes: int) -> np.ndarray:
-    """Return packed keys as arrays of the user, who owns them: uint64 or uint32 (n,), or uint8 (n, key_bytes)."""
+    """Return packed keys as arrays of the user: uint64 (n,), which are the packed ones, uint32 (n,), or uint8 (n, key_bytes)."""
     if key_bytes in INTEGERS:
-        return packed.astype(INTEGERS[key_bytes])
+        return packed.astype(INTEGERS[key_bytes], copy=False)
     words = unpack(np.ascontiguousarray(packed), order_of(key_bytes), BITS)
     return words.astype(">u4").view(np.uint8).reshape(len(words), -1)[:, :key_bytes].copy()
 

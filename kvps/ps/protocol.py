@@ -67,7 +67,7 @@ def pack(message: Message) -> list[bytes]:
             raise ProtocolError(f"array {name}: {data.dtype} of {data.ndim} dimensions cannot be sent", field=name,
                                 found=data.dtype.str, expected=", ".join(DTYPES))
         listed.append([name, dtype, list(data.shape)])
-        pieces += [bytes(-at % ALIGN), data.astype(DTYPES[dtype], copy=False).tobytes()]
+        pieces += [bytes(-at % ALIGN), data.astype(DTYPES[dtype], copy=False).reshape(-1).view(np.uint8)]
         at += -at % ALIGN + data.nbytes
     text = json.dumps([message.call, listed], separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
     text += b" " * (-(len(text) + 4) % ALIGN)

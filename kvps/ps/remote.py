@@ -94,9 +94,8 @@ class RemoteShards:
 
     def push(self, parts: list[Part], client: str | None, sequence: int, note: str | None) -> bool:
         """Add parts; as CountTable.push(). What is asked again because no answer came counts once, also without a client."""
-        keys = np.concatenate([np.empty(0, np.uint64), *(part.keys for part in parts)])
-        arrays = {"keys": user_keys(keys, self.key_bytes),
-                  "counts": np.concatenate([np.empty(0, np.int64), *(part.counts for part in parts)])}
+        keys, counts = (parts[0].keys, parts[0].counts) if parts else (np.empty(0, np.uint64), np.empty(0, np.int64))
+        arrays = {"keys": user_keys(keys, self.key_bytes), "counts": counts}
         if client is not None:
             return self._push(arrays, client, sequence, note)
         with self._pushing:

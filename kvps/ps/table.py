@@ -123,7 +123,7 @@ class CountTable:
     def _scan(self, first: bytes, last: bytes | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         with contextlib.closing(self._shards.scan(first, last)) as blocks:
             for block in blocks:
-                yield user_keys(block.keys, self.key_bytes), block.counts.copy()
+                yield user_keys(block.keys.copy(), self.key_bytes), block.counts.copy()
 
     def blocks(self, first: bytes, last: bytes | None) -> Iterator[Block]:
         """Yield scan()'s blocks with packed keys; `first` and `last` as Shards.scan() takes them, checked. For servers."""

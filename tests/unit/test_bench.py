@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-NAMES = ["train", "arpa", "linear", "memory", "query", "startup", "sizes", "update", "nltk", "recovery", "checksums", "table"]
+NAMES = ["train", "arpa", "linear", "memory", "query", "startup", "sizes", "update", "nltk", "recovery", "checksums", "table",
+         "served"]
 
 
 def bench(*arguments, **environment):

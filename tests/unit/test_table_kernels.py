@@ -33,11 +33,18 @@ def run_of(packed, counts, key_bytes):
     return encode(packed, counts, _table.order_of(key_bytes), 32, 4096, room)
 
 
+@pytest.mark.parametrize("order", ["any", "sorted", "distinct", "all but the last"])
 @pytest.mark.parametrize("n_shards", [1, 2, 7])
 @pytest.mark.parametrize("key_bytes", WIDTHS)
-def test_batch_agrees_with_counter(rng, key_bytes, n_shards):
-    """A batch is sorted as its twin sorts it, and adds up to what a Counter says, shard after shard."""
+def test_batch_agrees_with_counter(rng, key_bytes, n_shards, order):
+    """A batch, in order or not, is sorted as its twin sorts it, and adds up to what a Counter says, shard after shard."""
     raw = some_keys(rng, 300, key_bytes)
+    if order != "any":
+        raw = np.array(sorted(raw.tolist()), np.uint8)
+    if order == "distinct":
+        raw = np.unique(raw, axis=0)
+    if order == "all but the last":
+        raw = np.concatenate([raw[1:], raw[:1]])
     keys = [row.tobytes() for row in raw]
     deltas = np.array([rng.randrange(-3, 4) for _ in keys], np.int64)
     packed, places, ends = _table.arrange(raw.reshape(-1), key_bytes, n_shards, native=False)
@@ -85,8 +92,10 @@ def test_integers_are_big_endian_bytes(rng, dtype, key_bytes):
     as_bytes = numbers.astype(numbers.dtype.newbyteorder(">")).view(np.uint8)
     native = _table.arrange(numbers.view(np.uint8), key_bytes, 3, native=True)
     plain = _table.arrange(as_bytes, key_bytes, 3, native=False)
+    ordered = _table.arrange(np.sort(numbers).view(np.uint8), key_bytes, 3, native=True)
 
     assert all((a == b).all() for a, b in zip(native, plain, strict=True))
+    assert all((a == b).all() for a, b in zip(native[::2], ordered[::2], strict=True))
     start = 0
     for end in native[2].tolist():
         assert (np.diff(numbers[native[1][start:end]].astype(object)) >= 0).all()
