@@ -35,6 +35,7 @@ def command() -> None:
       kvps table create novels.kvps clicks --key-bytes 8
       kvps table push novels.kvps clicks clicks.csv --client 2026-11-25
       kvps table scan novels.kvps clicks --start 1000 --stop 2000
+      kvps table drop novels.kvps clicks
     """
 
 
@@ -116,6 +117,32 @@ def create(store: str, name: str, key_bytes: int, shards: int, as_json: bool) ->
         with tables.table(name) as table:
             row = table.stats()
     tell(row, f"{store}: made table {name}, keys of {key_bytes} bytes", as_json)
+
+
+@command.command("drop")
+@options.store(written=False)
+@name
+@options.wait
+@keys
+@options.json
+def drop(store: str, name: str, wait: float, key_folder: str | None, as_json: bool) -> None:
+    """Delete a table and everything in it.
+
+    Use it when its sums are of no use any more. Nothing is asked, and there is no way back: checkpoints of the table go
+    too, but for those made with --to.
+
+    \b
+    Example:
+      kvps table drop novels.kvps clicks
+    """
+    from kvps.cli.output import tell
+
+    with _tables(store, key_folder) as tables:
+        if "://" in store:
+            tables.drop_table(name)
+        else:
+            tables.drop_table(name, wait=wait)
+    tell({"dropped": name}, f"{store}: deleted table {name}", as_json)
 
 
 @command.command("push")

@@ -330,6 +330,11 @@ def test_commands_over_a_server(store, tmp_path):
         there = [run("table", command, served.address, "t", *more).stdout for command, *more in READS]
         assert "t: count, keys of 8 bytes" in run("table", "list", served.address).stdout
         assert "another process" not in refused("table", "pull", served.address, "nothing", 1)
+        assert "is using it" in refused("table", "drop", store, "t", code=5)
+        run("table", "create", served.address, "u", "--key-bytes", 8)
+        assert f"{served.address}: deleted table u" in run("table", "drop", served.address, "u").stdout
+        assert "has no table u; there are: t" in refused("table", "drop", served.address, "u")
+        assert "name of a table" in refused("table", "drop", served.address, "../t", code=2)
         assert "is using it" in refused("serve", store, code=5)
         assert "is using it" in refused("table", "push", store, "t", tmp_path / "rows.csv", code=5)
     assert [run("table", command, store, "t", *more).stdout for command, *more in READS] == there

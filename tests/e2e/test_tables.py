@@ -143,6 +143,8 @@ def test_bytes_that_are_no_text(store, tmp_path):
     (("push", "s", "x"), 1, "has no table x; there are: hex, n, text"),
     (("push", "s", "n", "nowhere.csv"), 1, "no such file"), (("push", "s", "n", "s"), 1, "is no file"),
     (("push", "s", "n", "--client", "a b"), 2, "name of a client"), (("push", "s", "n", "--batch", "0"), 2, "--batch"),
+    (("drop", "s", "x"), 1, "has no table x; there are: hex, n, text"), (("drop", "s", "../n"), 2, "name of a table"),
+    (("drop", "s", "n.tmp-1"), 2, ".tmp-"), (("drop", "nowhere", "n"), 1, "no such store"), (("drop", "s"), 2, "NAME"),
     (("pull", "s", "../n", "1"), 2, "name of a table"), (("scan", "s", "n", "--prefix", "1"), 2, "--start and --stop"),
     (("scan", "s", "hex", "--key-type", "hex", "--prefix", "00", "--start", "00"), 2, "not both"),
     (("scan", "s", "n", "--start", "x"), 2, "no number"), (("list", "nowhere"), 1, "no such store")])

@@ -49,6 +49,7 @@ class Workload:
     then: tuple = ()             # a command that must end well when the work is ended
     deletes: str = ""            # the checkpoint that is gone then; `repeat` is meant for a store without it
     makes: str = ""              # the table that is there then; `repeat` is meant for a store that has it
+    drops: str = ""              # the table that is gone then; `repeat` is meant for a store without it
     pushes: bool = False         # the rows are in table "t" then, each once
     finds: str = ""              # "damaged": a shard is cut when it begins; "old": a store of format 1; readers refuse both
 
@@ -94,6 +95,7 @@ WORKLOADS = {workload.name: workload for workload in [
              makes="t"),
     Workload("table-push", "table", ("table", "push", "STORE", "t", "ROWS", "--client", "me", "--batch", 40), 1, "ac",
              is_job=False, pushes=True),
+    Workload("table-drop", "table-push", ("table", "drop", "STORE", "t"), 1, "ac", is_job=False, repeat=1, drops="t"),
     Workload("upgrade", None, ("upgrade", "STORE"), 4, "o", is_job=False, finds="old"),
     Workload("restore", None, ("checkpoint", "restore", "--from", "DEPOT", "x", "--into", "STORE"), 3, "ab", repeat=1),
 ]}
@@ -216,11 +218,12 @@ def is_deleted(workload: Workload, store: Path) -> bool:
 
 
 def is_made(workload: Workload, store: Path) -> bool:
-    """Return whether a workload has made its table."""
-    if not workload.makes:
+    """Return whether a workload has made its table, or dropped it."""
+    if not workload.makes and not workload.drops:
         return False
     with kvps.open(store) as opened:
-        return workload.makes in opened.tables()
+        found = opened.tables()
+    return workload.makes in found if workload.makes else workload.drops not in found
 
 
 def pushed(store: Path) -> None:
@@ -324,6 +327,7 @@ def finish(workload: Workload, store: Path, rng: random.Random, how: str | None 
     same(store, workload.holds)
     assert not workload.finds or readable(workload, store)
     assert not workload.deletes or is_deleted(workload, store)
+    assert not workload.drops or is_made(workload, store)
     if workload.models:
         assert figures(store) == _figures[workload.holds]
     if workload.pushes:

@@ -55,6 +55,7 @@ LEXICON = {
     "history": {"version", "command", "label", "gone_labels", "tokens", "sentences", "inputs", "started", "time"},
     "table list": {"name", "kind", "key_bytes", "shards", "runs", "entries", "clients", "bytes", "live_bytes"},
     "table create": {"name", "kind", "key_bytes", "shards", "runs", "entries", "clients", "bytes", "live_bytes"},
+    "table drop": {"dropped"},
     "table push": {"table", "rows", "batches", "already", "elapsed_s"},
     "table pull": {"key", "count"},
     "table scan": {"key", "count"},
@@ -360,6 +361,9 @@ def test_tables(store):
     assert set(answer("stats", store)["tables"]) == {"clicks", "copy"} and "table copy: " in kvps("stats", store).stdout
     assert "clicks, copy are not in it" in kvps("checkpoint", "create", store).stderr
     assert answer("checkpoint", "create", "s/tables/clicks")["existed"] is False
+    assert set(answer("table", "drop", store, "copy")) == LEXICON["table drop"]
+    assert kvps("table", "drop", store, "clicks").stdout == "s: deleted table clicks\n"
+    assert kvps("table", "list", store).stdout == ""
 
 
 def test_checkpoints(store):
