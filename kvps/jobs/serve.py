@@ -345,7 +345,12 @@ def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callabl
 
     runner = stack.enter_context(contextlib.closing(Runner(lambda message: root.directory,
                                                            {**served.STORE, status_of.__name__: status})))
-    return {**tables.functions(), **root.functions(), **runner.functions(changes=False)}, runner.idle
+
+    def idle() -> None:
+        runner.idle()
+        tables.drop_idle()
+
+    return {**tables.functions(), **root.functions(), **runner.functions(changes=False)}, idle
 
 
 def _watch_starter() -> None:

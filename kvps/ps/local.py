@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,11 +26,13 @@ from kvps.ps.keys import BITS, Part, packed_key, shown, width_of, words_of
 from kvps.ps.lookup import Lookup
 from kvps.ps.merging import merge, tidy
 from kvps.ps.runs import CHUNK_BYTES, Block, chunk_of, merged, merged_shards
+from kvps.ps.table import UNNAMED, UNNAMED_KEPT_S
 from kvps.store.directory import StoreDirectory, StoreSnapshot, open_store
 from kvps.store.shard import MOST, Shard
 
 # A key is written again each time the runs above it have grown fourfold, and a pull meets three runs of a size at most.
 FAN_IN = 4
+SWEEP_S = 86_400               # how often a writer looks for what is left over
 N_WORDS = 1 << BITS
 
 
@@ -44,7 +47,7 @@ class LocalShards:
         self.n_shards: int = directory.identity["shards"]
         self._order, self._wait = order_of(self.key_bytes), wait
         self._pushing, self._looking = threading.Lock(), threading.Lock()
-        self._begun = False
+        self._begun, self._swept = False, 0.0
         self._room = np.empty(0, np.uint8)             # of encoded chunks; fresh memory for each push would cost more than encoding
         self._lookups: dict[str, Lookup] = {}          # by the shard's place in the store: it changes with its life
 
@@ -75,9 +78,11 @@ class LocalShards:
         for number in wanted:
             if number in by_shard:
                 self._make_room(directory.shards[number], by_shard[number])
+        until = int(time.time()) + UNNAMED_KEPT_S if client is not None and client.startswith(UNNAMED) else None
         for number in wanted:
             part, shard = by_shard.get(number), directory.shards[number]
-            shard.push(self._chunks(part) if part else (), part.most if part else 0, client=client, sequence=sequence, note=note)
+            shard.push(self._chunks(part) if part else (), part.most if part else 0, client=client, sequence=sequence, note=note,
+                       until=until)
             if part:
                 tidy(shard, order=self._order, n_words=N_WORDS, version=0, job=None, fan_in=FAN_IN, at_most=1)
         return True
@@ -95,12 +100,15 @@ class LocalShards:
         return [number for number, last in enumerate(lasts) if last < sequence]
 
     def _begin(self, directory: StoreDirectory) -> None:
-        """Before the first push: become the writer of this epoch, and sweep what a dead one left."""
+        """Before the first push: become the writer of this epoch, and sweep what a dead one left; after it, sweep once a day."""
+        now = time.monotonic()
+        if self._begun and now - self._swept < SWEEP_S:
+            return
         if not self._begun:
             directory.root.claim()
-            for shard in directory.shards:
-                shard.sweep(0, None)
-            self._begun = True
+        for shard in directory.shards:
+            shard.sweep(0, None)
+        self._begun, self._swept = True, now
 
     def _chunks(self, part: Part) -> list[tuple[bytes, int]]:
         if len(self._room) < encoded_room(len(part.counts)):

@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -10,14 +11,15 @@ from typing import Any, Self
 
 import numpy as np
 
-from kvps.errors import ArgumentError, StoreError, Unreachable
+from kvps.errors import ArgumentError, StoreError
 from kvps.ps.connection import Connection
 from kvps.ps.keys import Part, user_keys
 from kvps.ps.runs import Block
-from kvps.ps.table import CountTable
+from kvps.ps.table import UNNAMED, UNNAMED_KEPT_S, CountTable
 
 SCHEME = "kvps://"
 PULL_KEYS = 1 << 18            # of a message: 8 MiB of the widest keys
+RENAMED_S = UNNAMED_KEPT_S / 7     # long before the row of an idle connection goes, it takes another name
 
 
 def endpoint(address: str) -> str:
@@ -90,7 +92,7 @@ class RemoteShards:
         self._connection: Connection | None = connection
         self._name = name
         self._pushing = threading.Lock()
-        self._client, self._sequence = "", 0           # of pushes for which the user names none
+        self._client, self._sequence, self._answered = "", 0, 0.0      # of pushes for which the user names none
 
     def push(self, parts: list[Part], client: str | None, sequence: int, note: str | None) -> bool:
         """Add parts; as CountTable.push(). What is asked again because no answer came counts once, also without a client."""
@@ -99,14 +101,11 @@ class RemoteShards:
         if client is not None:
             return self._push(arrays, client, sequence, note)
         with self._pushing:
-            if not self._client:
-                self._client, self._sequence = f"connection-{os.urandom(16).hex()}", 0
-            try:
-                self._push(arrays, self._client, self._sequence + 1, note)
-            except Unreachable:
-                self._client = ""                      # whether it arrived is not known, so its number is spent
-                raise
-            self._sequence += 1
+            if not self._client or time.monotonic() - self._answered > RENAMED_S:
+                self._client, self._sequence = f"{UNNAMED}{os.urandom(16).hex()}", 0
+            name, self._client = self._client, ""      # whether a push that fails has arrived, or in some shards, is not known
+            self._push(arrays, name, self._sequence + 1, note)
+            self._client, self._sequence, self._answered = name, self._sequence + 1, time.monotonic()
             return True
 
     def _push(self, arrays: dict[str, np.ndarray], client: str, sequence: int, note: str | None) -> bool:

@@ -26,6 +26,7 @@ from kvps.store.layout import TABLES
 
 MAX_CURSORS = 64
 CURSOR_IDLE_S = 60.0           # a scan that nobody goes on with keeps deleted pages in the files
+DONE_S = 1.0                   # and one that has ended the answer that says so, which may have to be sent again
 BLOCKS = 16                    # of a scan in one message: some 4 MiB of 8-byte keys
 
 
@@ -120,7 +121,6 @@ class TableService:
             raise ArgumentError(f"a scan begins and ends at hexadecimal digits: {exc}") from exc
         blocks = table.blocks(first, last)
         with self._turn:
-            self._drop_idle()
             if len(self._cursors) >= MAX_CURSORS:
                 raise StoreError(f"{MAX_CURSORS} scans are open already; finish one, or wait {CURSOR_IDLE_S:.0f} s for those that "
                                  "nobody goes on with")
@@ -130,15 +130,16 @@ class TableService:
 
     def next(self, message: Message) -> Answer:
         """Return the next piece of a scan, or the last one again, whose answer was lost."""
-        cursor, number = self._cursors.get(_number(message, "cursor")), _number(message, "number")
-        if cursor is None:
-            raise StoreError(f"no such scan: it has ended, or nobody went on with it for {CURSOR_IDLE_S:.0f} s; begin it again")
-        with cursor.turn:
-            cursor.used = time.monotonic()
+        which, number = _number(message, "cursor"), _number(message, "number")
+        cursor = self._cursors.get(which)
+        with contextlib.nullcontext() if cursor is None else cursor.turn:
+            if cursor is None or which not in self._cursors:       # which may have been dropped while we waited for our turn
+                raise StoreError(f"no such scan: it has ended, or nobody went on with it for {CURSOR_IDLE_S:.0f} s; begin it again")
             if number not in (cursor.number, cursor.number + 1):
                 raise StoreError(f"piece {number} of a scan, expected {cursor.number + 1}")
             if number > cursor.number:
                 cursor.number, cursor.last = number, _piece(cursor)
+            cursor.used = time.monotonic()
             return cursor.last
 
     def length(self, message: Message) -> Answer:
@@ -152,6 +153,16 @@ class TableService:
     def stats(self, message: Message) -> Answer:
         """Return a table's statistics."""
         return {"facts": self._table(message).facts()}, {}
+
+    def drop_idle(self) -> None:
+        """End scans that nobody goes on with, or that are done; does not wait for those at work."""
+        now = time.monotonic()
+        for number, cursor in list(self._cursors.items()):
+            done = cursor.number >= 0 and cursor.last[0]["done"]
+            if now - cursor.used > (DONE_S if done else CURSOR_IDLE_S) and cursor.turn.acquire(blocking=False):
+                with contextlib.closing(cursor.blocks):
+                    self._cursors.pop(number, None)
+                    cursor.turn.release()
 
     def close(self) -> None:
         """Close all tables and end all scans; call it when no request is being answered any more."""
@@ -171,14 +182,6 @@ class TableService:
                 self._open[name] = tables.open_table(self.store, name, writable=True)
             return self._open[name]
 
-    def _drop_idle(self) -> None:
-        """End scans that nobody goes on with, or that are done; holding self._turn."""
-        now = time.monotonic()
-        for number, cursor in list(self._cursors.items()):
-            done = cursor.number >= 0 and cursor.last[0]["done"]
-            if now - cursor.used > (1.0 if done else CURSOR_IDLE_S) and cursor.turn.acquire(blocking=False):
-                cursor.blocks.close()
-                del self._cursors[number]
 
 
 def _piece(cursor: _Cursor) -> Answer:

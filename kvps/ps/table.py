@@ -15,6 +15,8 @@ from kvps.ps.runs import Block
 from kvps.units import check_name
 
 KINDS = ("count",)
+UNNAMED = "connection-"            # begins the names that RemoteShards gives to clients that have none
+UNNAMED_KEPT_S = 7 * 86_400        # after their last push: nothing of theirs is on its way any more when their rows go
 
 
 class Shards(Protocol):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -125,7 +126,7 @@ class Shard:
         return lambda: applied
 
     def push(self, chunks: Iterable[tuple[bytes, int]], most: int, *, client: str | None = None, sequence: int = 0,
-             note: str | None = None) -> bool:
+             note: str | None = None, until: int | None = None) -> bool:
         """Add chunks as a run that readers see at once: a push to a table, all or nothing, durably, and once only.
 
         Args:
@@ -134,6 +135,7 @@ class Shard:
             client: who pushes, or None: then the ledger does not change, and nobody can tell whether it was pushed before.
             sequence: the client's number of this push.
             note: kept in the ledger with it.
+            until: from this time on [s since 1970] sweep() may forget the client; None: never.
 
         Returns:
             False, and nothing is changed, if the ledger has this number of this client, or a greater one.
@@ -152,7 +154,7 @@ class Shard:
                     raise StoreError(f"{self.path}: client {client} pushed number {last} last, so {last + 1} is expected, not "
                                      f"{sequence}", path=str(self.path), shard=self.shard, expected=last + 1, found=sequence)
                 key = fmt.named_key(fmt.CLIENT, client)
-                ledger = key, fmt.pack_row(key, {"note": note, "sequence": sequence})
+                ledger = key, fmt.pack_row(key, {"note": note, "sequence": sequence, **({} if until is None else {"until": until})})
             self._write_run(chunks, 0, None, None, ledger=ledger, most=most)
         return True
 
@@ -247,8 +249,9 @@ class Shard:
         """Remove what no reader of `version` and no work of `job` needs; return how many records went.
 
         That is: runs newer than `version` that are not `job`'s, runs that `version` does not see any more, ledger rows
-        of other jobs, and chunks of runs that were never finished. Without a job, runs that a later version was to take
-        away stay. REQUIRES: `version` is the committed one. Changes nothing where there is nothing to do.
+        of other jobs, rows of clients whose time is over, and chunks of runs that were never finished. Without a job,
+        runs that a later version was to take away stay. REQUIRES: `version` is the committed one. Changes nothing where
+        there is nothing to do.
         """
         with self._turn:
             with self._env.read() as txn:
@@ -259,6 +262,8 @@ class Shard:
                 doomed = list(orphans(txn, {row["id"] for row in manifest["runs"]}))
                 ours = None if job is None else fmt.named_key(fmt.LEDGER, job)
                 doomed += [key for key, _ in txn.scan(fmt.LEDGER) if key[:-8] != ours]
+                now = time.time()
+                doomed += [key for key, row in records.rows(txn, fmt.CLIENT) if row.get("until", now) < now]
                 marked = job is None and any(row["until"] is not None and row["until"] > version for row in manifest["runs"])
             if not gone and not doomed and not marked:
                 return 0
