@@ -123,9 +123,8 @@ def create(store: str, name: str, key_bytes: int, shards: int, as_json: bool) ->
 @options.store(written=False)
 @name
 @options.wait
-@keys
 @options.json
-def drop(store: str, name: str, wait: float, key_folder: str | None, as_json: bool) -> None:
+def drop(store: str, name: str, wait: float, as_json: bool) -> None:
     """Delete a table and everything in it.
 
     Use it when its sums are of no use any more. Nothing is asked, and there is no way back: checkpoints of the table go
@@ -136,12 +135,13 @@ def drop(store: str, name: str, wait: float, key_folder: str | None, as_json: bo
       kvps table drop novels.kvps clicks
     """
     from kvps.cli.output import tell
+    from kvps.ps.places import address
 
-    with _tables(store, key_folder) as tables:
-        if "://" in store:
-            tables.drop_table(name)
-        else:
+    with _tables(store) as tables:
+        if address(store) is None:
             tables.drop_table(name, wait=wait)
+        else:
+            tables.drop_table(name)
     tell({"dropped": name}, f"{store}: deleted table {name}", as_json)
 
 
