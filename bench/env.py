@@ -118,7 +118,7 @@ def describe(work):
         "python": sys.version.split()[0],
         **probe,
         "compiler": built_with,
-        "peers": {name: bool(shutil.which(name)) for name in ("lmplz", "build_binary", "query")},
+        "peers": {name: bool(shutil.which(name)) for name in ("lmplz", "build_binary", "query", "redis-server")},
         "revision": revision or "no git",
         "dirty": dirty,
         "load": os.getloadavg()[0],
