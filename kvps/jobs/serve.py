@@ -330,7 +330,7 @@ def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callabl
         from kvps.ps.shard_service import ShardService
 
         shard = stack.enter_context(contextlib.closing(ShardService(Path(child.store), child.number, served.SHARD)))
-        return shard.functions(), shard.runner.idle
+        return shard.functions(), shard.runner.streams.drop_idle
     from kvps.jobs.status import status_of
     from kvps.ps.calls import Runner
     from kvps.ps.root_service import RootService
@@ -343,12 +343,12 @@ def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callabl
     def status(store: StoreDirectory) -> dict:
         return status_of(store, root.session())
 
-    runner = stack.enter_context(contextlib.closing(Runner(lambda message: root.directory,
-                                                           {**served.STORE, status_of.__name__: status})))
+    runner = Runner(lambda message: root.directory, {**served.STORE, status_of.__name__: status})
+    stack.callback(runner.streams.close)
 
     def idle() -> None:
-        runner.idle()
-        tables.drop_idle()
+        runner.streams.drop_idle()
+        tables.scans.drop_idle()
 
     return {**tables.functions(), **root.functions(), **runner.functions(changes=False)}, idle
 

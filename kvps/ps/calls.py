@@ -9,26 +9,23 @@ stream: its pieces are fetched one after another, and a piece whose answer was l
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import inspect
 import itertools
 import logging
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from kvps.errors import ArgumentError, StoreError
+from kvps.errors import ArgumentError
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import Message
 from kvps.ps.server import Answer, Function
+from kvps.ps.streams import Streams
 
 log = logging.getLogger("kvps")
 
-MAX_STREAMS = 64
-STREAM_IDLE_S = 60.0           # a stream that nobody goes on with keeps a snapshot open
 PIECE_BYTES = 4 << 20          # of a stream in one message
 
 
@@ -67,17 +64,6 @@ class _Warnings(logging.Handler):
 _warnings = _Warnings()
 
 
-@dataclasses.dataclass
-class _Stream:
-    """A stream between two messages."""
-
-    pieces: Iterator[bytes]
-    used: float
-    turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-    number: int = -1           # of the last piece sent, which may be asked for again
-    last: bytes | None = b""   # None: there are no more
-
-
 class Runner:
     """The server's end: functions that requests may name, and the streams that they began."""
 
@@ -85,9 +71,7 @@ class Runner:
         """Take what gives the thing that the functions are called with, and the functions by name."""
         self._subject, self._functions = subject, dict(functions)
         log.addHandler(_warnings)
-        self._turn = threading.Lock()
-        self._streams: dict[int, _Stream] = {}
-        self._numbers = itertools.count(1)
+        self.streams = Streams()
 
     def functions(self, *, changes: bool) -> dict[str, Function]:
         """Return what a Server is to answer; `changes`: the functions are called one after another."""
@@ -107,66 +91,32 @@ class Runner:
         with _warnings.kept() as warnings:
             result = function(self._subject(message), **arguments)
         if inspect.isgenerator(result):
-            return {"stream": self._begin(result)}, {}
+            return {"stream": self.streams.begin(_pieces(result))}, {}
         plain, arrays = parted(result) if isinstance(result, dict) else (result, {})
         return {"result": plain, "warnings": warnings}, arrays
 
-    def _begin(self, pieces: Iterator[bytes]) -> int:
-        with self._turn:
-            self._drop_idle()
-            if len(self._streams) >= MAX_STREAMS:
-                raise StoreError(f"{MAX_STREAMS} streams are open already; finish one, or wait {STREAM_IDLE_S:.0f} s for those "
-                                 "that nobody goes on with")
-            number = next(self._numbers)
-            self._streams[number] = _Stream(pieces, time.monotonic())
-        return number
-
     def more(self, message: Message) -> Answer:
         """Return the next piece of a stream, or the last one again, whose answer was lost."""
-        stream, number = self._streams.get(message.call.get("stream")), message.call.get("number")
-        if stream is None:
-            raise StoreError("the server was started again, or nobody went on for a minute, in the middle of a long answer; run "
-                             "the command again")
-        with stream.turn:
-            stream.used = time.monotonic()
-            if number not in (stream.number, stream.number + 1):
-                raise ArgumentError(f"piece {number!r:.80} of a stream, expected {stream.number + 1}")
+        stream, number = message.call.get("stream"), message.call.get("number")
+        if not isinstance(stream, int) or not isinstance(number, int):
+            raise ArgumentError("a stream and its pieces have numbers")
+        return self.streams.piece(stream, number)
+
+
+def _pieces(stream: Iterator[bytes]) -> Iterator[Answer]:
+    """Yield the bytes of a stream, as many as a message takes in each reply, with what was logged meanwhile."""
+    with contextlib.closing(stream):
+        while True:
+            some, n = [], 0
             with _warnings.kept() as warnings:
-                if number > stream.number:
-                    stream.number, stream.last = number, _piece(stream.pieces)
-            if stream.last is None:
-                return {"done": True, "warnings": warnings}, {}
-            return {"done": False, "warnings": warnings}, {"piece": np.frombuffer(stream.last, np.uint8)}
-
-    def _drop_idle(self, everything: bool = False) -> None:
-        """End streams that are done, or that nobody goes on with; holding self._turn."""
-        now = time.monotonic()
-        for number, stream in list(self._streams.items()):
-            limit_s = STREAM_IDLE_S if stream.last is not None else 1.0
-            if (everything or now - stream.used > limit_s) and stream.turn.acquire(blocking=False):
-                stream.pieces.close()
-                del self._streams[number]
-
-    def idle(self) -> None:
-        """End streams that nobody goes on with; called now and then."""
-        with self._turn:
-            self._drop_idle()
-
-    def close(self) -> None:
-        """End all streams."""
-        with self._turn:
-            self._drop_idle(everything=True)
-
-
-def _piece(pieces: Iterator[bytes]) -> bytes | None:
-    """Return the next bytes of a stream as one piece, None at its end."""
-    some, n = [], 0
-    for piece in pieces:
-        some.append(bytes(piece))
-        n += len(piece)
-        if n >= PIECE_BYTES:
-            break
-    return b"".join(some) if some else None
+                for piece in stream:
+                    some.append(bytes(piece))
+                    n += len(piece)
+                    if n >= PIECE_BYTES:
+                        break
+            if not some:
+                return
+            yield {"warnings": warnings}, {"piece": np.frombuffer(b"".join(some), np.uint8)}
 
 
 def run(connection: Connection, function: Callable, arguments: Mapping[str, Any]) -> Any:
@@ -174,18 +124,18 @@ def run(connection: Connection, function: Callable, arguments: Mapping[str, Any]
     plain, arrays = parted(arguments)
     reply = connection.call("run", {"function": function.__name__, "arguments": plain}, arrays)
     if "stream" in reply.call:
-        return _pieces(connection, reply.call["stream"])
+        return _fetched(connection, reply.call["stream"])
     _warn(reply)
     result = reply.call["result"]
     return {**result, **reply.arrays} if isinstance(result, dict) else result
 
 
-def _pieces(connection: Connection, stream: int) -> Iterator[bytes]:
+def _fetched(connection: Connection, stream: int) -> Iterator[bytes]:
     for number in itertools.count():
         reply = connection.call("more", {"stream": stream, "number": number})
-        _warn(reply)
         if reply.call["done"]:
             return
+        _warn(reply)
         yield reply.arrays["piece"].tobytes()
 
 

@@ -5,41 +5,25 @@ Arguments come from outside: each is looked at before it is used, and a table's 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from kvps.errors import ArgumentError, StoreError
+from kvps.errors import ArgumentError
 from kvps.ps import tables
 from kvps.ps.protocol import Message
 from kvps.ps.runs import Block
 from kvps.ps.server import Answer, Function
+from kvps.ps.streams import Streams
 from kvps.ps.table import CountTable
 from kvps.store import files, lock
 from kvps.store.layout import TABLES
 
-MAX_CURSORS = 64
-CURSOR_IDLE_S = 60.0           # a scan that nobody goes on with keeps deleted pages in the files
-DONE_S = 1.0                   # and one that has ended the answer that says so, which may have to be sent again
 BLOCKS = 16                    # of a scan in one message: some 4 MiB of 8-byte keys
-
-
-@dataclasses.dataclass
-class _Cursor:
-    """A scan between two messages."""
-
-    blocks: Iterator[Block]
-    key_bytes: int
-    used: float
-    turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
-    number: int = -1           # of the last piece sent, which may be asked for again
-    last: Answer = ({"done": True}, {})
 
 
 class TableService:
@@ -55,8 +39,7 @@ class TableService:
         self._lock = lock.OwnerLock(folder, command="kvps serve")      # one server a store, whatever it has open
         self._turn = threading.Lock()
         self._open: dict[str, CountTable] = {}
-        self._cursors: dict[int, _Cursor] = {}
-        self._numbers = itertools.count(1)
+        self.scans = Streams()
 
     def functions(self) -> dict[str, Function]:
         """Return what a Server is to answer."""
@@ -119,28 +102,11 @@ class TableService:
             first, last = bytes.fromhex(_text(message, "start")), None if stop is None else bytes.fromhex(stop)
         except ValueError as exc:
             raise ArgumentError(f"a scan begins and ends at hexadecimal digits: {exc}") from exc
-        blocks = table.blocks(first, last)
-        with self._turn:
-            if len(self._cursors) >= MAX_CURSORS:
-                raise StoreError(f"{MAX_CURSORS} scans are open already; finish one, or wait {CURSOR_IDLE_S:.0f} s for those that "
-                                 "nobody goes on with")
-            number = next(self._numbers)
-            self._cursors[number] = _Cursor(blocks, table.key_bytes, time.monotonic())
-        return {"cursor": number}, {}
+        return {"cursor": self.scans.begin(_pieces(table.blocks(first, last)))}, {}
 
     def next(self, message: Message) -> Answer:
         """Return the next piece of a scan, or the last one again, whose answer was lost."""
-        which, number = _number(message, "cursor"), _number(message, "number")
-        cursor = self._cursors.get(which)
-        with contextlib.nullcontext() if cursor is None else cursor.turn:
-            if cursor is None or which not in self._cursors:       # which may have been dropped while we waited for our turn
-                raise StoreError(f"no such scan: it has ended, or nobody went on with it for {CURSOR_IDLE_S:.0f} s; begin it again")
-            if number not in (cursor.number, cursor.number + 1):
-                raise StoreError(f"piece {number} of a scan, expected {cursor.number + 1}")
-            if number > cursor.number:
-                cursor.number, cursor.last = number, _piece(cursor)
-            cursor.used = time.monotonic()
-            return cursor.last
+        return self.scans.piece(_number(message, "cursor"), _number(message, "number"))
 
     def length(self, message: Message) -> Answer:
         """Count the keys."""
@@ -154,25 +120,13 @@ class TableService:
         """Return a table's statistics."""
         return {"facts": self._table(message).facts()}, {}
 
-    def drop_idle(self) -> None:
-        """End scans that nobody goes on with, or that are done; does not wait for those at work."""
-        now = time.monotonic()
-        for number, cursor in list(self._cursors.items()):
-            done = cursor.number >= 0 and cursor.last[0]["done"]
-            if now - cursor.used > (DONE_S if done else CURSOR_IDLE_S) and cursor.turn.acquire(blocking=False):
-                with contextlib.closing(cursor.blocks):
-                    self._cursors.pop(number, None)
-                    cursor.turn.release()
-
     def close(self) -> None:
         """Close all tables and end all scans; call it when no request is being answered any more."""
         with self._turn, contextlib.ExitStack() as stack:
             for table in self._open.values():
                 stack.callback(table.close)
             self._open.clear()
-            for cursor in self._cursors.values():
-                cursor.blocks.close()
-            self._cursors.clear()
+            self.scans.close()
             self._lock.close()
 
     def _table(self, message: Message) -> CountTable:
@@ -183,14 +137,12 @@ class TableService:
             return self._open[name]
 
 
-
-def _piece(cursor: _Cursor) -> Answer:
-    """Return the next blocks of a scan as one reply. Blocks are copied: each is good until the next one only."""
-    some = [(block.keys.copy(), block.counts.copy()) for block in itertools.islice(cursor.blocks, BLOCKS)]
-    if not some:
-        return {"done": True}, {}
-    keys, counts = (np.concatenate(column) for column in zip(*some, strict=True))
-    return {"done": False}, {"keys": keys, "counts": counts}
+def _pieces(blocks: Iterator[Block]) -> Iterator[Answer]:
+    """Yield the blocks of a scan, some in each reply. Blocks are copied: each is good until the next one only."""
+    with contextlib.closing(blocks):
+        while some := [(block.keys.copy(), block.counts.copy()) for block in itertools.islice(blocks, BLOCKS)]:
+            keys, counts = (np.concatenate(column) for column in zip(*some, strict=True))
+            yield {}, {"keys": keys, "counts": counts}
 
 
 def _text(message: Message, field: str) -> str:

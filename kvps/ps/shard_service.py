@@ -109,7 +109,7 @@ class ShardService:
 
     def close(self) -> None:
         """Close the shard."""
-        self.runner.close()
+        self.runner.streams.close()
         self.shard.close()
         self._directory.close()
 

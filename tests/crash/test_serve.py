@@ -371,7 +371,7 @@ def test_scans_over_a_server(store, tmp_path):
         assert int(table.pull(np.array([5], np.uint64))[0]) == 2
         assert len(table) == n
         begun = []
-        with pytest.raises(kvps.StoreError, match="scans are open"):
+        with pytest.raises(kvps.StoreError, match="are open already"):
             for _ in range(100):
                 begun.append(table.scan())
                 next(begun[-1])

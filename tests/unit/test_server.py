@@ -91,7 +91,7 @@ def test_errors_come_across(bind):
         assert (caught.value.path, caught.value.found, hasattr(caught.value, "odd")) == ("p", 3, False)
         with pytest.raises(StoreError, match="RuntimeError"):
             connection.call("fail", {"error": "nothing of ours"})
-        with pytest.raises(ProtocolError, match="no function 'nothing'; there are echo, fail, note, slow"):
+        with pytest.raises(ProtocolError, match="no function 'nothing'; there are echo, fail, note, server, slow"):
             connection.call("nothing")
         assert connection.call("echo", {"n": 1}).call == {"n": 1}
 

@@ -8,7 +8,7 @@ import pytest
 
 import kvps
 from kvps.errors import StoreError
-from kvps.ps import local, remote, serving
+from kvps.ps import local, remote, serving, streams
 from kvps.ps.server import Server
 from kvps.ps.serving import TableService
 from kvps.store.shard import Shard
@@ -24,16 +24,16 @@ class Served:
         kvps.create(folder / "s").close()
         self.store, self.address = folder / "s", f"kvps://{folder}/socket"
         self.service = TableService(self.store)
-        self.server = Server(f"ipc://{folder}/socket", self.service.functions(), idle=self.service.drop_idle)
+        self.server = Server(f"ipc://{folder}/socket", self.service.functions(), idle=self.service.scans.drop_idle)
         self.thread = threading.Thread(target=self.server.run)
         self.thread.start()
 
     def scans(self, n, within_s=10.0):
         """Return whether there are so many scans before long."""
         until = time.monotonic() + within_s
-        while len(self.service._cursors) != n and time.monotonic() < until:
+        while len(self.service.scans) != n and time.monotonic() < until:
             time.sleep(0.02)
-        return len(self.service._cursors) == n
+        return len(self.service.scans) == n
 
     def end(self):
         """End the server and close its tables."""
@@ -76,7 +76,7 @@ def test_scans_that_nobody_goes_on_with(served, clicks, monkeypatch):
     scan = clicks.scan()
     next(scan)
     assert served.scans(1)
-    monkeypatch.setattr(serving, "CURSOR_IDLE_S", 0.1)
+    monkeypatch.setattr(streams, "IDLE_S", 0.1)
     assert served.scans(0)
     with pytest.raises(StoreError, match="begin it again"):
         list(scan)
@@ -84,7 +84,7 @@ def test_scans_that_nobody_goes_on_with(served, clicks, monkeypatch):
 
 def test_scans_that_are_read(served, clicks, monkeypatch):
     """A scan lasts as long as somebody goes on with it, and is gone soon after its end."""
-    monkeypatch.setattr(serving, "CURSOR_IDLE_S", 1.0)
+    monkeypatch.setattr(streams, "IDLE_S", 1.0)
     monkeypatch.setattr(serving, "BLOCKS", 1)
     clicks.push(KEYS)
     scan, n = clicks.scan(), 0
@@ -99,14 +99,15 @@ def test_scans_that_are_read(served, clicks, monkeypatch):
 def test_a_scan_that_is_at_work_is_not_idle(served, clicks, monkeypatch):
     """A piece that takes longer than a scan may be idle is answered."""
     clicks.push(KEYS)
-    original = serving._piece
+    original = serving._pieces
 
-    def slow(cursor):
-        time.sleep(1.5)
-        return original(cursor)
+    def slow(blocks):
+        for answer in original(blocks):
+            time.sleep(1.5)
+            yield answer
 
-    monkeypatch.setattr(serving, "_piece", slow)
-    monkeypatch.setattr(serving, "CURSOR_IDLE_S", 0.6)
+    monkeypatch.setattr(serving, "_pieces", slow)
+    monkeypatch.setattr(streams, "IDLE_S", 0.6)
     assert sum(len(keys) for keys, _ in clicks.scan()) == len(KEYS)
 
 
