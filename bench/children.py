@@ -7,6 +7,7 @@
 - `table STORE N BATCH SEED`: fill a table with N keys, then push and pull batches; milliseconds, medians
 - `rows FOLDER N BATCH SEED`: the same with an LMDB row a key
 - `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, "tcp"; then several clients at once
+- `workers FOLDER FILE ORDER TRANSPORT`: train over servers in FOLDER with two workers, over "ipc" or, with keys, "tcp"
 - `redis FOLDER N BATCH SEED CLIENT`: the same with a redis-server, asked by "bytes" that NumPy lays out, or by "redis-py"
 - `unchecked ARGUMENTS`: the command line of kvps, with every checksum of a store taken for 0: for measuring what they cost
 """
@@ -175,6 +176,30 @@ def served(store, n_keys, batch, seed, transport):
         return _batches(n_keys, batch, seed, tables[0].push, tables[0].pull, [table.push for table in tables[1:]])
 
 
+def workers(folder, file, order, transport):
+    """Train a new store over servers of 4 shards with two workers of one thread each; return the seconds it took."""
+    import subprocess
+    from pathlib import Path
+    kvps = [sys.executable, "-m", "kvps"]
+    command, keys = [*kvps, "serve", Path(folder, "store"), "--bind", f"ipc://{folder}/sock"], []
+    if transport == "tcp":
+        import zmq
+
+        from kvps.ps import curve
+        curve.make(Path(folder, "keys"), ["bench"], zmq.curve_keypair)
+        command[-1:] = ["tcp://127.0.0.1:0", "--keys", str(Path(folder, "keys"))]
+        keys = ["--keys", str(Path(folder, "keys", "client-bench"))]
+    with _server(command, "serving at") as line:
+        address = line.split()[-1]
+        began = time.perf_counter()
+        with subprocess.Popen([*kvps, "work", address, "--threads", "1", *keys], stdout=subprocess.DEVNULL) as helper:
+            subprocess.run([*kvps, "train", address, file, "-o", order, "--threads", "1", *keys], check=True,
+                           stdout=subprocess.DEVNULL)
+            seconds = time.perf_counter() - began
+            helper.wait()
+    return {"seconds": seconds}
+
+
 def redis(folder, n_keys, batch, seed, client):
     """Work on one hash whose fields are the keys: HINCRBY, one after another without waiting, and HMGET."""
     import os
@@ -260,4 +285,4 @@ if __name__ == "__main__":
     if job == "unchecked":
         unchecked(*arguments)
     print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "table": table,
-                      "rows": rows, "served": served, "redis": redis}[job](*arguments)))
+                      "rows": rows, "served": served, "workers": workers, "redis": redis}[job](*arguments)))

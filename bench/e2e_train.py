@@ -52,6 +52,30 @@ def arpa(setting):
     setting.figure("text_to_arpa_peak_rss_bytes", times(runs, "peak_rss_bytes"), better="less")
 
 
+@benchmark("workers", "raw text to a store over four shard servers by two workers, seconds; beside the same in one process")
+def workers(setting):
+    """Train a new store each round: in one process of two threads, and by two processes over a socket, and over tcp with keys."""
+    def alone():
+        store = setting.scratch("store")
+        run = setting.train_kvps(store, setting.train, "--threads", "2")
+        setting.drop(store)
+        return run.wall_s
+
+    def served(transport):
+        folder = setting.scratch("served")
+        folder.mkdir()
+        found, _ = setting.child("workers", folder, setting.train, str(setting.order), transport)
+        setting.drop(folder)
+        return found["seconds"]
+
+    setting.warm(setting.train)
+    seconds = measure.interleave(setting.runs, {"served, a socket": lambda: served("ipc"), "one process": alone,
+                                                "served, tcp with keys": lambda: served("tcp")})
+    for who, goal in (("served, a socket", "0.7"), ("served, tcp with keys", "0.4")):
+        setting.figure(f"train_s {who}", {who: seconds[who], "one process": seconds["one process"]}, better="less",
+                       goal=f"{goal} of the speed of one process")
+
+
 @benchmark("linear", "seconds for 1/8, 1/4, 1/2 and all of the text, and the exponent of growth")
 def linear(setting):
     """Train and compile each part of the text, interleaved.
