@@ -204,12 +204,13 @@ class _Planner:
                 map_bytes=layout.map_bytes(root.identity["shards"])))) for number, place in enumerate(state["shards"])]
             snaps = [stack.enter_context(shard.snapshot()) for shard in shards]
             store = types.SimpleNamespace(path=self.path, identity=root.identity, root=root)
-            return look_at_counts(store, StoreSnapshot(state["version"], state, snaps), (), Report(), lambda *place: True,
-                                  lambda *place: None, lambda done, total: None)
+            snapshot = StoreSnapshot(state["version"], state, snaps, routing=root.routing())
+            return look_at_counts(store, snapshot, (), Report(), lambda *place: True, lambda *place: None,
+                                  lambda done, total: None)
 
     def bases(self, root: Root, state: dict) -> Iterator[Base]:
         """Yield what the shards can be made from, the newest checkpoint first, nothing last."""
-        history, found = root.history(), []
+        history, routing, found = root.history(), root.routing(), []
         known = {root.identity["uuid"]: state["version"]}
         if "restored_from" in root.identity:
             known[root.identity["restored_from"]["uuid"]] = root.identity["restored_from"]["version"]
@@ -217,7 +218,7 @@ class _Planner:
             for kept in checkpoint.read_all(depot)[0]:
                 version = kept.state["version"]
                 # The same store, perhaps copied: the history tells whether it is also the same past.
-                if version <= known.get(kept.uuid, -1) and kept.history == history[:version] \
+                if version <= known.get(kept.uuid, -1) and kept.history == history[:version] and kept.routing == routing \
                         and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "shards", "tokenizer")):
                     found.append((version, kept.created, depot, kept))
         for version, _, depot, kept in sorted(found, key=lambda item: item[:2], reverse=True):

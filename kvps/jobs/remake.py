@@ -72,7 +72,7 @@ def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vo
     """Count text into the new shards alone."""
     how = options.job
     target = types.SimpleNamespace(
-        identity=store.identity, root=_KnownWords(store.path),
+        identity=store.identity, root=_KnownWords(store.path, store.root.routing()),
         shards=[made.get(number) or _Nowhere(number) for number in range(store.identity["shards"])])
     total, done = sum(abs(text.times) * finder.find(text).size for text in texts), 0
 
@@ -108,8 +108,11 @@ class _Nowhere:
 class _KnownWords:
     """Stands for a root that takes no word: text that was counted has none that it does not know."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, routing: dict | None) -> None:
+        self._path, self._routing = path, routing
+
+    def routing(self) -> dict | None:
+        return self._routing
 
     def add_words(self, first_id: int, blob: bytes) -> None:
         raise _UnknownWords(f"{self._path}: text that was taken away since the checkpoint has words that were purged since, so "
