@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -245,6 +245,16 @@ class StoreDirectory:
             files.remove_tree(self.path / old)
         if root:
             self._move_root(lambda target: self._root.copy_to(target))
+        self.reseal()
+
+    def take_over(self, names: Sequence[str], generations: Sequence[int], routing: dict | None) -> None:
+        """Put other shards, which are durable, in the place of all that there are, and remove the old ones."""
+        old = list(self._names)
+        self.root.reshard([{"dir": name, "generation": n} for name, n in zip(names, generations, strict=True)], routing)
+        with self._turn:
+            self._follow(self.root.state())
+        for name in old:
+            files.remove_tree(self.path / name)
         self.reseal()
 
     def _move_root(self, copy_to: Callable[[Path], None]) -> None:
