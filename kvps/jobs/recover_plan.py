@@ -210,7 +210,7 @@ class _Planner:
 
     def bases(self, root: Root, state: dict) -> Iterator[Base]:
         """Yield what the shards can be made from, the newest checkpoint first, nothing last."""
-        history, routing, found = root.history(), root.routing(), []
+        history, found = root.history(), []
         known = {root.identity["uuid"]: state["version"]}
         if "restored_from" in root.identity:
             known[root.identity["restored_from"]["uuid"]] = root.identity["restored_from"]["version"]
@@ -218,8 +218,8 @@ class _Planner:
             for kept in checkpoint.read_all(depot)[0]:
                 version = kept.state["version"]
                 # The same store, perhaps copied: the history tells whether it is also the same past.
-                if version <= known.get(kept.uuid, -1) and kept.history == history[:version] and kept.routing == routing \
-                        and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "shards", "tokenizer")):
+                if version <= known.get(kept.uuid, -1) and kept.history == history[:version] \
+                        and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "tokenizer")):
                     found.append((version, kept.created, depot, kept))
         for version, _, depot, kept in sorted(found, key=lambda item: item[:2], reverse=True):
             yield Base(depot, kept, *text_since(history, version))

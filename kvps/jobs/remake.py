@@ -8,9 +8,11 @@ from pathlib import Path
 
 from kvps.errors import CorruptionError, KvpsError, StoreError
 from kvps.jobs.counting import count_splits, split_bytes
+from kvps.jobs.dealing import deal
 from kvps.jobs.lost_text import Finder, Text
 from kvps.jobs.recover_plan import Base, Options
 from kvps.ps.merging import tidy
+from kvps.ps.router import Router
 from kvps.store import rebuild
 from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Shard
@@ -54,8 +56,8 @@ def _make(store: StoreDirectory, numbers: Sequence[int], base: Base, words: Toke
     try:
         for number in numbers:
             made[number] = rebuild.begin(store.path, store.root, number)
-            if base.checkpoint is not None:
-                rebuild.fill(made[number], base.depot, base.checkpoint, base.gone_labels)
+        if base.checkpoint is not None:
+            _fill(store, base, made, len(vocabulary))
         _count(store, base.texts, words, vocabulary, made, version, finder, options)
         for shard in made.values():
             tidy(shard, order=order, n_words=len(vocabulary), version=version, job=None)
@@ -65,6 +67,20 @@ def _make(store: StoreDirectory, numbers: Sequence[int], base: Base, words: Toke
     finally:
         for shard in made.values():
             shard.close()
+
+
+def _fill(store: StoreDirectory, base: Base, made: dict[int, Shard], n_words: int) -> None:
+    """Take over what a checkpoint has for some shards; if it is of before a reshard, from all of its shards."""
+    checkpoint, routing = base.checkpoint, store.root.routing()
+    if (len(checkpoint.shards), checkpoint.routing) == (store.identity["shards"], routing):
+        for shard in made.values():
+            rebuild.fill(shard, base.depot, checkpoint, base.gone_labels)
+        return
+    router = Router(store.identity["shards"], routing)
+    for number in range(len(checkpoint.shards)):
+        with rebuild.old_shard(store.path, store.root, base.depot, checkpoint, number, base.gone_labels) as old, \
+                old.snapshot() as snapshot:
+            deal(snapshot, snapshot.all_runs(), store.identity["order"], n_words, router, made, lambda n: None)
 
 
 def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vocabulary: Vocabulary, made: dict[int, Shard],

@@ -14,27 +14,23 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from kvps._runs import encode, encoded_room
 from kvps.errors import StoreError
+from kvps.jobs.dealing import by_label, deal
 from kvps.jobs.train import check_shape
 from kvps.lm.pools import gathered
 from kvps.ps.router import Router, parts, plan, weigh
-from kvps.ps.runs import CHUNK_BYTES, Block, bits_for, encoded, merged, merged_below
+from kvps.ps.runs import Block, bits_for, encoded, merged, merged_below
 from kvps.store import files, layout, rebuild
 from kvps.store.directory import StoreDirectory, StoreSnapshot
-from kvps.store.runs import Run
 from kvps.store.shard import Shard
 
 Progress = Callable[[str, int, int], None]     # (stage, done, total) [n-grams]
 
-# Keys that a thread gathers before it deals them out: 40 MB of keys of 5 words, and runs of 128 shards that fill chunks.
-PART_KEYS = 1 << 21
 
 
 def reshard(store: StoreDirectory, shards: int, *, threads: int, progress: Progress = lambda stage, done, total: None) -> dict:
@@ -164,14 +160,10 @@ class _Reshard:
         for number in range(self.n_shards):
             self.staging.append(self.create(number, self.names[number] + rebuild.UNFINISHED))
 
-        def out_of(number: int) -> None:
-            for label, runs in _by_label(self.snapshot.runs(number)).items():
-                with contextlib.closing(merged(self.snapshot.shards[number], runs, self.order, self.bits)) as blocks:
-                    for keys, counts in _gathered_keys(blocks):
-                        self.deal_out(router, keys, counts, max(run.version for run in runs), label)
-                        self.advance("dealing", len(counts))
-
-        gathered(self.pool, out_of, range(len(self.snapshot.shards)))
+        targets = dict(enumerate(self.staging))
+        gathered(self.pool, lambda number: deal(
+            self.snapshot.shards[number], self.snapshot.runs(number), self.order, self.n_words, router, targets,
+            lambda n: self.advance("dealing", n)), range(len(self.snapshot.shards)))
 
     def create(self, number: int, name: str) -> Shard:
         """Make an empty shard."""
@@ -180,18 +172,6 @@ class _Reshard:
         identity = {"uuid": self.store.identity["uuid"], "shard": number, "shards": self.n_shards, "order": self.order}
         return Shard.create(folder, identity, map_bytes=layout.map_bytes(self.n_shards), epoch=self.store.root.next_epoch,
                             above=self.above)
-
-    def deal_out(self, router: Router, keys: np.ndarray, counts: np.ndarray, version: int, label: str | None) -> None:
-        """Add sorted n-grams to the staging shards, as a run of each that gets some."""
-        shards = router.shards(keys.reshape(-1), self.order, self.bits, self.n_words)
-        places = np.argsort(shards.astype(np.uint16), kind="stable")         # so each part is sorted
-        start = 0
-        for shard, n in zip(self.staging, np.bincount(shards, minlength=self.n_shards).tolist(), strict=True):
-            if n:
-                ours = places[start:start + n]
-                out = np.empty(encoded_room(n), np.uint8)
-                shard.add_run(encode(keys[ours].reshape(-1), counts[ours], self.order, self.bits, CHUNK_BYTES, out), version, label)
-                start += n
 
     # STEP 3
 
@@ -203,7 +183,7 @@ class _Reshard:
             name, n_keys = self.names[number], 0
             with contextlib.closing(self.create(number, name)) as new:
                 with self.staging[number].snapshot() as staged:
-                    for label, runs in _by_label(staged.all_runs()).items():
+                    for label, runs in by_label(staged.all_runs()).items():
                         with contextlib.closing(merged(staged, runs, self.order, self.bits)) as blocks:
                             new.add_run(encoded(self.counted(blocks), self.order, self.bits), max(run.version for run in runs),
                                         label)
@@ -224,25 +204,3 @@ class _Reshard:
             yield block
             self.advance("merging", len(block.counts))
 
-
-def _by_label(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
-    found = defaultdict(list)
-    for run in runs:
-        found[run.label].append(run)
-    return found
-
-
-def _gathered_keys(blocks: Iterator[Block]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield (keys uint64 (n, width), counts int64 (n,)) of many blocks at once."""
-    keys: list[np.ndarray] = []
-    counts: list[np.ndarray] = []
-    n = 0
-    for block in blocks:
-        keys.append(block.keys.reshape(len(block.counts), -1).copy())
-        counts.append(block.counts.copy())
-        n += len(block.counts)
-        if n >= PART_KEYS:
-            yield np.concatenate(keys), np.concatenate(counts)
-            keys, counts, n = [], [], 0
-    if n:
-        yield np.concatenate(keys), np.concatenate(counts)

@@ -174,25 +174,33 @@ def test_checkpoints_made_before(store, folder, tmp_path):
     assert shards_of(tmp_path / "n") == shards_of(store)
 
 
-@pytest.mark.parametrize("with_text", [True, False])
-def test_recover_without_a_checkpoint_of_these_shards(folder, tmp_path, with_text):
-    """A shard that no checkpoint has is made of the text, or named with what is missing."""
-    for name in "ab":
+@pytest.mark.parametrize("shards", [3, 4])
+@pytest.mark.parametrize("source", ["checkpoint", "text", "nothing"])
+def test_recover_after_a_reshard(folder, tmp_path, shards, source):
+    """A shard is made from a checkpoint of other shards and the text since, from text alone, or named with what is missing."""
+    for name in "abc":
         shutil.copy(folder / name, tmp_path / name)
     store = tmp_path / "s"
     run("train", store, tmp_path / "a", "--order", ORDER, "--shards", 4)
     run("update", store, tmp_path / "b", "--label", "mon")
+    if source == "checkpoint":
+        run("checkpoint", "create", store)
+    run("reshard", store, "--shards", shards)        # of 4 shards as many, but dealt anew
+    run("update", store, tmp_path / "c", "--label", "tue")
     before = contents(store)
-    run("checkpoint", "create", store)
-    run("reshard", store, "--shards", 4)             # as many, but dealt anew
     damage_shard(store, "deleted", 2)
-    if with_text:
-        run("recover", store, "--yes")
-        assert contents(store) == before
-        assert run("check", store, "--full").returncode == 0
-    else:
+    if source != "text":
         (tmp_path / "a").unlink()
+    if source == "nothing":
         assert "give each with --input FILE" in run("recover", store, "--yes", check=4).stderr
+        return
+    run("recover", store, "--yes")
+    assert contents(store) == before
+    assert run("check", store, "--full").returncode == 0
+    run("forget", store, "--label", "mon")
+    run("forget", store, "--label", "tue")
+    run("train", tmp_path / "fresh", folder / "a", "--order", ORDER)
+    assert contents(store) == contents(tmp_path / "fresh")
 
 
 def test_a_failure_leaves_nothing(store, monkeypatch):

@@ -18,7 +18,7 @@ from kvps._router import homes, shards_of
 from kvps._runs import pack, unpack
 from kvps._statistics import Walk
 from kvps.errors import CorruptionError
-from kvps.jobs import reshard as resharding
+from kvps.jobs import dealing
 from kvps.lm import arpa, cache, listing
 from kvps.lm.model import CompiledModel
 from kvps.lm.walks import folded, split_sums
@@ -101,7 +101,7 @@ def resharded_says_the_same(a, b, c, order, before, after, share, data):
         expected = told(plain)
         assert told(store) == expected
         state, labels, history = store.version, store.labels, store.history()
-        with mock.patch.object(resharding, "PART_KEYS", data.draw(st.integers(1, 40))):
+        with mock.patch.object(dealing, "PART_KEYS", data.draw(st.integers(1, 40))):
             result = store.reshard(after, threads=data.draw(st.integers(1, 2)))
 
         assert (result["shards_before"], result["shards"], result["version"]) == (before, after, state)
