@@ -29,9 +29,12 @@ def command(store: str, shards: int, threads: int | None, wait: float, as_json: 
     from kvps.cli.output import many, tell
     from kvps.cli.progress import Progress
     from kvps.jobs.reshard import reshard
+    from kvps.ps.places import address
     from kvps.store.directory import open_store
     from kvps.units import cpu_count
 
+    if address(store) is not None:
+        raise click.UsageError("a store is resharded while nobody serves it: stop its servers, and name the folder")
     began = time.monotonic()
     with open_store(store, writable=True, wait=wait, command="reshard") as opened, \
             Progress(["weighing", "dealing", "merging"], unit=" n-grams") as progress:

@@ -109,6 +109,7 @@ def test_refused(store, folder, tmp_path):
     assert run("reshard", store, check=2).stderr
     assert run("reshard", store, "--shards", "many", check=2).stderr
     assert "no such store" in refused("reshard", tmp_path / "nothing", "--shards", 2)
+    assert "stop its servers" in run("reshard", "kvps:///tmp/socket", "--shards", 2, check=2).stderr
     assert tree(store) == before
     run("table", "create", store, "t", "--key-bytes", 8)
     assert "is a table" in refused("reshard", store / "tables" / "t", "--shards", 2)
