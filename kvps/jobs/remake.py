@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvps.errors import CorruptionError, KvpsError, StoreError
@@ -88,7 +88,7 @@ def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vo
     """Count text into the new shards alone."""
     how = options.job
     target = types.SimpleNamespace(
-        identity=store.identity, root=_KnownWords(store.path, store.root.routing()),
+        identity=store.identity, root=_KnownWords(store.path, store.root.routing()), claim=store.claim,
         shards=[made.get(number) or _Nowhere(number) for number in range(store.identity["shards"])])
     total, done = sum(abs(text.times) * finder.find(text).size for text in texts), 0
 
@@ -114,11 +114,11 @@ class _Nowhere:
     def splits(self, job: str) -> dict[int, dict]:
         return {}
 
-    def apply(self, *_: object, **__: object) -> bool:
-        return True
+    def begin_apply(self, *_: object, **__: object) -> Callable[[], bool]:
+        return lambda: True
 
-    def runs(self) -> list:
-        return []
+    def run(self, *_: object, **__: object) -> None:
+        return None
 
 
 class _KnownWords:
