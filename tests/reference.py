@@ -287,13 +287,28 @@ def perplexity(p, sentences, order, known):
     }
 
 
+def mix(a, b):
+    """Return the hash of two 64-bit numbers, as FORMAT.md has it."""
+    product = (a ^ 0x9e3779b97f4a7c15) * (b ^ 0xd6e8feb86659fd93)
+    return (product ^ product >> 64) % 2**64
+
+
+def shard_of_word(word, n_shards):
+    """Return the shard of the n-grams that a word routes, where nothing else is said."""
+    return mix(word, 0x6b767073) * n_shards >> 64
+
+
+def shard_of_pair(word, before, n_shards):
+    """Return the shard of the n-grams that a split word routes, after another word."""
+    return mix(before, mix(word, 0x6b767073)) * n_shards >> 64
+
+
 def shard_of_key(key, n_shards):
     """Return the shard of a table's key (bytes), as FORMAT.md says."""
     h = 0x6b767073
     padded = key + bytes(-len(key) % 4)
     for at in range(0, len(padded), 4):
-        product = (int.from_bytes(padded[at:at + 4]) ^ 0x9e3779b97f4a7c15) * (h ^ 0xd6e8feb86659fd93) % 2**128
-        h = product % 2**64 ^ product >> 64
+        h = mix(int.from_bytes(padded[at:at + 4]), h)
     return h * n_shards >> 64
 
 

@@ -66,3 +66,8 @@ cdef inline index_t text_key_words64(int k, int bits) noexcept nogil:
 cdef inline uint32_t shard_of(word_t word, uint32_t n_shards) noexcept nogil:
     """The shard of an n-gram by the word that routes it; do not change: stored stores rely on it."""
     return <uint32_t>mul_high(mix(word, 0x6b767073), n_shards)
+
+
+cdef inline uint32_t shard_of_pair(word_t word, word_t before, uint32_t n_shards) noexcept nogil:
+    """The shard of an n-gram whose routing word is split, by that and the word before it; likewise."""
+    return <uint32_t>mul_high(mix(before, mix(word, 0x6b767073)), n_shards)

@@ -10,7 +10,7 @@ from libc.stdlib cimport free, malloc
 
 from kvps._buckets cimport (
     BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table)
-from kvps._keys cimport bit_length, fetch, load64, mix, shard_of, u64
+from kvps._keys cimport bit_length, fetch, load64, mix, u64
 from kvps._pages cimport Pages, page_view, usable
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
@@ -29,9 +29,9 @@ cdef enum:
 
 
 cdef struct exact_rows:
-    # Sorted word rows of one order, shard after shard.
+    # Word rows of one order, part after part, each sorted; a part is what one walk yielded.
     const uint32_t* words
-    const uint64_t* starts     # n_shards + 1 row numbers
+    const uint64_t* starts     # n_parts + 1 row numbers
     const uint64_t* values     # of n-grams
     const uint32_t* numbers    # of contexts
 
@@ -60,7 +60,8 @@ cdef class Tables:
     cdef uint64_t seed
     cdef int order
     cdef bint exact
-    cdef uint32_t n_shards
+    cdef uint32_t n_parts
+    cdef const uint32_t* parts             # per word: the part of what has it as its last context word; n_parts: any
     cdef exact_rows ngram_rows[MAX_ORDER + 1]
     cdef exact_rows context_rows[MAX_ORDER + 1]
     cdef int smoothing
@@ -123,10 +124,11 @@ cdef class Tables:
             self.compare(&escaped_numbers[0], 4 * self.n_escaped)
             self.escaped, self.escaped_numbers = &escaped[0], &escaped_numbers[0]
 
-    def use_rows(self, int n_shards, dict rows):
+    def use_rows(self, const uint32_t[::1] parts, int n_parts, dict rows):
         """Answer look-ups from sorted rows instead, without fingerprints.
 
-        rows: ("ngrams", k) -> (words uint32 (n * k,), starts uint64 (n_shards + 1,), values uint64 (n,)) for orders 2 and up;
+        parts: uint32 (n_words,), the part in which to look for what begins with a word, in context order; n_parts: in all.
+        rows: ("ngrams", k) -> (words uint32 (n * k,), starts uint64 (n_parts + 1,), values uint64 (n,)) for orders 2 and up;
         ("contexts", d) -> (words uint32 (n * d,), starts, numbers uint32 (n,)) for depths 1 and up.
         """
         cdef const uint32_t[::1] words
@@ -143,8 +145,8 @@ cdef class Tables:
             sorted = True
             for i in range(starts.shape[0] - 1):
                 sorted = sorted and starts[i] <= starts[i + 1]
-            if not sorted or starts.shape[0] != n_shards + 1 or starts[n_shards] * <uint64_t>k != <uint64_t>words.shape[0]:
-                raise ValueError(f"{what} of length {k}: {words.shape[0]} words, starts for {starts.shape[0] - 1} shards")
+            if not sorted or starts.shape[0] != n_parts + 1 or starts[n_parts] * <uint64_t>k != <uint64_t>words.shape[0]:
+                raise ValueError(f"{what} of length {k}: {words.shape[0]} words, starts for {starts.shape[0] - 1} parts")
             r.starts = &starts[0]
             if what == "ngrams":
                 values = v
@@ -157,7 +159,14 @@ cdef class Tables:
                     raise ValueError(f"{numbers.shape[0]} numbers for {words.shape[0]} words of {what} of length {k}")
                 r.numbers = &numbers[0] if numbers.shape[0] else NULL
             self.owner.append((w, s, v))
-        self.n_shards, self.exact = n_shards, True
+        if parts.shape[0] != self.n_words:
+            raise ValueError(f"{parts.shape[0]} parts for {self.n_words} words")
+        self.compare(&parts[0], 4 * parts.shape[0])
+        for i in range(parts.shape[0]):
+            if parts[i] > <uint32_t>n_parts:
+                raise ValueError(f"word {i} is in part {parts[i]} of {n_parts}")
+        self.owner.append(parts)
+        self.parts, self.n_parts, self.exact = &parts[0], n_parts, True
 
     def smooth(self, int smoothing, double value, discounts, double vocabulary):
         """Choose the smoothing.
@@ -218,8 +227,19 @@ cdef class Tables:
 
     cdef index_t find_row(self, const exact_rows* r, const word_t* key, int n) noexcept nogil:
         """Return the row of n words in context order, or -1, as where a damaged page is met."""
-        cdef uint32_t shard = shard_of(key[0], self.n_shards)
-        cdef index_t low = r.starts[shard], high = r.starts[shard + 1], end = high, middle
+        cdef uint32_t part = self.parts[key[0]]
+        cdef index_t found = -1
+        if part < self.n_parts:
+            return self.find_in_part(r, part, key, n)
+        for part in range(self.n_parts):
+            found = self.find_in_part(r, part, key, n)
+            if found >= 0:
+                break
+        return found
+
+    cdef index_t find_in_part(self, const exact_rows* r, uint32_t part, const word_t* key, int n) noexcept nogil:
+        """Return the row of n words in one part, or -1."""
+        cdef index_t low = r.starts[part], high = r.starts[part + 1], middle
         cdef int k, order
         cdef const uint32_t* row
         while low < high:

@@ -4,6 +4,9 @@ Keys in context order make the walk depth-first over the trie of reversed contex
 the open context c1..cd (c1 nearest to the predicted word) and the list of (word, value) seen below it. When a context
 ends, its list is folded into its parent's: with Kneser-Ney each distinct word counts 1 there (one more left
 extension), with raw counts its sum. `<s>` closes a context on the left: what follows it keeps its raw count.
+
+Of a word that is split over shards (FORMAT.md, "Routing") each shard has a part of the context of depth 1, and all of those
+below it: the values in the parts add up. A walk sets these parts aside, and one more walk, of no shard, is given their sums.
 Definitions: kvps/lm/statistics.py. Twin: tests/reference.py.
 """
 import numpy as np
@@ -70,6 +73,17 @@ cpdef uint64_t chain_start(uint64_t seed) noexcept:
     return mix(seed, 0x6b767073)
 
 
+cdef inline void add_value(totals* t, uint64_t value) noexcept nogil:
+    """Add an n-gram to the totals of its context."""
+    t.den += value
+    if value == 1:
+        t.n1 += 1
+    elif value == 2:
+        t.n2 += 1
+    else:
+        t.n3 += 1
+
+
 @cython.final
 cdef class Walk:
     """The walk over one shard; feed it blocks of sorted keys, then finish.
@@ -85,6 +99,7 @@ cdef class Walk:
         rows_of: orders whose n-grams to collect as (words, value).
         contexts: collect (words, number of totals) of all contexts.
         seed: of the hashes.
+        split: words whose contexts of depth 1 are set aside, for split_ngrams(), because other shards have parts of them.
 
     With `estimate` it yields probabilities instead (see there).
     """
@@ -105,6 +120,8 @@ cdef class Walk:
     cdef uint64_t* marks2                  # bit per word of marks
     cdef uint64_t* unigrams                # value per word
     cdef uint64_t* words_raw               # raw count per word
+    cdef uint8_t* split                    # per word: whether its context of depth 1 has parts elsewhere
+    cdef buffer split_rows, split_values   # (c1, word) and values of the parts that were set aside
     cdef uint32_t* unigram_contexts        # per word: number of its totals as a context, plus 1; 0: none
     cdef uint64_t stats[MAX_ORDER + 1][5]  # per order: distinct n-grams, then t1..t4
     cdef buffer ngram_hashes, ngram_values, context_hashes, context_totals, large
@@ -117,6 +134,9 @@ cdef class Walk:
     # what `estimate` needs
     cdef bint estimates
     cdef object estimate_owner
+    cdef const uint32_t* sum_rows          # (c1, word) of the sums of split contexts, sorted; borrowed
+    cdef const uint64_t* sum_values
+    cdef index_t n_sums
     cdef buffer nodes, pairs               # closed contexts below the open one of depth 1, and their n-grams
     cdef double* p[MAX_ORDER]              # p[d][w]: p(w | c1..cd) of the contexts on the way down
     cdef const uint32_t* rank
@@ -125,7 +145,7 @@ cdef class Walk:
     cdef double* unigram_backoffs
 
     def __cinit__(self, int order, int top, int bits, index_t n_words, *, bint raw=False, bint hashes=False, rows_of=(),
-                  bint contexts=False, uint64_t seed=0):
+                  bint contexts=False, uint64_t seed=0, split=()):
         if not 1 <= top <= order <= MAX_ORDER or not 2 <= bits <= 32:
             raise ValueError(f"order {order}, top {top}, {bits} bits")
         self.order, self.top, self.bits, self.n_words = order, top, bits, n_words
@@ -141,9 +161,14 @@ cdef class Walk:
         self.unigrams = <uint64_t*>calloc(n_words + 1, 8)
         self.words_raw = <uint64_t*>calloc(n_words + 1, 8)
         self.unigram_contexts = <uint32_t*>calloc(n_words + 1, 4)
+        self.split = <uint8_t*>calloc(n_words + 1, 1)
         if (self.previous == NULL or self.dense == NULL or self.marks == NULL or self.marks2 == NULL
-                or self.unigrams == NULL or self.words_raw == NULL or self.unigram_contexts == NULL):
+                or self.unigrams == NULL or self.words_raw == NULL or self.unigram_contexts == NULL
+                or self.split == NULL):
             raise MemoryError(f"no memory for the statistics of {n_words} words")
+        for word in split:
+            if <index_t>word < n_words:
+                self.split[<index_t>word] = 1
 
     def __dealloc__(self):
         cdef int d
@@ -158,10 +183,12 @@ cdef class Walk:
             free(self.p[d])            # p[0] is borrowed
         for p in (<size_t>self.nodes.data, <size_t>self.pairs.data, <size_t>self.unigram_backoffs, <size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
                   <size_t>self.words_raw, <size_t>self.unigram_contexts, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
-                  <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data):
+                  <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data,
+                  <size_t>self.split, <size_t>self.split_rows.data, <size_t>self.split_values.data):
             free(<void*><size_t>p)
 
-    def estimate(self, const double[:, ::1] discounts, const double[::1] unigram_p, const uint32_t[::1] rank):
+    def estimate(self, const double[:, ::1] discounts, const double[::1] unigram_p, const uint32_t[::1] rank,
+                 const uint32_t[:, ::1] split_rows=None, const uint64_t[::1] split_values=None):
         """Collect modified Kneser-Ney log10 probabilities and back-offs, for `take_estimates`.
 
         A context's probabilities need those of its parent, which closes later: so the contexts below one word c1 wait
@@ -171,11 +198,18 @@ cdef class Walk:
             discounts: float64 (top + 1, 4), by order and min(count, 3).
             unigram_p: float64 (n_words,), borrowed.
             rank: uint32 (n_words,), what to write for each word id; borrowed.
+            split_rows, split_values: what split_ngrams() gives, summed over the shards and sorted; borrowed. For where there
+                are split words: the contexts below them need their probabilities, which one walk alone, that of fold(), collects.
         """
         cdef int k, j
         if self.raw or discounts.shape[0] != self.top + 1 or unigram_p.shape[0] != self.n_words or rank.shape[0] != self.n_words:
             raise ValueError(f"estimates of order {self.top} for {self.n_words} words")
-        self.estimate_owner = (unigram_p, rank)
+        if split_rows is not None and (split_rows.shape[1] != 2 or split_values.shape[0] != split_rows.shape[0]):
+            raise ValueError(f"{split_rows.shape[0]} rows and {split_values.shape[0]} values of split contexts")
+        self.estimate_owner = (unigram_p, rank, split_rows, split_values)
+        self.n_sums = 0 if split_rows is None else split_rows.shape[0]
+        if self.n_sums:
+            self.sum_rows, self.sum_values = &split_rows[0, 0], &split_values[0]
         if text_key_words64(self.top, self.bits) > 4:
             raise ValueError(f"{self.top} words of {self.bits} bits and a number do not fit into a key")
         for k in range(self.top + 1):
@@ -294,6 +328,10 @@ cdef class Walk:
         cdef bint emit_rows = self.emits[d + 1]
         if not l.sorted:
             self.combine(l)
+        if d == 1 and self.split[self.path[1]]:
+            self.close_part()
+            l.n = 0
+            return
         t.den = t.n1 = t.n2 = t.n3 = 0
         if self.hashes:
             hashes = claim(&self.ngram_hashes, 8 * l.n)
@@ -307,13 +345,7 @@ cdef class Walk:
         self.stats[d + 1][0] += l.n
         for i in range(l.n):
             value = l.items[i].value
-            t.den += value
-            if value == 1:
-                t.n1 += 1
-            elif value == 2:
-                t.n2 += 1
-            else:
-                t.n3 += 1
+            add_value(&t, value)
             if value <= 4:
                 self.stats[d + 1][value] += 1
             if self.hashes:
@@ -356,6 +388,42 @@ cdef class Walk:
             (<uint32_t*>values)[0] = number
         l.n = 0
 
+    cdef void close_part(self) noexcept nogil:
+        """End a context of depth 1 that has parts in other shards: set ours aside, or estimate what is below it."""
+        cdef pair_list* l = &self.lists[1]
+        cdef word_t* rows
+        cdef uint64_t* values
+        cdef index_t i, low = 0, high = self.n_sums, middle
+        cdef totals t
+        if not self.estimates:
+            rows = <word_t*>claim(&self.split_rows, 8 * l.n)
+            values = <uint64_t*>claim(&self.split_values, 8 * l.n)
+            if rows == NULL or values == NULL:
+                self.status = ERR_MEMORY
+                return
+            for i in range(l.n):
+                rows[2 * i], rows[2 * i + 1] = self.path[1], l.items[i].word
+                values[i] = l.items[i].value
+            return
+        while low < high:
+            middle = (low + high) // 2
+            if self.sum_rows[2 * middle] < self.path[1]:
+                low = middle + 1
+            else:
+                high = middle
+        l.n = 0
+        t.den = t.n1 = t.n2 = t.n3 = 0
+        for i in range(low, self.n_sums):
+            if self.sum_rows[2 * i] != self.path[1]:
+                break
+            self.push(1, self.sum_rows[2 * i + 1], self.sum_values[i])
+            if self.status != 0:
+                return
+            add_value(&t, self.sum_values[i])
+        self.wait_for_parents(1, l, &t)
+        if self.status == 0:
+            self.resolve()
+
     cdef inline uint32_t compact(self, uint64_t value) noexcept nogil:
         """A value in 32 bits: itself below 2**31, else its place in the list of large values, marked."""
         cdef byte_t* place
@@ -382,6 +450,29 @@ cdef class Walk:
                 walk_block[u128](self, <const u128*>&keys[0], &counts[0], n, <u128*>self.previous)
             else:
                 walk_block[u256](self, <const u256*>&keys[0], &counts[0], n, <u256*>self.previous)
+        self._check()
+
+    def fold(self, const uint32_t[:, ::1] rows, const uint64_t[::1] values):
+        """Walk over the contexts of depth 1 that were set aside; REQUIRES a walk that is fed nothing and has no split words.
+
+        rows, values: what split_ngrams() gives, summed over the shards, rows strictly increasing.
+        """
+        cdef index_t i, n = values.shape[0]
+        if rows.shape[0] != n or (n and rows.shape[1] != 2) or self.top < 2 and n:
+            raise ValueError(f"{rows.shape[0]} rows and {n} values for a walk of order {self.top}")
+        with nogil:
+            for i in range(n):
+                if <index_t>rows[i, 0] >= self.n_words or <index_t>rows[i, 1] >= self.n_words:
+                    self.status = ERR_WORD
+                    break
+                self.path[1] = rows[i, 0]
+                self.push(1, rows[i, 1], values[i])
+                if self.status == 0 and (i + 1 == n or rows[i + 1, 0] != rows[i, 0]):
+                    self.chain[1] = mix(self.chain[0], rows[i, 0])
+                    self.lists[1].sorted = True
+                    self.close(1)
+                if self.status != 0:
+                    break
         self._check()
 
     def finish(self):
@@ -416,6 +507,10 @@ cdef class Walk:
     def counts_of_counts(self):
         """Return uint64 (MAX_ORDER + 1, 5): per order the distinct n-grams and t1..t4, of order 2 and up."""
         return np.asarray(<uint64_t[:MAX_ORDER + 1, :5]>&self.stats[0][0]).copy()
+
+    def split_ngrams(self):
+        """Return the parts of split contexts: ((c1, word) uint32 (n, 2), their values uint64 (n,))."""
+        return take(&self.split_rows, np.uint32, False).reshape(-1, 2), take(&self.split_values, np.uint64, False)
 
     def large_values(self):
         """Return the values of 2**31 and more that `take_hashes` numbers, uint64 (n,)."""
@@ -469,6 +564,7 @@ cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t ke
     cdef index_t j, width = w.width[x.d + 1]
     cdef int k, d = x.d, bits = w.bits
     cdef bint last = d == w.top - 1            # nobody below asks for its probabilities
+    cdef bint ours = d > 1 or not w.split[x.word]
     cdef double p, gamma
     cdef byte_t* at
     w.path[d] = x.word
@@ -477,15 +573,16 @@ cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t ke
     gamma = (w.discount[d + 1][1] * <double>x.t.n1 + w.discount[d + 1][2] * <double>x.t.n2
              + w.discount[d + 1][3] * <double>x.t.n3) / <double>x.t.den
     if d == 1:
-        w.unigram_backoffs[x.word] = log10(gamma)
+        if ours:
+            w.unigram_backoffs[x.word] = log10(gamma)
     elif x.t.den != 1:                         # (1, 1, 0, 0) goes without saying
         at = claim(&w.context_rows[d], 8 * w.width[d])
         if at == NULL:
             w.status = ERR_MEMORY
             return
         store(at, shl(key, VALUE_BITS) | <packed_t>log10_bits(gamma), <int>w.width[d])
-    at = claim(&w.rows[d + 1], 8 * width * x.n)
-    if at == NULL:
+    at = claim(&w.rows[d + 1], 8 * width * x.n) if ours else NULL
+    if ours and at == NULL:
         w.status = ERR_MEMORY
         return
     key = shl(key, bits + VALUE_BITS)
@@ -494,8 +591,9 @@ cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t ke
             + gamma * w.p[d - 1][items[j].word]
         if not last:
             w.p[d][items[j].word] = p
-        store(at, key | shl(<packed_t>w.rank[items[j].word], VALUE_BITS) | <packed_t>log10_bits(p), <int>width)
-        at += 8 * width
+        if ours:
+            store(at, key | shl(<packed_t>w.rank[items[j].word], VALUE_BITS) | <packed_t>log10_bits(p), <int>width)
+            at += 8 * width
 
 
 cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_t n, packed_t* previous) noexcept nogil:

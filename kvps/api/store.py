@@ -72,7 +72,7 @@ def create(path: Path_, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS
     Args:
         path: must not exist, or be an empty directory.
         order: of the n-grams, 1 to 8; lower orders come with it.
-        shards: into how many parts the counts are split, fixed for the life of the store.
+        shards: into how many parts the counts are split; reshard() changes it.
         tokenizer: "whitespace", "char", "wordpunct" or "MODULE:FUNC", a function from a line to a list of words.
         lowercase: lower-case the words.
 
@@ -263,6 +263,28 @@ class Store:
         """
         with self._writer("compact", wait) as directory:
             return compacting.compact(directory, threads=threads or cpu_count(), vacuum=vacuum, progress=progress)
+
+    def reshard(self, shards: int, *, wait: float = 0.0, threads: int | None = None,
+                progress: Progress = jobs.no_progress) -> dict[str, Any]:
+        """Give the store another number of shards, and deal the n-grams of heavy words evenly; no count changes.
+
+        Needs room for three times the counts. Killed at any instant, the store has the old shards or the new ones.
+
+        Args:
+            shards: 1 to 1024.
+            wait: for another writer [s].
+            progress: of (stage, done, total) [n-grams].
+
+        Returns:
+            {"version", "shards_before", "shards", "ngrams" (distinct ones), "largest" (the largest shard over the mean)}.
+
+        Raises:
+            ArgumentError: an impossible number. StoreError: an interrupted job is pending: resume() or abort() it.
+        """
+        from kvps.jobs.reshard import reshard
+
+        with self._writer("reshard", wait) as directory:
+            return reshard(directory, shards, threads=threads or cpu_count(), progress=progress)
 
     # tables
 

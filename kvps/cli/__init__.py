@@ -33,6 +33,7 @@ COMMANDS = {
     "export": "Write the model as an ARPA file: modified Kneser-Ney, unpruned.",
     "compile": "Make the compiled model of a store now.",
     "compact": "Merge the runs of a store into one per shard.",
+    "reshard": "Give a store another number of shards; no count changes.",
     "stats": "Show what a store holds, and the discounts of modified Kneser-Ney.",
     "counts": "Show raw and adjusted counts of n-grams of any order.",
     "dump": "Print every K-gram with its raw count: w1 ... wK<TAB>count.",

@@ -14,7 +14,7 @@ from kvps.cli import options
 @click.option("-o", "--order", type=int, default=5, show_default=True, metavar="N",
               help="Longest n-grams to count, 1 to 8.")
 @click.option("--shards", type=int, default=4, show_default=True, metavar="N",
-              help="Parts of the store, fixed for its life.")
+              help="Parts of the store; kvps reshard changes them.")
 @options.tokenizer
 @options.lowercase
 @options.again

@@ -15,8 +15,9 @@ import numpy as np
 
 from kvps._ngrams import count, key_width
 from kvps._runs import encode, encoded_room
-from kvps.errors import DataError
+from kvps.errors import DataError, InputGone
 from kvps.ps.merging import tidy
+from kvps.ps.router import Router, parts, plan, weigh
 from kvps.ps.runs import CHUNK_BYTES, bits_for
 from kvps.store.directory import StoreDirectory
 from kvps.text.corpus import Input, Split
@@ -31,6 +32,9 @@ MAX_SPLIT_BYTES = 12 << 20
 MIN_SPLIT_BYTES = 64 << 10
 # Not worth a transaction in every shard (some 5 ms each) of its own.
 SMALL_SPLIT_BYTES = 1 << 20
+# Of text that is looked at to deal heavy words to shards, in pieces from all over the first split.
+SAMPLE_BYTES = 2 << 20
+SAMPLE_PIECES = 16
 LOOK_S = 0.2                   # how often it is looked whether others have counted what they claimed
 PLAIN = Tokenizer.from_spec("whitespace")
 
@@ -90,29 +94,89 @@ class Worker:
             array = self._arrays[name] = np.empty(n + n // 8, dtype)
         return array
 
-    def count(self, text: bytes, order: int, n_shards: int, vocabulary: Vocabulary, skip_reserved: bool,
+    def count(self, text: bytes, order: int, router: Router, vocabulary: Vocabulary, skip_reserved: bool,
               negate: bool) -> tuple[int, int, int, list[list[tuple[bytes, int]]]]:
         """Return (tokens without </s>, sentences, offset of a reserved word or -1, chunks of each shard)."""
-        data = np.frombuffer(text, np.uint8)
-        ids = self._room("ids", len(data) + 1, np.uint32)
-        n_ids, n_sentences, reserved = vocabulary.encode(data, ids, skip_reserved=skip_reserved)
-        if reserved >= 0:
-            return 0, 0, reserved, []
-        n_words = len(vocabulary)
-        bits = bits_for(n_words)
-        width = key_width(order, bits)
-        keys, scratch = (self._room(name, n_ids * width, np.uint64) for name in ("keys", "scratch"))
-        counts = self._room("counts", n_ids, np.uint32)
-        ends = count(ids[:n_ids], order, bits, n_words, n_shards, keys, scratch, counts)
+        n_ids, n_sentences, reserved, bits, ends = self._keys(text, order, router, vocabulary, skip_reserved)
         # The sort is done with its scratch: the chunks are written there.
-        chunks, start = [], 0
+        keys, scratch, counts = (self._arrays[name] for name in ("keys", "scratch", "counts"))
+        width, chunks, start = key_width(order, bits), [], 0
         for end in ends.tolist():
             out = scratch.view(np.uint8)
             if len(out) < encoded_room(end - start):
                 out = self._room("out", encoded_room(end - start), np.uint8)
             chunks.append(encode(keys[start * width:end * width], counts[start:end], order, bits, CHUNK_BYTES, out, negate=negate))
             start = end
-        return n_ids - n_sentences, n_sentences, -1, chunks
+        return n_ids - n_sentences, n_sentences, reserved, chunks
+
+    def routing(self, text: bytes, order: int, n_shards: int, vocabulary: Vocabulary, skip_reserved: bool) -> dict | None:
+        """Return the routing table that deals the n-grams of a text evenly."""
+        _, _, _, bits, ends = self._keys(text, order, Router(1), vocabulary, skip_reserved)
+        keys = self._arrays["keys"][:int(ends[-1]) * key_width(order, bits)]
+        weights = np.zeros(len(vocabulary), np.int64)
+        weigh(keys, order, bits, weights)
+
+        return plan(weights, n_shards, order, lambda split: parts(keys, order, bits, len(vocabulary), n_shards, split))
+
+    def _keys(self, text: bytes, order: int, router: Router, vocabulary: Vocabulary,
+              skip_reserved: bool) -> tuple[int, int, int, int, np.ndarray]:
+        """Count the n-grams of a text into self's arrays "keys" and "counts", shard after shard.
+
+        Returns:
+            (ids, sentences, offset of a reserved word or -1: then there are no ids, bits of a word, end of each shard's keys).
+        """
+        data = np.frombuffer(text, np.uint8)
+        ids = self._room("ids", len(data) + 1, np.uint32)
+        n_ids, n_sentences, reserved = vocabulary.encode(data, ids, skip_reserved=skip_reserved)
+        if reserved >= 0:
+            n_ids = n_sentences = 0
+        n_words = len(vocabulary)
+        bits = bits_for(n_words)
+        keys, scratch = (self._room(name, n_ids * key_width(order, bits), np.uint64) for name in ("keys", "scratch"))
+        counts = self._room("counts", n_ids, np.uint32)
+        ends = count(ids[:n_ids], order, bits, n_words, router.n_shards, keys, scratch, counts, router.homes(n_words))
+        return n_ids, n_sentences, reserved, bits, ends
+
+
+def choose_routing(store: StoreDirectory, tokenizer: Tokenizer, inputs: list[Input], length: int, skip_reserved: bool) -> None:
+    """Deal the heavy words of a store to its shards, by the first split of its first job, and record that for ever.
+
+    REQUIRES that no job is pending: of a store at version 0 nothing is counted then, and no other process counts. Later
+    the table does not change, however often the job is killed, begun again or rolled back: an n-gram has one shard.
+
+    length: of a split.
+    """
+    n_shards, order = len(store.shards), store.identity["order"]
+    if n_shards == 1 or order == 1 or store.root.state()["version"] > 0 or store.root.routing() is not None:
+        return
+    vocabulary = Vocabulary(store.root.words(), store.root.share_words)
+    try:
+        first = next(tasks(inputs, length, {}), None)
+        if first is None:
+            return
+        text = _words_of(inputs[first.input], tokenizer).prepare(_sample(first.split.data), errors="replace")
+    except (DataError, InputGone):             # counting says it, and where
+        return
+    table = Worker().routing(text, order, n_shards, vocabulary, skip_reserved)
+    if table is not None:
+        vocabulary.store_new(store.root.add_words)
+        store.root.set_routing(table)
+
+
+def _sample(data: bytes) -> bytes:
+    """Return some of the lines of a split."""
+    if len(data) <= SAMPLE_BYTES:
+        return data
+    pieces = []
+    for number in range(SAMPLE_PIECES):
+        start = data.find(b"\n", number * len(data) // SAMPLE_PIECES) + 1
+        pieces.append(data[start:data.rfind(b"\n", start, start + SAMPLE_BYTES // SAMPLE_PIECES) + 1])
+    return b"".join(pieces)
+
+
+def _words_of(source: Input, tokenizer: Tokenizer) -> Tokenizer:
+    """Return what makes words of an input; those that Python gave one by one are words already."""
+    return PLAIN if source.kind == "words" else tokenizer
 
 
 def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input], *,
@@ -133,6 +197,7 @@ class _Counting:
                  threads: int, progress: Callable[[int], None], seen_as: list[tuple[dict, dict]] | None) -> None:
         self._store, self._vocabulary, self._tokenizer, self._job, self._inputs = store, vocabulary, tokenizer, job, inputs
         self._threads, self._progress, self._seen_as = threads, progress, seen_as
+        self._router = Router(len(store.shards), store.root.routing())
         self._idle: list[Worker] = []
         self._stop = threading.Event()
         self._tidying = [threading.Lock() for _ in store.shards]
@@ -195,11 +260,10 @@ class _Counting:
         worker = self._idle.pop() if self._idle else Worker()
         try:
             split, name = task.split, self._inputs[task.input].name
-            # Words that Python gave one by one are words already, whatever the tokenizer.
-            words = PLAIN if self._inputs[task.input].kind == "words" else self._tokenizer
+            words = _words_of(self._inputs[task.input], self._tokenizer)
             text = words.prepare(split.data, errors=job["encoding_errors"], name=name, locate=split.locate)
             skip = job["reserved"] == "skip"
-            tokens, sentences, reserved, chunks = worker.count(text, order, len(shards), self._vocabulary, skip,
+            tokens, sentences, reserved, chunks = worker.count(text, order, self._router, self._vocabulary, skip,
                                                                job["command"] == "forget")
             if reserved >= 0:
                 raise _reserved_word(text, reserved, split, name)

@@ -4,15 +4,17 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from kvps._router import shards_of
 from kvps._runs import unpack
-from kvps._statistics import Walk
 from kvps._table import arrange
 from kvps.lm import cache, container
-from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
+from kvps.lm.walks import statistics_of, summed_unigrams, walk_all
+from kvps.ps.router import Router
 from kvps.ps.runs import bits_for, merged
 from kvps.store import layout
 from kvps.store.directory import StoreDirectory, StoreSnapshot
@@ -35,6 +37,7 @@ def look_at_counts(store: StoreDirectory, snapshot: StoreSnapshot, bad: Collecti
         Whether all of it was looked at and is sound.
     """
     order, n_words = store.identity["order"], store.root.next_word()
+    homes = Router(len(snapshot.shards), snapshot.routing).homes(n_words)
     labels, version = store.root.labels(), store.root.state()["version"]
     total, done = sum(run.n_keys for snap in snapshot.shards for run in snap.all_runs()), 0
     sums: dict[str | None, np.ndarray] = defaultdict(lambda: np.zeros(2, np.int64))
@@ -50,7 +53,7 @@ def look_at_counts(store: StoreDirectory, snapshot: StoreSnapshot, bad: Collecti
             whole = False
             continue
         data = store.path / snapshot.state["shards"][number]["dir"] / "data.mdb"
-        look = _Look(data, number, snap, order, n_words, report, advance)
+        look = _Look(data, number, snap, order, n_words, report, advance, homes, len(snapshot.shards))
         for label, found in look.sums(snapshot.version).items():
             sums[label] += found
         ended("counts", number)
@@ -73,7 +76,8 @@ class _Look:
     """One shard."""
 
     def __init__(self, data: Path, shard: int, snap: Snapshot, order: int, n_words: int, report: Report,
-                 advance: Callable[[int], None]) -> None:
+                 advance: Callable[[int], None], homes: np.ndarray, n_shards: int) -> None:
+        self.homes, self.n_shards = homes, n_shards
         self.data, self.shard, self.snap, self.order, self.n_words = str(data), shard, snap, order, n_words
         self.report, self.advance = report, advance
 
@@ -94,16 +98,19 @@ class _Look:
 
     def alone(self, run: Run) -> np.ndarray | None:
         """Decode one run; return (tokens, sentences, how many counts are below 0), None where that cannot be done."""
-        found, n = np.zeros(3, np.int64), 0
+        found, n, strangers, bits = np.zeros(3, np.int64), 0, 0, bits_for(self.n_words)
         with self.report.guarding("shard", shard=self.shard, run=run.id, path=self.data), \
-                contextlib.closing(merged(self.snap, [run], self.order, bits_for(self.n_words))) as blocks:
+                contextlib.closing(merged(self.snap, [run], self.order, bits)) as blocks:
             for block in blocks:
-                rows = unpack(block.keys, self.order, bits_for(self.n_words))
+                rows = unpack(block.keys, self.order, bits)
                 self.check_words(run, rows)
+                strangers += int(np.count_nonzero(shards_of(block.keys, self.order, bits, self.homes, self.n_shards) != self.shard))
                 last = rows[:, -1] == EOS
                 found += block.counts[~last].sum(), block.counts[last].sum(), np.count_nonzero(block.counts < 0)
                 n += len(block.counts)
                 self.advance(len(block.counts))
+            if strangers:
+                self.add(run, f"has {strangers} n-grams that do not belong to this shard", strangers, 0)
             if n != run.n_keys:                # the merge leaves sums of 0 out
                 self.add(run, f"has {run.n_keys - n} n-grams with a count of 0", run.n_keys - n, 0)
             return found
@@ -201,11 +208,8 @@ def _compare(store: StoreDirectory, snapshot: StoreSnapshot, kind: str, top: int
         done += n
         progress(done, total)
 
-    walks = []
-    for shard in range(len(snapshot.shards)):
-        walk = Walk(order, top, bits_for(n_words), n_words, raw=kind == "raw")
-        walk_shard(snapshot, shard, order, n_words, [walk], progress=advance)
-        walks.append(walk)
+    with ThreadPoolExecutor(1) as pool:
+        walks = walk_all(snapshot, order, n_words, top, pool, raw=kind == "raw", progress=advance)
     expected = statistics_of(snapshot, top, walks, *summed_unigrams(walks)).to_json()
     expected = {name: _plain(value) for name, value in expected.items()}
     for path, meta in models:

@@ -81,7 +81,7 @@ def sizes(store: StoreDirectory, threads: int | None = None) -> dict:
     """Return what a receipt compares: tokens, sentences, words, and by order the distinct n-grams."""
     n_words, order = store.root.next_word(), store.identity["order"]
     with store.snapshot() as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool:
-        found, _ = survey(snapshot, order, n_words, order, pool)
+        found, *_ = survey(snapshot, order, n_words, order, pool)
     return {"version": found.version, "tokens": found.tokens, "sentences": found.sentences, "words": found.vocabulary,
             "ngrams": {str(k): n for k, n in found.ngrams.items()}}
 

@@ -204,8 +204,9 @@ class _Planner:
                 map_bytes=layout.map_bytes(root.identity["shards"])))) for number, place in enumerate(state["shards"])]
             snaps = [stack.enter_context(shard.snapshot()) for shard in shards]
             store = types.SimpleNamespace(path=self.path, identity=root.identity, root=root)
-            return look_at_counts(store, StoreSnapshot(state["version"], state, snaps), (), Report(), lambda *place: True,
-                                  lambda *place: None, lambda done, total: None)
+            snapshot = StoreSnapshot(state["version"], state, snaps, routing=root.routing())
+            return look_at_counts(store, snapshot, (), Report(), lambda *place: True, lambda *place: None,
+                                  lambda done, total: None)
 
     def bases(self, root: Root, state: dict) -> Iterator[Base]:
         """Yield what the shards can be made from, the newest checkpoint first, nothing last."""
@@ -218,7 +219,7 @@ class _Planner:
                 version = kept.state["version"]
                 # The same store, perhaps copied: the history tells whether it is also the same past.
                 if version <= known.get(kept.uuid, -1) and kept.history == history[:version] \
-                        and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "shards", "tokenizer")):
+                        and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "tokenizer")):
                     found.append((version, kept.created, depot, kept))
         for version, _, depot, kept in sorted(found, key=lambda item: item[:2], reverse=True):
             yield Base(depot, kept, *text_since(history, version))

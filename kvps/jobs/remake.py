@@ -3,14 +3,16 @@ from __future__ import annotations
 
 import contextlib
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from kvps.errors import CorruptionError, KvpsError, StoreError
 from kvps.jobs.counting import count_splits, split_bytes
+from kvps.jobs.dealing import deal
 from kvps.jobs.lost_text import Finder, Text
 from kvps.jobs.recover_plan import Base, Options
 from kvps.ps.merging import tidy
+from kvps.ps.router import Router
 from kvps.store import rebuild
 from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Shard
@@ -54,8 +56,8 @@ def _make(store: StoreDirectory, numbers: Sequence[int], base: Base, words: Toke
     try:
         for number in numbers:
             made[number] = rebuild.begin(store.path, store.root, number)
-            if base.checkpoint is not None:
-                rebuild.fill(made[number], base.depot, base.checkpoint, base.gone_labels)
+        if base.checkpoint is not None:
+            _fill(store, base, made, len(vocabulary))
         _count(store, base.texts, words, vocabulary, made, version, finder, options)
         for shard in made.values():
             tidy(shard, order=order, n_words=len(vocabulary), version=version, job=None)
@@ -67,12 +69,26 @@ def _make(store: StoreDirectory, numbers: Sequence[int], base: Base, words: Toke
             shard.close()
 
 
+def _fill(store: StoreDirectory, base: Base, made: dict[int, Shard], n_words: int) -> None:
+    """Take over what a checkpoint has for some shards; if it is of before a reshard, from all of its shards."""
+    checkpoint, routing = base.checkpoint, store.root.routing()
+    if (len(checkpoint.shards), checkpoint.routing) == (store.identity["shards"], routing):
+        for shard in made.values():
+            rebuild.fill(shard, base.depot, checkpoint, base.gone_labels)
+        return
+    router = Router(store.identity["shards"], routing)
+    for number in range(len(checkpoint.shards)):
+        with rebuild.old_shard(store.path, store.root, base.depot, checkpoint, number, base.gone_labels) as old, \
+                old.snapshot() as snapshot:
+            deal(snapshot, snapshot.all_runs(), store.identity["order"], n_words, router, made, lambda n: None)
+
+
 def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vocabulary: Vocabulary, made: dict[int, Shard],
            version: int, finder: Finder, options: Options) -> None:
     """Count text into the new shards alone."""
     how = options.job
     target = types.SimpleNamespace(
-        identity=store.identity, root=_KnownWords(store.path),
+        identity=store.identity, root=_KnownWords(store.path, store.root.routing()), claim=store.claim,
         shards=[made.get(number) or _Nowhere(number) for number in range(store.identity["shards"])])
     total, done = sum(abs(text.times) * finder.find(text).size for text in texts), 0
 
@@ -98,18 +114,21 @@ class _Nowhere:
     def splits(self, job: str) -> dict[int, dict]:
         return {}
 
-    def apply(self, *_: object, **__: object) -> bool:
-        return True
+    def begin_apply(self, *_: object, **__: object) -> Callable[[], bool]:
+        return lambda: True
 
-    def runs(self) -> list:
-        return []
+    def run(self, *_: object, **__: object) -> None:
+        return None
 
 
 class _KnownWords:
     """Stands for a root that takes no word: text that was counted has none that it does not know."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, routing: dict | None) -> None:
+        self._path, self._routing = path, routing
+
+    def routing(self) -> dict | None:
+        return self._routing
 
     def add_words(self, first_id: int, blob: bytes) -> None:
         raise _UnknownWords(f"{self._path}: text that was taken away since the checkpoint has words that were purged since, so "

@@ -1,7 +1,8 @@
 """Train, update and forget: one pipeline that adds the counts of some text to a store, or takes them away.
 
     STEP 1  find the inputs and their digests; refuse, resume, or say "already counted"
-    STEP 2  record the job in the root: from here on it is resumed or rolled back, never forgotten
+    STEP 2  if the store is new, deal heavy words to its shards; record the job in the root: from here on it is resumed or rolled
+            back, never forgotten
     STEP 3  count the splits that some shard does not have yet (counting.py)
     STEP 4  forget only: check that no count fell below zero (verify.py); otherwise roll back
     STEP 5  commit: one transaction in the root makes the new version the one that readers see
@@ -23,7 +24,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from kvps.errors import ArgumentError, DataError, InputGone, StoreError
-from kvps.jobs.counting import count_splits, split_bytes
+from kvps.jobs.counting import choose_routing, count_splits, split_bytes
 from kvps.jobs.estimate import announce, estimate
 from kvps.jobs.job_inputs import drop_spool, from_record, job_bytes, recorded, spool_folder, to_records
 from kvps.jobs.verify import refuse_negative
@@ -366,6 +367,8 @@ def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: li
         "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
         "label": options.label, "gone_labels": gone_labels, "spool": recorded(store, spool_folder(store, options.temp)),
         "inputs": to_records(store, inputs, digests, [prints[id(item)] for item in inputs])}
+    if inputs:
+        choose_routing(store, words, inputs, job["split_bytes"], options.reserved == "skip")
     store.root.begin_job(job)
     return job
 

@@ -26,7 +26,7 @@ from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pools import gathered, windowed
 from kvps.lm.statistics import Statistics
-from kvps.lm.walks import survey, walk_shard
+from kvps.lm.walks import split_sums, survey, walk_shard
 from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, StoreSnapshot
@@ -115,21 +115,24 @@ class _Estimates:
         vocabulary = Vocabulary(store.root.words())
         stored, n_words, n_shards = store.identity["order"], len(vocabulary), len(snapshot.shards)
         self.top, self.pool, self.words, self.bits = top, pool, Words(vocabulary), bits_for(n_words)
-        self.statistics, self.unigrams = survey(snapshot, stored, n_words, top, pool)
+        self.statistics, self.unigrams, walks = survey(snapshot, stored, n_words, top, pool)
+        sums = split_sums(walks)
+        del walks
         self.discounts = np.array(self.statistics.discounts_or_warn())
         self.unigram_p = unigram_probabilities(self.statistics, self.unigrams, self.discounts)
         mass = self.unigrams.copy()
         mass[BOS] = self.statistics.sentences
         mass = mass[self.words.by_rank]
         ngrams = self.statistics.ngrams
-        self.ngrams = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards, mass, scratch) for k in range(2, top + 1)}
+        self.ngrams = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards + 1, mass, scratch) for k in range(2, top + 1)}
         # Contexts are dealt as the n-grams that they are, so that both meet in one partition.
-        self.contexts = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards, mass, scratch) for k in range(2, top)}
+        self.contexts = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards + 1, mass, scratch) for k in range(2, top)}
         self.unigram_backoffs = np.zeros(n_words)
 
         def estimate(shard: int) -> np.ndarray:
-            walk = Walk(stored, top, self.bits, n_words)
-            walk.estimate(self.discounts, self.unigram_p, self.words.rank)
+            """Walk over a shard, or, n_shards, over the bigrams of split words."""
+            walk = Walk(stored, top, self.bits, n_words, split=snapshot.split if shard < n_shards else ())
+            walk.estimate(self.discounts, self.unigram_p, self.words.rank, *sums)
 
             def drain() -> None:
                 for k, part in self.ngrams.items():
@@ -138,13 +141,17 @@ class _Estimates:
                     if k in self.contexts:
                         self.contexts[k].add(shard, contexts)
 
-            walk_shard(snapshot, shard, stored, n_words, [walk], drain)
+            if shard < n_shards:
+                walk_shard(snapshot, shard, stored, n_words, [walk], drain)
+            else:
+                walk.fold(*sums)
+                drain()
             for part in (*self.ngrams.values(), *self.contexts.values()):
                 part.finish(shard)
             return walk.unigram_backoffs_log10()
 
         if top > 1:
-            self.unigram_backoffs = sum(gathered(pool, estimate, range(n_shards)))
+            self.unigram_backoffs = sum(gathered(pool, estimate, range(n_shards + 1)))
 
     def file(self, window: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
         """Run step 3: yield the file in pieces."""

@@ -4,7 +4,7 @@ Kinds: "kn" holds adjusted counts (Kneser-Ney and modified Kneser-Ney of one hig
 order. Both hold integers only, so a smoothing is chosen, and its discounts computed, when the model is loaded.
 
     STEP 1  walk: each shard yields (hash, value) per n-gram and (hash, totals) per context that is not (1, 1, 0, 0);
-            they are dealt by hash into partitions, through scratch files
+            they are dealt by hash into partitions, through scratch files; so does the walk over what split words have
     STEP 2  each partition's records go into its buckets, which fit the cache, and the buckets to the model's file
 
 A context's totals are an entry of their own beside that of the same words as an n-gram, rather than a part of it: then
@@ -14,7 +14,7 @@ a context that is known as an n-gram and not listed has totals (1, 1, 0, 0).
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -26,7 +26,8 @@ from kvps._statistics import Walk, chain_start
 from kvps._totals import TotalsTable
 from kvps.lm import container
 from kvps.lm.pools import gathered, windowed
-from kvps.lm.walks import statistics_of, summed_unigrams, walk_shard
+from kvps.lm.walks import folded, statistics_of, summed_unigrams, walk_shard
+from kvps.ps.router import Router
 from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.store.directory import StoreSnapshot
@@ -83,21 +84,27 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
 
     with contextlib.ExitStack() as stack:
         descriptors = [(stack.enter_context(files.scratch(scratch)), stack.enter_context(files.scratch(scratch)))
-                       for _ in range(0 if exact else n_shards)]
+                       for _ in range(0 if exact else n_shards + 1)]
         pool = stack.enter_context(ThreadPoolExecutor(threads))
 
-        # STEP 1: walk the shards.
-        def walk(shard: int) -> _Walked:
+        # STEP 1: walk the shards, and what their walks set aside.
+        def begun(number: int, split: Sequence[int] = ()) -> _Walked:
             walk = Walk(order, top, bits, n_words, raw=kind == "raw", hashes=not exact,
-                        rows_of=range(2, top + 1) if exact else (), contexts=exact, seed=seed)
-            spills = [Spill(fd, n_partitions, RECORD_BYTES) for fd in descriptors[shard]] if not exact else []
-            result = _Walked(walk, spills)
-            walk_shard(snapshot, shard, order, n_words, [walk], result.drain, progress)
-            for spill in spills:
-                spill.finish()
+                        rows_of=range(2, top + 1) if exact else (), contexts=exact, seed=seed, split=split)
+            return _Walked(walk, [Spill(fd, n_partitions, RECORD_BYTES) for fd in descriptors[number]] if not exact else [])
+
+        def walk(shard: int) -> _Walked:
+            result = begun(shard, snapshot.split)
+            walk_shard(snapshot, shard, order, n_words, [result.walk], result.drain, progress)
+            result.finish()
             return result
 
         walked = gathered(pool, walk, range(n_shards))
+        rest = begun(n_shards)
+        folded([w.walk for w in walked], rest.walk)
+        rest.drain()
+        rest.finish()
+        walked.append(rest)
         walks = [w.walk for w in walked]
         unigrams, raw = summed_unigrams(walks)
         statistics = statistics_of(snapshot, top, walks, unigrams, raw)
@@ -119,12 +126,15 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
             unigram_contexts[local > 0] = n[local[local > 0] - 1] + 1
 
         meta = {"format": container.MODEL_FORMAT, "kind": kind, "order": top, "exact": exact, "seed": chain_start(seed),
-                "uuid": uuid, "shards": n_shards, "statistics": statistics.to_json()}
+                "uuid": uuid, "parts": len(walks), "statistics": statistics.to_json()}
         sections = [_section(name, array) for name, array in (
             ("unigrams", unigrams), ("unigram_contexts", unigram_contexts), ("slots", slots), ("ends", ends), ("blob", blob),
             ("totals", table.rows()[ranked]))]
         if exact:
-            sections += _exact_sections(walked, numbers, top)
+            # What begins with a word that is split may be in any part.
+            parts = np.minimum(Router(n_shards, snapshot.routing).homes(n_words), n_shards)
+            parts[parts == n_shards] = len(walks)
+            sections += [_section("parts", parts), *_exact_sections(walked, numbers, top)]
             container.write(path, meta, sections)
             return
 
@@ -172,11 +182,16 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
 
 
 class _Walked:
-    """One shard's walk and what it yielded."""
+    """One walk and what it yielded."""
 
     def __init__(self, walk: Walk, spills: list[Spill]) -> None:
         self.walk, self.spills = walk, spills
         self.large: set[int] = set()           # values that may be beyond the direct codes, below 2**31
+
+    def finish(self) -> None:
+        """Say that there is no more."""
+        for spill in self.spills:
+            spill.finish()
 
     def drain(self) -> None:
         """Move what the walk has emitted to the spills."""
@@ -194,7 +209,7 @@ def _section(name: str, array: np.ndarray) -> tuple[str, str, int, Iterable]:
 
 
 def _exact_sections(walked: list[_Walked], numbers: list[np.ndarray], top: int) -> list:
-    """Sorted rows of every order and depth, shard after shard."""
+    """Rows of every order and depth, part after part, each sorted."""
     sections = []
     for k in range(2, top + 1):
         rows, values = zip(*(w.walk.take_rows(k) for w in walked), strict=True)

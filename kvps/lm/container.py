@@ -19,7 +19,8 @@ Sections of a model in hashes (code bytes, partitions and seed stand in meta; bu
     escaped u64, escaped_numbers u32   hashes, sorted, and totals of contexts whose number is beyond the codes
     sums u32                        see above
 An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k) in context order, ngrams.k.starts u64
-(first row of each shard), ngrams.k.values u64; and for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers.
+(first row of each part), ngrams.k.values u64; for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers; and
+parts u32 (n_words,), the part of what begins with a word, or their number where that may be any.
 
 The file is written under another name and renamed, so that a file that is there is whole. It can be deleted at any
 time: it holds nothing that the store does not hold. Its format may change with any release; one of another format is
@@ -38,7 +39,7 @@ from kvps.errors import CorruptionError
 from kvps.store import files
 
 MAGIC = b"KVPSMDL3"
-MODEL_FORMAT = 4               # of what the sections mean; a model of another one is made again
+MODEL_FORMAT = 5               # of what the sections mean; a model of another one is made again
 ALIGN = PAGE_BYTES
 ITEM_BYTES = {"B": 1, "I": 4, "Q": 8}
 _TRAILER = struct.Struct("<QII8s")

@@ -14,7 +14,7 @@ from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words, text_order
 from kvps.lm.pools import gathered, windowed
-from kvps.lm.walks import summed_unigrams, walk_shard
+from kvps.lm.walks import folded, summed_unigrams, walk_all, walk_shard
 from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import Vocabulary
@@ -49,20 +49,25 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, threads: int 
             yield lines.text(lines.keys(ids.reshape(-1, 1), counts[ids]))
             return
         if not in_order:
+            walks = []
             for shard in range(len(snapshot.shards)):
-                for rows, values in _rows(snapshot, shard, order, k, len(vocabulary)):
+                for rows, values in _rows(snapshot, shard, order, k, len(vocabulary), walks):
                     yield lines.text(lines.keys(rows, values))
+            yield lines.text(lines.keys(*_split_rows(order, k, len(vocabulary), walks)))
             return
         n_keys = snapshot.n_keys()
         mass = _unigrams(snapshot, order, len(vocabulary), pool)[words.by_rank]
-        partitions = Partitions(stack, k, lines.bits, n_keys, len(snapshot.shards), mass, scratch or store.path)
+        n_shards, walks = len(snapshot.shards), []
+        partitions = Partitions(stack, k, lines.bits, n_keys, n_shards + 1, mass, scratch or store.path)
 
         def collect(shard: int) -> None:
-            for rows, values in _rows(snapshot, shard, order, k, len(vocabulary)):
+            for rows, values in _rows(snapshot, shard, order, k, len(vocabulary), walks):
                 partitions.add(shard, lines.keys(rows, values))
             partitions.finish(shard)
 
-        gathered(pool, collect, range(len(snapshot.shards)))
+        gathered(pool, collect, range(n_shards))
+        partitions.add(n_shards, lines.keys(*_split_rows(order, k, len(vocabulary), walks)))
+        partitions.finish(n_shards)
         yield from windowed(pool, lambda partition: lines.text(partitions.read(partition)), range(partitions.n), 2 * threads)
 
 
@@ -102,9 +107,11 @@ class _Lines:
         return count_lines(keys, large, self.k, self.bits, self._strings, self._last).tobytes()
 
 
-def _rows(snapshot: StoreSnapshot, shard: int, order: int, k: int, n_words: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield the k-grams (context order) of a shard and their raw counts."""
-    walk = Walk(order, k, bits_for(n_words), n_words, raw=True, rows_of=(k,))
+def _rows(snapshot: StoreSnapshot, shard: int, order: int, k: int, n_words: int,
+          walks: list[Walk]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the k-grams (context order) of a shard and their raw counts, but not what its walk sets aside; keep that."""
+    walk = Walk(order, k, bits_for(n_words), n_words, raw=True, rows_of=(k,), split=snapshot.split)
+    walks.append(walk)
     snap = snapshot.shards[shard]
     with contextlib.closing(merged(snap, snap.runs(snapshot.version), order, bits_for(n_words))) as blocks:
         for block in blocks:
@@ -114,14 +121,14 @@ def _rows(snapshot: StoreSnapshot, shard: int, order: int, k: int, n_words: int)
     yield walk.take_rows(k)
 
 
+def _split_rows(order: int, k: int, n_words: int, walks: list[Walk]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the k-grams that all walks have set aside, and their raw counts."""
+    return folded(walks, Walk(order, k, bits_for(n_words), n_words, raw=True, rows_of=(k,))).take_rows(k)
+
+
 def _unigrams(snapshot: StoreSnapshot, order: int, n_words: int, pool: ThreadPoolExecutor) -> np.ndarray:
     """Return the raw count of every word, uint64 (n_words,); <s> has one for each </s>."""
-    def count(shard: int) -> Walk:
-        walk = Walk(order, 1, bits_for(n_words), n_words)
-        walk_shard(snapshot, shard, order, n_words, [walk])
-        return walk
-
-    return summed_unigrams(gathered(pool, count, range(len(snapshot.shards))))[1]
+    return summed_unigrams(walk_all(snapshot, order, n_words, 1, pool))[1]
 
 
 def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list[dict]:
@@ -150,26 +157,30 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
         if below is not None and len(below) > MAX_SEEKS:
             below = None
 
-        def look(shard: int) -> tuple[dict, dict, Walk]:
-            raw, adjusted = {}, {}
-            wanted = {k: np.unique(np.array([row[-1] for row in rows], np.uint32)) for k, rows in asked.items() if k > 1}
-            walks = [(Walk(order, order, bits, n_words, raw=True, rows_of=tuple(wanted)), raw),
-                     (Walk(order, order, bits, n_words, rows_of=tuple(wanted)), adjusted)]
+        wanted = {k: np.unique(np.array([row[-1] for row in rows], np.uint32)) for k, rows in asked.items() if k > 1}
+        raw: dict[tuple[int, ...], int] = {}
+        adjusted: dict[tuple[int, ...], int] = {}
 
-            def take() -> None:
-                for walk, found in walks:
-                    for k, last in wanted.items():
-                        rows, values = walk.take_rows(k)
-                        for i in np.flatnonzero(np.isin(rows[:, -1], last)).tolist():
-                            if (row := tuple(rows[i].tolist())) in asked[k]:
-                                found[row] = int(values[i])
+        def begun(split: Sequence[int] = ()) -> list[Walk]:
+            return [Walk(order, order, bits, n_words, raw=kind, rows_of=tuple(wanted), split=split) for kind in (True, False)]
 
-            walk_shard(snapshot, shard, order, n_words, [walk for walk, _ in walks], take, below=below)
-            return raw, adjusted, walks[1][0]
+        def take(walks: list[Walk]) -> None:
+            for walk, found in zip(walks, (raw, adjusted), strict=True):
+                for k, last in wanted.items():
+                    rows, values = walk.take_rows(k)
+                    for i in np.flatnonzero(np.isin(rows[:, -1], last)).tolist():
+                        if (row := tuple(rows[i].tolist())) in asked[k]:
+                            found[row] = int(values[i])
+
+        def look(shard: int) -> list[Walk]:
+            walks = begun(snapshot.split)
+            walk_shard(snapshot, shard, order, n_words, walks, lambda: take(walks), below=below)
+            return walks
 
         looked = gathered(pool, look, range(len(snapshot.shards)))
-        raw, adjusted = ({row: n for part in looked for row, n in part[which].items()} for which in (0, 1))
-        unigrams, raw_words = summed_unigrams([part[2] for part in looked])
+        looked.append([folded(walks, walk) for walks, walk in zip(zip(*looked, strict=True), begun(), strict=True)])
+        take(looked[-1])
+        unigrams, raw_words = summed_unigrams([adjusted_walk for _, adjusted_walk in looked])
         results = []
         for words, row in zip(texts, ids, strict=True):
             if None in row:

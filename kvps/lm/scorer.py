@@ -91,7 +91,7 @@ class Scorer:
         self.tables = Tables(self.order, arrays["unigrams"], arrays["unigram_contexts"], arrays["totals"],
                              arrays.get("large", memoryview(b"").cast("Q")), meta["seed"], pages)
         if meta["exact"]:
-            self.tables.use_rows(meta["shards"], _rows(arrays, self.order))
+            self.tables.use_rows(arrays["parts"], meta["parts"], _rows(arrays, self.order))
         else:
             self.tables.use_hashes(arrays["entries"], meta["code_bytes"], meta["partitions"], arrays["escaped"],
                                    arrays["escaped_numbers"])

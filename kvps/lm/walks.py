@@ -36,32 +36,57 @@ def walk_shard(snapshot: StoreSnapshot, shard: int, order: int, n_words: int, wa
     drain()
 
 
-def walk_all(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor) -> list[Walk]:
-    """Return a walk of order `top` over each shard, done."""
+def split_sums(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray]:
+    """Return the bigrams of split words, of which each shard's walk set its part aside, summed over the shards.
+
+    Returns:
+        (c1, word) uint32 (n, 2), strictly increasing, and their values, uint64 (n,).
+    """
+    rows, values = (np.concatenate(column) for column in zip(*(walk.split_ngrams() for walk in walks), strict=True))
+    keys, places = np.unique(rows[:, 0].astype(np.uint64) << np.uint64(32) | rows[:, 1], return_inverse=True)
+    sums = np.zeros(len(keys), np.uint64)
+    np.add.at(sums, places, values)
+    return np.stack([keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32), sums
+
+
+def folded(walks: Sequence[Walk], walk: Walk) -> Walk:
+    """Let a new walk, made as those of the shards but without split words, go over what they set aside; return it.
+
+    With it, the walks of the shards add up to one over all of a store.
+    """
+    walk.fold(*split_sums(walks))
+    return walk
+
+
+def walk_all(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor, *,
+             raw: bool = False, progress: Callable[[int], None] = lambda n: None) -> list[Walk]:
+    """Return walks of order `top`, done, that add up to one over the store: of each shard, and of what split words have."""
     def look(shard: int) -> Walk:
-        walk = Walk(order, top, bits_for(n_words), n_words)
-        walk_shard(snapshot, shard, order, n_words, [walk])
+        walk = Walk(order, top, bits_for(n_words), n_words, raw=raw, split=snapshot.split)
+        walk_shard(snapshot, shard, order, n_words, [walk], progress=progress)
         return walk
 
-    return gathered(pool, look, range(len(snapshot.shards)))
+    walks = gathered(pool, look, range(len(snapshot.shards)))
+    return [*walks, folded(walks, Walk(order, top, bits_for(n_words), n_words, raw=raw))]
 
 
-def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor) -> tuple[Statistics, np.ndarray]:
-    """Return the statistics of a snapshot as a Kneser-Ney model of order `top`, and its adjusted unigram counts."""
+def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int,
+           pool: ThreadPoolExecutor) -> tuple[Statistics, np.ndarray, list[Walk]]:
+    """Return the statistics of a snapshot as a Kneser-Ney model of order `top`, its adjusted unigram counts, and the walks."""
     walks = walk_all(snapshot, order, n_words, top, pool)
     unigrams, raw = summed_unigrams(walks)
-    return statistics_of(snapshot, top, walks, unigrams, raw), unigrams
+    return statistics_of(snapshot, top, walks, unigrams, raw), unigrams, walks
 
 
 def summed_unigrams(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray]:
-    """Return (values, raw counts) of every word over all shards, uint64 (n_words,); <s> has one raw count for each </s>."""
+    """Return (values, raw counts) of every word over all walks, uint64 (n_words,); <s> has one raw count for each </s>."""
     values, raw = (sum(column) for column in zip(*(walk.unigram_values() for walk in walks), strict=True))
     raw[BOS] = raw[EOS]
     return values, raw
 
 
 def statistics_of(snapshot: StoreSnapshot, top: int, walks: Sequence[Walk], unigrams: np.ndarray, raw: np.ndarray) -> Statistics:
-    """Add the shards' statistics up."""
+    """Add the statistics of walk_all() up."""
     state = snapshot.state
     sums = sum(walk.counts_of_counts() for walk in walks)
     n_alive = int(np.count_nonzero(raw[FIRST_WORD:]))

@@ -77,6 +77,14 @@ class RemoteRoot:
         """As Root.bytes()."""
         return self._read("bytes")
 
+    def routing(self) -> dict | None:
+        """As Root.routing()."""
+        return self._read("routing")
+
+    def set_routing(self, table: dict) -> None:
+        """As Root.set_routing()."""
+        self._change("set_routing", table=table)
+
     def claim(self) -> None:
         """Do nothing: the session has its epoch."""
 

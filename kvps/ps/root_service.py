@@ -29,8 +29,8 @@ WORDS_BYTES = 8 << 20          # of the vocabulary in one message
 CLAIM_S = 30.0                 # a worker that is silent for so long leaves its splits to others
 SPACE = np.frombuffer((SEPARATORS + "\n").encode(), np.uint8)
 
-READS = ("state", "history", "counted", "inputs", "job", "labels", "next_word", "bytes")
-CHANGES = ("begin_job", "clear_job", "commit_job")
+READS = ("state", "history", "counted", "inputs", "job", "labels", "next_word", "bytes", "routing")
+CHANGES = ("begin_job", "clear_job", "commit_job", "set_routing")
 
 
 @dataclasses.dataclass
@@ -173,6 +173,8 @@ class RootService:
         if call["method"] == "begin_job":
             record = arguments.get("record")
             return job is not None and isinstance(record, dict) and job["id"] == record.get("id")
+        if call["method"] == "set_routing":
+            return self.root.routing() is not None and self.root.routing() == arguments.get("table")
         if call["method"] == "commit_job" and job is None:
             state, made = self.root.state(), arguments.get("history")
             if state["version"] == arguments.get("version") and isinstance(made, dict):

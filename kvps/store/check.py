@@ -3,7 +3,7 @@
 Nothing is changed. Files are walked with pread before LMDB maps them, and links are refused; what LMDB then reads may
 still kill the process, so jobs/check.py calls all this in a child.
 
-    look_at_root    seal, identity, state, job, history, inputs, labels, vocabulary; what lies about
+    look_at_root    seal, identity, state, job, history, inputs, labels, vocabulary, routing; what lies about
     look_at_shard   identity, manifest, ledger; with `chunks`, the checksum of every chunk, and what runs add up to
 """
 from __future__ import annotations
@@ -136,6 +136,8 @@ def _read_root(path: Path, txn: Txn, env: Environment, report: Report, found: di
         _read_inputs(txn, where, state)
     with report.guarding("root"):
         found["words"] = _read_words(txn, where, state)
+        if (table := records.row(txn, fmt.ROUTING)) is not None:
+            fmt.check_routing(table, identity["shards"], found["words"], where)
     if job is None:
         _look_for_spool(path, report)
 

@@ -23,7 +23,7 @@ def create_store(path: str | Path, order: int, shards: int, tokenizer: dict | No
     Args:
         path: must not exist, or be an empty directory.
         order: of the n-grams, recorded in every shard and chunk.
-        shards: how many, 1 to 1024; fixed for the life of the store.
+        shards: how many, 1 to 1024.
         tokenizer: recorded as it is; JSON. None: a table is made.
         table: recorded in its place: what kind of table it is.
         force: allow a network file system.

@@ -9,7 +9,7 @@ import contextlib
 import os
 import stat
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -34,6 +34,12 @@ class StoreSnapshot:
     state: dict                 # "tokens" and "sentences" are those of the labels chosen
     shards: list[Snapshot]
     labels: frozenset[str | None] | None = None      # None: all text; None among them: text without a label
+    routing: dict | None = None                      # how n-grams are dealt to the shards, as Root.routing() has it
+
+    @property
+    def split(self) -> list[int]:
+        """The words whose n-grams are split over shards."""
+        return self.routing["split"] if self.routing else []
 
     def runs(self, shard: int) -> list[Run]:
         """Return the runs of a shard that make up this version of this text, oldest first."""
@@ -63,7 +69,11 @@ class StoreDirectory:
             if self._root is not None:
                 self._root.close()
             raise
-        self.identity = self._root.identity
+
+    @property
+    def identity(self) -> dict:
+        """What the root says of the store; "shards" is that of its last snapshot, or newer."""
+        return self._root.identity
 
     @property
     def root(self) -> Root:
@@ -118,6 +128,8 @@ class StoreDirectory:
 
     def _follow(self, state: dict) -> None:
         """Open the shard directories that `state` names, and close those that were replaced; holding self._turn."""
+        if len(state["shards"]) != self.identity["shards"]:
+            self._root.read_identity()
         for number, place in enumerate(state["shards"]):
             name = place["dir"]
             if number < len(self._names) and self._names[number] == name:
@@ -127,6 +139,9 @@ class StoreDirectory:
                 self.shards[number].close()
             self.shards[number:number + 1] = [shard]
             self._names[number:number + 1] = [name]
+        while len(self.shards) > len(state["shards"]):
+            self.shards.pop().close()
+            self._names.pop()
 
     def _open_shard(self, number: int, name: str, generation: int) -> Shard:
         folder = layout.shard_folder(self.path, number, name)
@@ -160,6 +175,7 @@ class StoreDirectory:
                 root = self.root
                 state = root.state()
                 rows = root.labels() if labels is not None else {}
+                routing = root.routing()
                 with contextlib.ExitStack() as attempt:
                     try:
                         with self._turn:
@@ -176,10 +192,10 @@ class StoreDirectory:
                 raise StoreError(f"{self.path}: versions are committed faster than they can be read",
                                  path=str(self.path))
             if labels is None:
-                yield StoreSnapshot(state["version"], state, snaps)
+                yield StoreSnapshot(state["version"], state, snaps, routing=routing)
             else:
                 own, chosen = self._of_labels(state, rows, labels)
-                yield StoreSnapshot(state["version"], own, snaps, chosen)
+                yield StoreSnapshot(state["version"], own, snaps, chosen, routing)
 
     def _of_labels(self, state: dict, rows: dict[str, dict], labels: Iterable[str]) -> tuple[dict, frozenset]:
         """Return the state with the totals of some labels, and the labels of their runs."""
@@ -229,6 +245,16 @@ class StoreDirectory:
             files.remove_tree(self.path / old)
         if root:
             self._move_root(lambda target: self._root.copy_to(target))
+        self.reseal()
+
+    def take_over(self, names: Sequence[str], generations: Sequence[int], routing: dict | None) -> None:
+        """Put other shards, which are durable, in the place of all that there are, and remove the old ones."""
+        old = list(self._names)
+        self.root.reshard([{"dir": name, "generation": n} for name, n in zip(names, generations, strict=True)], routing)
+        with self._turn:
+            self._follow(self.root.state())
+        for name in old:
+            files.remove_tree(self.path / name)
         self.reseal()
 
     def _move_root(self, copy_to: Callable[[Path], None]) -> None:

@@ -35,6 +35,7 @@ HISTORY = b"h"
 INPUT = b"d"
 WORDS = b"v"
 LABEL = b"b"
+ROUTING = b"t"
 
 MAX_NAME_BYTES = 255      # a key is at most 511 bytes in LMDB
 _CRC_OFFSET = CHUNK_HEADER_BYTES - CRC.size
@@ -61,7 +62,7 @@ def key_name(key: bytes) -> str:
         return f"ledger entry of client {rest.decode('utf-8', 'backslashreplace')}"
     if kind in (HISTORY, WORDS) and len(rest) == 4:
         return f"{'history of version' if kind == HISTORY else 'words from id'} {int.from_bytes(rest)}"
-    names = {IDENTITY: "identity", MANIFEST: "manifest", STATE: "state", JOB: "job record"}
+    names = {IDENTITY: "identity", MANIFEST: "manifest", STATE: "state", JOB: "job record", ROUTING: "routing table"}
     return names.get(key, f"record {key!r}")
 
 
@@ -189,6 +190,23 @@ def check_identity(identity: dict, path: str, **expected: object) -> None:
     for field, wanted in expected.items():
         if identity.get(field) != wanted:
             raise damaged(path, IDENTITY, field, identity.get(field), wanted)
+
+
+# Routing: FORMAT.md, "Routing"
+
+def check_routing(row: dict, n_shards: int, n_words: int, path: str | None = None) -> dict:
+    """Return a routing table, or raise CorruptionError where it is none for so many shards and words."""
+    try:
+        dealt, split = row["words"], row["split"]
+        words = [*(word for word, _ in dealt), *split]
+        numbers = [*words, *(shard for _, shard in dealt)]
+        sound = (all(isinstance(number, int) and number >= 0 for number in numbers) and len(set(words)) == len(words)
+                 and max(words, default=0) < n_words and all(shard < n_shards for _, shard in dealt))
+    except (KeyError, TypeError, ValueError):
+        sound = False
+    if not sound:
+        raise damaged(path, ROUTING, "contents", str(row)[:80], f"words below {n_words}, each once, of shards below {n_shards}")
+    return row
 
 
 # Vocabulary: FORMAT.md, "Words"

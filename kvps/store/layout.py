@@ -7,6 +7,7 @@ The number G goes up when a root or a shard is replaced by another copy of itsel
 """
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from kvps.errors import CorruptionError
@@ -44,6 +45,15 @@ def following(name: str) -> str:
     """Return the name of the folder that replaces one of a root or a shard."""
     stem, _, number = name.rpartition(".")
     return f"{stem}.{int(number) + 1}"
+
+
+def next_shards(names: Sequence[str], n_shards: int) -> list[str]:
+    """Return the names of folders of other shards in the place of all that there are; no shard of this store has had one.
+
+    names: of those that there are. The greatest of their numbers never falls.
+    """
+    number = 1 + max(int(name.rpartition(".")[2]) for name in names)
+    return [f"{SHARDS}/{shard:04d}.{number}" for shard in range(n_shards)]
 
 
 def roots(path: Path) -> list[str]:

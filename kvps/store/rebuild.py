@@ -9,8 +9,9 @@ Killed before step 4, the store is as damaged as before, nothing of the damaged 
 """
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 
 from kvps.store import files, layout
@@ -44,6 +45,21 @@ def fill(shard: Shard, depot: Depot, checkpoint: Checkpoint, gone_labels: Collec
         CorruptionError: the checkpoint is damaged.
     """
     fill_shard(shard, depot, [kept for kept in checkpoint.shards[shard.shard] if kept.run.label not in gone_labels], advance)
+
+
+@contextlib.contextmanager
+def old_shard(path: Path, root: Root, depot: Depot, checkpoint: Checkpoint, number: int,
+                 gone_labels: Collection[str]) -> Iterator[Shard]:
+    """Give, for a while, shard `number` of a checkpoint whose shards are not those of the store, filled as by fill()."""
+    folder = path / layout.SHARDS / f"checkpoint{UNFINISHED}"
+    files.remove_tree(folder)
+    identity = {"uuid": root.identity["uuid"], "shard": number, "shards": len(checkpoint.shards), "order": root.identity["order"]}
+    try:
+        with contextlib.closing(Shard.create(folder, identity, map_bytes=layout.map_bytes(identity["shards"]))) as shard:
+            fill(shard, depot, checkpoint, gone_labels)
+            yield shard
+    finally:
+        files.remove_tree(folder)
 
 
 def finish(path: Path, root: Root, shard: Shard) -> str:

@@ -1,4 +1,4 @@
-"""The root of a store: its identity, the committed version, the pending job, history, inputs, labels, and vocabulary.
+"""The root of a store: its identity, the committed version, the pending job, history, inputs, labels, routing, and vocabulary.
 
 A version is committed by one transaction here, after every shard has committed its part; that is the instant at which
 readers see it.
@@ -237,7 +237,7 @@ class Root:
         """Take over what another root had; REQUIRES a new root, of a store that is not there yet.
 
         Args:
-            rows: (key, value) of its vocabulary, history, inputs and labels.
+            rows: (key, value) of its vocabulary, history, inputs, labels and routing table.
             state: version, tokens, sentences and words.
             generations: each shard's generation.
         """
@@ -258,6 +258,44 @@ class Root:
         """Let the directory `name` hold shard number `shard` from now on."""
         with self._write() as (_, state):
             state["shards"][shard] = {"dir": name, "generation": generation}
+
+    # where n-grams go
+
+    def routing(self) -> dict | None:
+        """Return the routing table, None where there is none: {"words": [[word, shard] ...], "split": [word ...]}."""
+        with self._env.read() as txn:
+            row = records.row(txn, fmt.ROUTING)
+            if row is None:
+                return None
+            return fmt.check_routing(row, len(records.current(txn, fmt.STATE)["shards"]), self._next_word(txn), txn.where)
+
+    def set_routing(self, table: dict) -> None:
+        """Record the routing table of a store whose shards are empty; StoreError if it has one."""
+        with self._write() as (txn, state):
+            if txn.get(fmt.ROUTING) is not None:
+                raise StoreError(f"{self.path.parent}: has a routing table already", path=str(self.path.parent))
+            records.put(txn, fmt.ROUTING, fmt.check_routing(table, len(state["shards"]), self._next_word(txn)))
+
+    def reshard(self, places: Sequence[dict], table: dict | None) -> None:
+        """Let other shards hold the counts of the committed version from now on: as many as `places`, dealt as `table` says.
+
+        places: "dir" and "generation" of each.
+        """
+        with self._write() as (txn, state):
+            if txn.get(fmt.JOB) is not None:
+                raise StoreError(f"{self.path.parent}: a job is pending", path=str(self.path.parent))
+            identity = {**records.required(txn, fmt.IDENTITY), "shards": len(places)}
+            records.put(txn, fmt.IDENTITY, identity)
+            txn.delete(fmt.ROUTING)
+            if table is not None:
+                records.put(txn, fmt.ROUTING, fmt.check_routing(table, len(places), self._next_word(txn)))
+            state["shards"] = list(places)
+        self.identity = identity
+
+    def read_identity(self) -> None:
+        """Read the identity again, which changes when a store is resharded."""
+        with self._env.read() as txn:
+            self.identity = records.required(txn, fmt.IDENTITY)
 
     # vocabulary
 

@@ -182,6 +182,11 @@ class Shard:
                 raise StoreError(f"{self.path}: runs of different labels do not merge", path=str(self.path), shard=self.shard)
             self._write_run(chunks, version, jobs.pop() if len(jobs) == 1 else None, labels.pop(), removed=old)
 
+    def add_run(self, chunks: Iterable[tuple[bytes, int]], version: int, label: str | None) -> None:
+        """Add a run that no job wrote; REQUIRES a new shard, which no root names yet."""
+        with self._turn:
+            self._write_run(chunks, version, None, label)
+
     def _write_run(self, chunks: Iterable[tuple[bytes, int]], version: int, job: str | None, label: str | None, *,
                    ledger: tuple[bytes, bytes] | None = None, removed: set[int] = frozenset(),
                    most: int | None = None) -> None:
@@ -339,6 +344,11 @@ class Snapshot:
     def all_runs(self) -> list[Run]:
         """Return every run in the manifest, oldest first."""
         return [Run.from_row(row) for row in self._manifest["runs"]]
+
+    @property
+    def following(self) -> int:
+        """A number that is above the generation, and not below that of the next run."""
+        return max(self.generation + 1, self._manifest["next_run"])
 
     def runs(self, version: int) -> list[Run]:
         """Return the runs that make up `version` of the store, oldest first."""

@@ -270,6 +270,7 @@ class Disk:
 # The commands of one log, all on one store; a number: killed at this part of its calls. DAMAGE is none: a shard is cut.
 DAMAGE = "damage"
 STORY = [("train", None), ("stdin", 0.6), ("abort", None), ("stdin", 0.75), ("resume", None), ("compact", None), ("vacuum", None),
+         ("reshard", None),
          ("forget", None), ("purge", None), ("checkpoint", None), ("compile", None), ("label-more", None), ("keep-labels", None),
          (DAMAGE, None), ("recover", None), ("delete", None)]
 

@@ -84,6 +84,7 @@ WORKLOADS = {workload.name: workload for workload in [
     Workload("purge", "forget", ("forget", "STORE", "--purge", "--threads", 1), 3, "ab", is_job=False),
     Workload("compact", "update", ("compact", "STORE", "--threads", 1), 2, "abc", is_job=False),
     Workload("vacuum", "update", ("compact", "STORE", "--vacuum", "--threads", 1), 2, "abc", is_job=False),
+    Workload("reshard", "label", ("reshard", "STORE", "--shards", 3, "--threads", 1), 2, "abc", is_job=False),
     Workload("compile", "forget", ("compile", "STORE", "--threads", 1), 3, "ab", is_job=False, models=True),
     Workload("checkpoint", "forget", ("checkpoint", "create", "STORE", "x"), 3, "ab", is_job=False,
              then=("checkpoint", "verify", "STORE", "x")),

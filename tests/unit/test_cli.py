@@ -43,6 +43,7 @@ LEXICON = {
     "export": {"path", "version", "order", "ngrams", "bytes", "elapsed_s"},
     "compile": {"path", "kind", "bytes", "elapsed_s"},
     "compact": {"version", "merged_runs", "bytes_before", "bytes"},
+    "reshard": {"version", "shards_before", "shards", "ngrams", "largest", "elapsed_s"},
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
     "counts": {"ngram", "order", "raw", "adjusted"},
@@ -310,7 +311,7 @@ def test_dump(store):
 
 @pytest.mark.parametrize(("name", "arguments"), [
     ("compile", ()), ("compile", ("--smoothing", "wb")), ("export", ("x.arpa.gz",)), ("compact", ("--vacuum",)),
-    ("status", ()), ("resume", ()), ("abort", ())])
+    ("reshard", ("--shards", "3")), ("status", ()), ("resume", ()), ("abort", ())])
 def test_json_keys(name, arguments, store):
     """The other commands print the keys that the README lists, and words without --json."""
     assert set(answer(name, store, *arguments)) == LEXICON[name]

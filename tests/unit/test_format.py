@@ -3,12 +3,16 @@ import re
 import struct
 from pathlib import Path
 
+import numpy as np
 import pytest
+import reference
 from hypothesis import given
 from hypothesis import strategies as st
 
 import kvps.store
+from kvps._runs import pack
 from kvps.errors import CorruptionError, VersionMismatch
+from kvps.ps.router import Router
 from kvps.store import format as fmt
 from kvps.store import seal
 
@@ -71,6 +75,30 @@ def test_format_words_example():
 
     assert key == fmt.numbered_key(fmt.WORDS, 3)
     assert fmt.unpack_words(bytes(fmt.unpack_blob(key, value))) == [b"a", b"of", "é".encode()]
+
+
+def test_format_routing_example():
+    """The routing table of FORMAT.md, and the shards that it names, are those of the code and of the twin."""
+    key, value = example("routing"), example("routing-value")
+    table = {"words": [[3, 2]], "split": [5]}
+
+    assert key == fmt.ROUTING
+    assert fmt.check_routing(fmt.unpack_row(key, value), 4, 8) == table
+    assert fmt.pack_row(key, table) == value
+    assert Router(4).homes(8)[3] == reference.shard_of_word(3, 4) == 1
+    assert Router(4, {"split": [3]}).shards(pack(np.array([[3, 7, 4]], np.uint32), 3), 3, 3, 8) == [0]
+    assert reference.shard_of_pair(3, 7, 4) == 0
+    assert Router(4, table).homes(8)[[3, 5]].tolist() == [2, 4]
+
+
+@pytest.mark.parametrize("table", [
+    {}, {"words": []}, {"words": [[3, 4]], "split": []}, {"words": [[8, 0]], "split": []}, {"words": [[3, 0]], "split": [3]},
+    {"words": [[3, 0], [3, 1]], "split": []}, {"words": [[3]], "split": []}, {"words": [[3, "0"]], "split": []},
+    {"words": 3, "split": []}, {"words": [[3, -1]], "split": []}, {"words": [], "split": [[3]]}, {"words": [], "split": None}])
+def test_impossible_routing_tables(table):
+    """Tables with words or shards that there are not, with words twice, and what is no table, are refused."""
+    with pytest.raises(CorruptionError, match="routing table: contents"):
+        fmt.check_routing(table, 4, 8)
 
 
 def test_format_seal_example():

@@ -111,8 +111,11 @@ def _create(store: StoreDirectory, view: _View, depot: Depot, name: str | None, 
     words, shards = sender.send(view, store.identity["order"])
     state = {field: view.snapshot.state[field] for field in STATE}
     identity = {k: v for k, v in store.identity.items() if k in (*IDENTITY, *KIND, "restored_from")}
+    identity["shards"] = len(view.snapshot.shards)
+    # Version 0 has no words yet: a store of it deals anew.
+    routing = view.snapshot.routing if version else None
     made = Checkpoint(name, time.time(), uuid, identity, state, view.history, view.inputs, view.labels, words, shards,
-                      sender.total, sender.new_bytes, ledgers)
+                      sender.total, sender.new_bytes, routing, ledgers)
     data = made.pack()
     with _inread_all(depot, len(data)):
         depot.write_description(name, data, {found for found, _ in made.objects()} - sender.listed)

@@ -46,6 +46,7 @@ class Checkpoint:
     shards: list[list[Kept]]           # the runs that readers of this version see
     bytes: int                         # of all its objects
     new_bytes: int                     # of those that it put
+    routing: dict | None = None        # how n-grams are dealt to the shards
     ledgers: list[dict] | None = None  # of a table, by shard: its clients' rows and its "most"; None for a store of n-grams
 
     def objects(self) -> Iterator[Object]:
@@ -70,8 +71,9 @@ class Checkpoint:
         """Return the description (CHECKPOINT.md, "Description")."""
         row = {name: getattr(self, name) for name in ("name", "created", "uuid", "identity", "state", "history", "inputs",
                                                       "labels", "words", "bytes", "new_bytes")}
-        if self.ledgers is not None:
-            row["ledgers"] = self.ledgers
+        for name in ("routing", "ledgers"):
+            if getattr(self, name) is not None:
+                row[name] = getattr(self, name)
         row["shards"] = [[{**kept.run.to_row(), "objects": kept.objects} for kept in runs] for runs in self.shards]
         return fmt.pack_row(_key(self.name), {"checkpoint": CHECKPOINT_FORMAT, "format": fmt.FORMAT_VERSION, **row})
 
@@ -101,7 +103,7 @@ def unpack(name: str, data: bytes, place: str) -> Checkpoint:
                                   "wrote it", path=place, found=row.get(field), expected=ours)
     try:
         found = _from_row(row)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+    except (KeyError, TypeError, ValueError, AttributeError, CorruptionError) as exc:
         raise damaged(f"a field is missing or not what it should be ({type(exc).__name__}: {exc})") from exc
     if found.name != name:
         raise damaged(f"describes {found.name}", found.name, name)
@@ -122,6 +124,9 @@ def _from_row(row: dict) -> Checkpoint:
     if len(row["shards"]) != identity["shards"] or not 1 <= identity["shards"] <= layout.MAX_SHARDS:
         raise ValueError(f"{len(row['shards'])} shards, expected {identity['shards']}")
     words = [(_natural(first, 2**32), _object(found)) for first, found in row["words"]]
+    routing = row.get("routing")
+    if routing is not None:
+        fmt.check_routing(routing, identity["shards"], state["words"])
     shards = [[_kept(run, state["version"]) for run in runs] for runs in row["shards"]]
     for kind, rows in ((fmt.INPUT, row["inputs"]), (fmt.LABEL, row["labels"])):
         for name in rows:
@@ -131,7 +136,7 @@ def _from_row(row: dict) -> Checkpoint:
         history=[{**version, "version": _natural(version["version"], 2**32)} for version in row["history"]],
         inputs={digest: {**found} for digest, found in row["inputs"].items()},
         labels={label: {**found} for label, found in row["labels"].items()}, words=words, shards=shards, bytes=row["bytes"],
-        new_bytes=row["new_bytes"], ledgers=ledgers)
+        new_bytes=row["new_bytes"], ledgers=ledgers, routing=routing)
 
 
 def _ledger(row: dict) -> dict:

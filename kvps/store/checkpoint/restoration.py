@@ -123,7 +123,9 @@ def _expect(depot: Depot, what: str, found: int, expected: int) -> None:
 
 
 def _rows(chosen: Checkpoint) -> Iterator[tuple[bytes, bytes]]:
-    """Yield (key, value) of history, inputs and labels."""
+    """Yield (key, value) of history, inputs, labels and the routing table."""
+    if chosen.routing is not None:
+        yield fmt.ROUTING, fmt.pack_row(fmt.ROUTING, chosen.routing)
     for row in chosen.history:
         key = fmt.numbered_key(fmt.HISTORY, row["version"])
         yield key, fmt.pack_row(key, {field: value for field, value in row.items() if field != "version"})
