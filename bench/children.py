@@ -180,6 +180,9 @@ def workers(folder, file, order, transport):
     """Train a new store over servers of 4 shards with two workers of one thread each; return the seconds it took."""
     import subprocess
     from pathlib import Path
+
+    from kvps import create
+    create(Path(folder, "store"), order=int(order), shards=4).close()
     kvps = [sys.executable, "-m", "kvps"]
     command, keys = [*kvps, "serve", Path(folder, "store"), "--bind", f"ipc://{folder}/sock"], []
     if transport == "tcp":

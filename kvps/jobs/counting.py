@@ -9,7 +9,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 
 import numpy as np
 
@@ -231,8 +231,22 @@ class _Counting:
     def _pass(self, ours: set[int] | None) -> set[int]:
         """Count the splits that are ours, None being all that nobody has claimed; return the others."""
         done, left = self._done(), set()
-        with ThreadPoolExecutor(self._threads) as pool:
-            running = set()
+        # Where shards are elsewhere, the next split is counted while this one is on its way; here a thread does it all.
+        with ThreadPoolExecutor(self._threads) as pool, ThreadPoolExecutor(self._threads) as landing:
+            running: set[Future] = set()
+
+            def land(at_most: int) -> None:
+                """Wait until so many splits are at work or on their way."""
+                nonlocal running
+                while len(running) > at_most:
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        result = future.result()
+                        if callable(result):
+                            running.add(landing.submit(result))
+                        else:
+                            self._tell(*result)
+
             try:
                 for task in tasks(self._inputs, self._job["split_bytes"], done):
                     if not (self._store.claim(self._job["id"], task.number) if ours is None else task.number in ours):
@@ -240,19 +254,15 @@ class _Counting:
                         continue
                     running.add(pool.submit(self._work, task))
                     del task               # the text lives as long as its split is being counted
-                    if len(running) >= self._threads:
-                        finished, running = wait(running, return_when=FIRST_COMPLETED)
-                        for future in finished:
-                            self._tell(*future.result())
-                for future in running:
-                    self._tell(*future.result())
+                    land(self._threads * (2 if self._store.elsewhere else 1) - 1)
+                land(0)
             except BaseException:
                 self._stop.set()
                 raise
         return left if ours is None else set()
 
-    def _work(self, task: Task) -> tuple[int, dict]:
-        """Count one split; return its number and its row in the ledger."""
+    def _work(self, task: Task) -> tuple[int, dict] | Callable[[], tuple[int, dict]]:
+        """Count one split; return its number and its row in the ledger, or, where it is on its way, what waits for it."""
         job, order, shards = self._job, self._store.identity["order"], self._store.shards
         row = {"input": task.input, "start": task.split.start, "end": task.split.end, "raw": task.split.raw}
         if self._stop.is_set():
@@ -276,16 +286,23 @@ class _Counting:
                     "time": time.time()}
             sent = [shard.begin_apply(job["id"], task.number, job["version"], shard_chunks, row, label=job["label"])
                     for shard, shard_chunks in zip(shards, chunks, strict=True)]
-            for shard, finish in zip(shards, sent, strict=True):
-                finish()
-                if self._tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
-                    try:
-                        shard.run(tidy, order=order, n_words=len(self._vocabulary), version=job["version"], job=job["id"])
-                    finally:
-                        self._tidying[shard.shard].release()
-            return task.number, row
+            number = task.number
+            return (lambda: self._land(number, row, sent)) if self._store.elsewhere else self._land(number, row, sent)
         finally:
             self._idle.append(worker)
+
+    def _land(self, number: int, row: dict, sent: list[Callable[[], bool]]) -> tuple[int, dict]:
+        """Wait until a split is in all shards, and merge where runs have become many."""
+        job = self._job
+        for shard, finish in zip(self._store.shards, sent, strict=True):
+            finish()
+            if self._tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
+                try:
+                    shard.run(tidy, order=self._store.identity["order"], n_words=len(self._vocabulary), version=job["version"],
+                              job=job["id"])
+                finally:
+                    self._tidying[shard.shard].release()
+        return number, row
 
 
 def _reserved_word(text: bytes, offset: int, split: Split, name: str) -> DataError:

@@ -89,6 +89,7 @@ def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vo
     how = options.job
     target = types.SimpleNamespace(
         identity=store.identity, root=_KnownWords(store.path, store.root.routing()), claim=store.claim,
+        elsewhere=False,
         shards=[made.get(number) or _Nowhere(number) for number in range(store.identity["shards"])])
     total, done = sum(abs(text.times) * finder.find(text).size for text in texts), 0
 

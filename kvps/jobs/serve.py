@@ -267,7 +267,7 @@ def serve_child(child: Child) -> None:
     with contextlib.ExitStack() as stack:
         if child.number == EMPTY:
             maker = StoreMaker(Path(child.store), lambda: server.stop())
-            functions, idle = maker.functions(), maker.idle
+            functions, idle = maker.functions(), lambda: None
         else:
             functions, idle = _functions(child, stack)
         server = Server(child.bind, functions, keys=child.keys, threads=child.threads, idle=lambda: (idle(), tell()))
@@ -295,7 +295,7 @@ class StoreMaker:
 
     def __init__(self, path: Path, stop: Callable[[], None]) -> None:
         """Take where the store is to be, and what ends the server."""
-        self._path, self._stop, self._made = path, stop, False
+        self._path, self._stop = path, stop
 
     def functions(self) -> dict[str, Function]:
         """Return what a Server is to answer."""
@@ -314,13 +314,8 @@ class StoreMaker:
         check_shape(order, shards)
         if not seal.exists(self._path):        # else this is asked again
             creation.create_store(self._path, order, shards, {name: tokenizer[name] for name in ("tokenizer", "lowercase")})
-        self._made = True
+        self._stop()                           # when this is answered
         return {}, {}
-
-    def idle(self) -> None:
-        """End, once the answer has had time to leave."""
-        if self._made:
-            self._stop()
 
 
 def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callable[[], None]]:

@@ -27,6 +27,8 @@ HANDSHAKE_MS = 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 10_000
 HIGH_WATER = 16                # requests that a client sends ahead; each has at most MAX_BODY_BYTES
 RECONNECT_MS, RECONNECT_MAX_MS = 20, 500
+TURN_S = 0.005                 # how long a thread that waits keeps others from sending
+QUEUE_S = 0.0002
 
 
 class Connection:
@@ -55,6 +57,8 @@ class Connection:
                           keyfiles.load_public(Path(keys) / keyfiles.SERVER_PUBLIC))
         self._numbers = itertools.count(1)
         self._turn = threading.Lock()
+        self._queueing = 0             # threads that want their turn, to send
+        self._asked = 0.0              # when what waits was sent, or something came [s], monotonic
         self._context = zmq.Context()
         self._socket: zmq.Socket | None = None
         # Requests without an answer yet, oldest first, and answers that nobody has asked for yet.
@@ -77,21 +81,40 @@ class Connection:
         number = next(self._numbers)
         frames = protocol.pack(Message(REQUEST, number, {"call": name, **(arguments or {})}, arrays or {}, self.client, sequence,
                                        self.epoch))
-        with self._turn:
+        self._queueing += 1
+        try:
+            self._turn.acquire()
+        finally:
+            self._queueing -= 1
+        try:
+            began = time.monotonic()
             while len(self._waiting) >= HIGH_WATER:
-                self._receive()
+                self._receive(began, self.retry_s)
+            if not self._waiting:
+                self._asked = time.monotonic()
             self._waiting[number] = frames
             self._transmit(frames)
+        finally:
+            self._turn.release()
         return number
 
     def wait(self, number: int) -> Message:
-        """Return the reply to a request that was begun; errors as call()'s."""
-        with self._turn:
-            while number not in self._answers:
+        """Return the reply to a request that was begun; errors as call()'s. Other threads may send and wait meanwhile."""
+        began = time.monotonic()
+        while True:
+            with self._turn:
+                if number in self._answers:
+                    answer = self._answers.pop(number)
+                    break
                 if number not in self._waiting:
                     raise ArgumentError(f"no request {number} is on its way")
-                self._receive()
-            answer = self._answers.pop(number)
+                try:
+                    self._receive(began, TURN_S)
+                except Unreachable:
+                    self._waiting.pop(number, None)
+                    raise
+            if self._queueing:
+                time.sleep(QUEUE_S)            # or we would take the next turn too
         if answer.kind == ERROR:
             raise _error(answer.call, self.address)
         return answer
@@ -105,24 +128,28 @@ class Connection:
         with contextlib.suppress(zmq.Again):              # a server that takes nothing is asked again later
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
-    def _receive(self) -> None:
-        """Take in at least one answer, asking again for all that wait where there is none for long."""
-        began = asked = time.monotonic()
-        while True:
-            if self._socket is not None and self._socket.poll(int(1000 * max(0.0, asked + self.retry_s - time.monotonic()))):
-                if self._take():
-                    return
-                continue
-            if time.monotonic() - began > self.patience_s:
-                self._waiting.clear()
-                self._drop()
-                raise Unreachable(f"{self.address}: no answer for {self.patience_s:.0f} s; is kvps serve at work there, and do the "
-                                  "keys fit?", path=self.address)
+    def _receive(self, began: float, at_most_s: float) -> None:
+        """Take in what comes within a while, asking again for all that wait where there was nothing for long.
+
+        Raises:
+            Unreachable: who waits since `began` has waited long enough.
+        """
+        now = time.monotonic()
+        if self._socket is not None and self._socket.poll(int(1000 * max(0.0, min(at_most_s, self._asked + self.retry_s - now)))):
+            if self._take():
+                self._asked = time.monotonic()
+            return
+        now = time.monotonic()
+        if now - began > self.patience_s:
+            self._drop()
+            raise Unreachable(f"{self.address}: no answer for {self.patience_s:.0f} s; is kvps serve at work there, and do the "
+                              "keys fit?", path=self.address)
+        if self._socket is None or now - self._asked >= self.retry_s:
             # What a socket had on its way may be lost with the server: begin anew, with all of it in the old order.
             self._drop()
             for frames in self._waiting.values():
                 self._transmit(frames)
-            asked = time.monotonic()
+            self._asked = now
 
     def _take(self) -> bool:
         """Read one message; return whether it is the answer to a request that waits. Others are late doubles."""

@@ -203,7 +203,9 @@ def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, np.ndarray]]:
 
 
 class RemoteDirectory:
-    """A store that a server serves, open. Made by connect_store()."""
+    """A store that a server serves, open. Made by open_place()."""
+
+    elsewhere = True               # as StoreDirectory's
 
     def __init__(self, address: str, *, keys: str | Path | None = None, writable: bool = False, wait: float = 0.0,
                  command: str = "", make: dict[str, Any] | None = None, retry_s: float = 2.0, patience_s: float = 60.0) -> None:

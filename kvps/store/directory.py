@@ -53,6 +53,8 @@ class StoreSnapshot:
 class StoreDirectory:
     """A store that is open. Made by open_store()."""
 
+    elsewhere = False              # whether another process has the files
+
     def __init__(self, path: Path, writable: bool, owner: lock.OwnerLock | None) -> None:
         """Open the root of the store at `path`; the lock is closed with the store, also if this fails."""
         self.path, self.writable, self.lock = path, writable, owner

@@ -60,7 +60,7 @@ class Vocabulary:
         except OverflowError as exc:
             raise VocabularyFull(f"{exc}; no more different words can be stored") from exc
         if self._share is not None:
-            self.store_new(self._learn)
+            self.store_new(lambda first, segment: None)
             if not self._same:
                 np.take(self._ids, ids[:found[0]], out=ids[:found[0]], mode="clip")       # clip: without a copy
         return found
@@ -75,8 +75,10 @@ class Vocabulary:
     def store_new(self, write: Callable[[int, bytes], None]) -> None:
         """Hand the words that are not stored yet to `write(first id, segment)`; they are stored when it returns.
 
-        Where ids are shared, encode() has done so.
+        Where ids are shared, `share` gets them, and `write` nothing.
         """
+        if self._share is not None:            # also words that another thread has just met, and will ask for
+            write = self._learn
         with self._storing:
             while self._stored < len(self.table):
                 lengths, words = self.table.slice(self._stored)
