@@ -8,6 +8,7 @@
 - `rows FOLDER N BATCH SEED`: the same with an LMDB row a key
 - `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, "tcp"; then several clients at once
 - `workers FOLDER FILE ORDER TRANSPORT`: train over servers in FOLDER with two workers, over "ipc" or, with keys, "tcp"
+- `skew STORE`: deal the n-grams of a store to more and more shards
 - `redis FOLDER N BATCH SEED CLIENT`: the same with a redis-server, asked by "bytes" that NumPy lays out, or by "redis-py"
 - `unchecked ARGUMENTS`: the command line of kvps, with every checksum of a store taken for 0: for measuring what they cost
 """
@@ -17,6 +18,7 @@ import json
 import sys
 import time
 
+SHARDS = (4, 16, 64, 100, 256, 800)
 CLIENTS, EACH = 4, 8       # that push at once, and how many batches
 
 
@@ -203,6 +205,30 @@ def workers(folder, file, order, transport):
     return {"seconds": seconds}
 
 
+def skew(store):
+    """Deal the n-grams of a store to so many shards, by hash alone and by a routing table; the largest over the mean."""
+    import numpy as np
+
+    from kvps import open as open_store
+    from kvps.ps.router import Router, parts, plan, weigh
+    from kvps.ps.runs import bits_for, merged
+    with open_store(store) as opened, opened._reader().snapshot() as snapshot:
+        order, n_words = opened.order, snapshot.state["words"]
+        bits, weights, keys = bits_for(n_words), np.zeros(n_words, np.int64), []
+        for number, shard in enumerate(snapshot.shards):
+            for block in merged(shard, snapshot.runs(number), order, bits):
+                weigh(block.keys, order, bits, weights)
+                keys.append(block.keys.copy())
+    keys = np.concatenate(keys)
+    found = {}
+    for n_shards in SHARDS:
+        table = plan(weights, n_shards, order, lambda split, n=n_shards: parts(keys, order, bits, n_words, n, split))
+        loads = [np.bincount(Router(n_shards, chosen).shards(keys, order, bits, n_words), minlength=n_shards)
+                 for chosen in (None, table)]
+        found[n_shards] = [float(load.max() / load.mean()) for load in loads]
+    return {"largest_over_mean": found, "heaviest_word": float(weights.max() / weights.sum())}
+
+
 def redis(folder, n_keys, batch, seed, client):
     """Work on one hash whose fields are the keys: HINCRBY, one after another without waiting, and HMGET."""
     import os
@@ -288,4 +314,4 @@ if __name__ == "__main__":
     if job == "unchecked":
         unchecked(*arguments)
     print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "table": table,
-                      "rows": rows, "served": served, "workers": workers, "redis": redis}[job](*arguments)))
+                      "rows": rows, "served": served, "workers": workers, "skew": skew, "redis": redis}[job](*arguments)))

@@ -76,6 +76,18 @@ def workers(setting):
                        goal=f"{goal} of the speed of one process")
 
 
+@benchmark("skew", "the largest shard over the mean by number of shards: by hash alone, and by the routing table")
+def skew(setting):
+    """Count the text once, and deal its n-grams out."""
+    store = setting.scratch("store")
+    setting.train_kvps(store, setting.train)
+    found, _ = setting.child("skew", store)
+    setting.figure("heaviest_word_share", {"kvps": [found["heaviest_word"]]})
+    for n_shards, (hashed, dealt) in found["largest_over_mean"].items():
+        setting.figure(f"largest_over_mean_of_{n_shards}", {"kvps": [dealt], "hash alone": [hashed]}, better="less",
+                       goal="at most 1.1" if n_shards == "16" else None)
+
+
 @benchmark("linear", "seconds for 1/8, 1/4, 1/2 and all of the text, and the exponent of growth")
 def linear(setting):
     """Train and compile each part of the text, interleaved.
