@@ -4,6 +4,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class Connection:
         if keys is not None:
             self._keys = (*keyfiles.load_secret(Path(keys) / keyfiles.CLIENT),
                           keyfiles.load_public(Path(keys) / keyfiles.SERVER_PUBLIC))
-        self._numbers = itertools.count(1)
+        self._numbers = itertools.count(int.from_bytes(os.urandom(6)) + 1)       # of ours alone, whatever names us
         self._turn = threading.Lock()
         self._queueing = 0             # threads that want their turn, to send
         self._asked = 0.0              # when what waits was sent, or something came [s], monotonic

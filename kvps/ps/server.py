@@ -33,6 +33,8 @@ Answer = tuple[dict[str, Any], Mapping[str, np.ndarray]]
 
 ZAP_DOMAIN = b"kvps"
 MAX_TOLD = 1000                # keys of refused clients that are told about
+MAX_GIVEN = 1000               # answers to changes that are kept for those who ask again, each of so many bytes at most
+GIVEN_BYTES = 4096
 IDLE_MS = 500                  # how often the loop looks whether it is to stop
 
 
@@ -73,6 +75,8 @@ class Server:
         check_bind(bind, keys is not None)
         self.functions = {**functions, "server": Function(lambda message: (self.facts(), {}))}
         self.threads, self.in_flight, self.began = threads, in_flight, time.time()
+        # Answers to changes, by client and number: one that is asked again, for its answer was lost, is not made again.
+        self._given: collections.OrderedDict[tuple[bytes, int], list[bytes]] = collections.OrderedDict()
         self._waiting = 0              # requests taken in and not answered yet
         self._idle = idle
         self.counted: dict[str, Counted] = collections.defaultdict(Counted)
@@ -190,12 +194,21 @@ class Server:
             pool.submit(self._answer, sender, message)
 
     def _change(self) -> None:
-        """Answer the requests that change something, one after another."""
+        """Answer the requests that change something, one after another, and each once."""
         while (item := self._changes.get()) is not None:
-            self._answer(*item)
+            sender, message = item
+            key = message.client, message.number
+            if key in self._given:
+                self._reply(sender, self._given[key])
+                continue
+            frames = self._answer(sender, message)
+            if sum(map(len, frames)) <= GIVEN_BYTES:       # long ones are about what is there, and may be made twice
+                self._given[key] = frames
+            if len(self._given) > MAX_GIVEN:
+                self._given.popitem(last=False)
 
-    def _answer(self, sender: bytes, message: Message) -> None:
-        """Call a function and queue what it says."""
+    def _answer(self, sender: bytes, message: Message) -> list[bytes]:
+        """Call a function, queue what it says, and return it."""
         name, began = message.call["call"], time.monotonic()
         try:
             call, arrays = self.functions[name].answer(message)
@@ -210,6 +223,10 @@ class Server:
             frames = protocol.pack(Message(ERROR, message.number, said, client=message.client, sequence=message.sequence))
         self.counted[name].seconds += time.monotonic() - began
         self.counted[name].bytes_out += sum(map(len, frames))
+        self._reply(sender, frames)
+        return frames
+
+    def _reply(self, sender: bytes, frames: list[bytes]) -> None:
         self._answers.put((sender, frames))
         with contextlib.suppress(BlockingIOError):       # a full pipe wakes too
             os.write(self._wake, b"x")

@@ -96,6 +96,19 @@ def test_errors_come_across(bind):
         assert connection.call("echo", {"n": 1}).call == {"n": 1}
 
 
+def test_a_change_is_made_once(bind):
+    """A change that is asked again under its number gets the answer that it had, and is not made again."""
+    with Running(bind) as running, zmq.Context() as context, context.socket(zmq.DEALER) as client:
+        client.linger = 0
+        client.connect(running.address)
+        for number in (7, 7, 8, 7):
+            client.send_multipart(protocol.pack(Message(protocol.REQUEST, number, {"call": "note"}, sequence=number)))
+            assert client.poll(5000)
+            answer = protocol.unpack(client.recv_multipart())
+            assert (answer.number, answer.call["sequence"]) == (number, number)
+        assert running.log == [7, 8]
+
+
 def test_changes_are_made_in_order(bind):
     """Changes that are sent ahead are made one after another, in their order; each is answered with its sequence."""
     client = bytes(range(16))
