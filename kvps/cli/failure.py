@@ -11,8 +11,9 @@ import traceback
 import click
 
 from kvps.cli import Call
-from kvps.errors import KvpsError, Stopped, StoreFull, StoreLocked, one_line
+from kvps.errors import KvpsError, Stopped, StoreFull, StoreLocked, Unreachable, one_line
 
+PATIENCE_S = 2.0               # for a server that is asked whether a job is pending
 INTERRUPTED = 130              # 128 + SIGINT, as shells have it
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -60,7 +61,7 @@ def _described(exc: BaseException, call: Call) -> tuple[dict, int]:
     else:
         record, code = _unexpected(exc, call)
     # A job that another process is at work on is not the user's to resume.
-    job = None if isinstance(exc, StoreLocked) else _pending(call.store)
+    job = None if isinstance(exc, (StoreLocked, Unreachable)) else _pending(call.store)
     if job is not None:
         record["resumable"] = True
         # The library's own advice, where it has some, is closer to the matter.
@@ -97,6 +98,6 @@ def _pending(store: str | None) -> dict | None:
         return None
     from kvps.ps.places import open_place
 
-    with contextlib.suppress(Exception), open_place(store) as opened:
+    with contextlib.suppress(Exception), open_place(store, patience_s=PATIENCE_S) as opened:
         return opened.root.job()
     return None

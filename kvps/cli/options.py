@@ -54,6 +54,16 @@ def store(*, written: bool, name: str = "store") -> Decorator:
     return _all(click.argument(name, callback=_written_place if written else _place), keys)
 
 
+def store_folder(*, written: bool) -> Decorator:
+    """Return the argument STORE of a command that works on the files of a store, as store() otherwise."""
+    def folder(ctx: click.Context, param: click.Parameter, value: str) -> str:
+        if value.startswith("kvps://"):
+            raise click.UsageError(f"{value}: this works on the files of a store; stop its servers, and name its folder")
+        return _written_place(ctx, param, value) if written else value
+
+    return click.argument("store", callback=folder)
+
+
 inputs = click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
 threads = click.option("--threads", type=int, metavar="N",
                        help="Threads; by default the CPUs that affinity and cgroup allow.")

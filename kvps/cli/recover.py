@@ -11,7 +11,7 @@ from kvps.cli.check import DAMAGED
 
 
 @click.command("recover")
-@options.store(written=False)
+@options.store_folder(written=False)
 @click.option("--dry-run", is_flag=True, help="Only show the plan; exit code 3 where there is damage.")
 @click.option("--from", "source", metavar="DIR_OR_URL", help="Where checkpoints of this store are, besides those in it.")
 @click.option("--input", "inputs", multiple=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False),

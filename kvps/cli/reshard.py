@@ -7,7 +7,7 @@ from kvps.cli import options
 
 
 @click.command("reshard")
-@options.store(written=True)
+@options.store_folder(written=True)
 @click.option("--shards", type=int, required=True, metavar="N", help="How many there are to be, 1 to 1024.")
 @options.threads
 @options.wait
@@ -29,12 +29,9 @@ def command(store: str, shards: int, threads: int | None, wait: float, as_json: 
     from kvps.cli.output import many, tell
     from kvps.cli.progress import Progress
     from kvps.jobs.reshard import reshard
-    from kvps.ps.places import address
     from kvps.store.directory import open_store
     from kvps.units import cpu_count
 
-    if address(store) is not None:
-        raise click.UsageError("a store is resharded while nobody serves it: stop its servers, and name the folder")
     began = time.monotonic()
     with open_store(store, writable=True, wait=wait, command="reshard") as opened, \
             Progress(["weighing", "dealing", "merging"], unit=" n-grams") as progress:

@@ -7,7 +7,7 @@ from kvps.cli import options
 
 
 @click.command("upgrade")
-@options.store(written=False)
+@options.store_folder(written=False)
 @options.wait
 @options.json
 def command(store: str, wait: float, as_json: bool) -> None:

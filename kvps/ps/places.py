@@ -34,14 +34,17 @@ def address(place: str | Path) -> Address | None:
 
 
 def open_place(place: str | Path, writable: bool = False, wait: float = 0.0, *, command: str = "",
-               table: bool | None = False, make: dict[str, Any] | None = None) -> StoreDirectory | RemoteDirectory:
+               table: bool | None = False, make: dict[str, Any] | None = None,
+               patience_s: float = 60.0) -> StoreDirectory | RemoteDirectory:
     """Open the store in a folder or behind a server; as open_store(), and Unreachable where a server gives no answer.
 
     make: "order", "shards" and "tokenizer" of the store that a server is to make where it has none yet.
+    patience_s: how long a server is asked again that gives no answer [s].
     """
     there = address(place)
     if there is None:
         return open_store(place, writable, wait, command=command, table=table)
     from kvps.ps.remote_store import RemoteDirectory
 
-    return RemoteDirectory(there, keys=there.keys, writable=writable, wait=wait, command=command, make=make)
+    return RemoteDirectory(there, keys=there.keys, writable=writable, wait=wait, command=command, make=make,
+                           patience_s=patience_s)

@@ -185,6 +185,10 @@ def test_nothing_there(texts):
     with pytest.raises(kvps.Unreachable), kvps.connect(f"kvps://{texts}/none", retry_s=0.1, patience_s=0.3) as remote:
         remote.status()
     assert "no such store" in refused("serve", texts / "store", code=2)
+    for command in (["recover"], ["upgrade"], ["reshard", "--shards", 2]):
+        assert "name its folder" in refused(*command[:1], "kvps://127.0.0.1:1", *command[1:], code=2)
+    for command in (["compact", "--vacuum"], ["forget", "--purge"]):
+        assert "stop" in refused(*command[:1], "kvps://127.0.0.1:1", *command[1:], code=2)
     with place("ipc", texts / "store", texts) as (there, _):
         assert "there is no store yet" in refused("stats", there)
         assert "order 99 is not possible" in refused("train", there, texts / "a", "-o", 99, code=2)
