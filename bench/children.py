@@ -201,7 +201,7 @@ def workers(folder, file, order, transport):
             subprocess.run([*kvps, "train", address, file, "-o", order, "--threads", "1", *keys], check=True,
                            stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - began
-            helper.wait()
+            helper.terminate()                 # which may have come too late to help with a short text
     return {"seconds": seconds}
 
 
