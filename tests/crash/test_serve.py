@@ -251,7 +251,7 @@ def counting_chaos(tmp_path, seed, kills, lines):
     for network in networks:
         network.start()
     places = f"{tmp_path}/sock", f"{tmp_path}/proxy"
-    commands = [("train", networks[0].address, text, "-o", 3, "--shards", N_SHARDS, "-S", "1M", "--threads", 2),
+    commands = [("train", networks[0].address, text, "-o", 3, "--shards", N_SHARDS, "-S", "1M", "--threads", 2, "--wait", 30),
                 ("work", networks[0].address, "--threads", 1)]
     clients = [client(*places, *command) for command in commands]
     killed, longest = Counter(), 0.0

@@ -258,7 +258,10 @@ def test_bytes_on_the_wire(texts, monkeypatch):
         made = []
 
         class Counted(remote_store.RemoteDirectory):
+            """One that can be asked for its bytes when the command is over."""
+
             def __init__(self, *arguments, **options):
+                """Connect, and be noted."""
                 super().__init__(*arguments, **options)
                 made.append(self)
 
