@@ -54,14 +54,14 @@ def _depot(store: str | None, to: str | None, source: str | None) -> tuple:
 
 def _there(store: str | None, to: str | None) -> str | None:
     """Return the address of a server that keeps the checkpoints itself, or None for a folder."""
-    from kvps.ps.places import Address, address
+    from kvps.ps.places import address
 
     if store is None or address(store) is None:
         return None
     if to is not None:
         raise click.UsageError("a server keeps the checkpoints of its store in the store; to put them elsewhere, run this on its "
                                "machine with the folder in the place of the address")
-    return Address(store, click.get_current_context().meta.get("keys"))
+    return options.place(store)
 
 
 @command.command("create")

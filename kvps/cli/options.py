@@ -19,21 +19,23 @@ def _all(*decorators: Decorator) -> Decorator:
     return apply
 
 
-def _place(ctx: click.Context, param: click.Parameter, value: str) -> str:
-    """Return a folder as it is, and the address of a server with our keys for it."""
-    if not value.startswith("kvps://"):
-        return value
-    from kvps.ps.places import Address
+def place(value: str) -> str:
+    """Return a folder as it is, and the address of a server with the keys that --keys names."""
+    from kvps.ps.places import Address, address
 
-    return Address(value, ctx.meta.get("keys"))
+    return value if address(value) is None else Address(value, click.get_current_context().meta.get("keys"))
+
+
+def _place(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    return place(value)
 
 
 def _written_place(ctx: click.Context, param: click.Parameter, value: str) -> str:
     """Note which store is written to, for the report of a failure."""
-    place = _place(ctx, param, value)
+    store = place(value)
     if isinstance(ctx.obj, Call):
-        ctx.obj.store = place
-    return place
+        ctx.obj.store = store
+    return store
 
 
 def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
@@ -57,7 +59,9 @@ def store(*, written: bool, name: str = "store") -> Decorator:
 def store_folder(*, written: bool) -> Decorator:
     """Return the argument STORE of a command that works on the files of a store, as store() otherwise."""
     def folder(ctx: click.Context, param: click.Parameter, value: str) -> str:
-        if value.startswith("kvps://"):
+        from kvps.ps.places import address
+
+        if address(value) is not None:
             raise click.UsageError(f"{value}: this works on the files of a store; stop its servers, and name its folder")
         return _written_place(ctx, param, value) if written else value
 

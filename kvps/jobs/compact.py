@@ -1,20 +1,19 @@
 """Merge all runs of a store when asked to; jobs and tables merge a few at a time by themselves (kvps/ps/merging.py)."""
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from kvps.ps.merging import merge
 from kvps.ps.runs import n_words_of
 from kvps.store.directory import StoreDirectory
+from kvps.store.runs import Run, by_label
 from kvps.store.shard import Shard
 
 
 def crowded(shard: Shard, *, version: int) -> dict[str, int]:
     """Return how many keys the committed runs of a shard have that compact_label() would merge, by label ("": none)."""
-    by_label = _mergeable(shard, version)
-    return {label or "": sum(run.n_keys for run in runs) for label, runs in by_label.items()}
+    return {label or "": sum(run.n_keys for run in runs) for label, runs in _mergeable(shard, version).items()}
 
 
 def compact_label(shard: Shard, *, label: str, order: int, n_words: int, version: int,
@@ -26,12 +25,9 @@ def compact_label(shard: Shard, *, label: str, order: int, n_words: int, version
     return len(runs)
 
 
-def _mergeable(shard: Shard, version: int) -> dict[str | None, list]:
-    by_label = defaultdict(list)
-    for run in shard.runs():
-        if run.version <= version and run.until is None:
-            by_label[run.label].append(run)
-    return {label: runs for label, runs in by_label.items() if len(runs) > 1}
+def _mergeable(shard: Shard, version: int) -> dict[str | None, list[Run]]:
+    found = by_label(run for run in shard.runs() if run.version <= version and run.until is None)
+    return {label: runs for label, runs in found.items() if len(runs) > 1}
 
 
 def compact(store: StoreDirectory, *, threads: int, vacuum: bool, progress: Callable[[int, int], None]) -> dict:
@@ -40,7 +36,7 @@ def compact(store: StoreDirectory, *, threads: int, vacuum: bool, progress: Call
     state = store.root.state()
     shape = {"order": store.identity["order"], "n_words": n_words_of(store.identity, state), "version": state["version"]}
     found = [(shard, shard.run(crowded, version=state["version"])) for shard in store.shards]
-    total = sum(n_keys for _, by_label in found for n_keys in by_label.values())
+    total = sum(n_keys for _, crowd in found for n_keys in crowd.values())
     before, done = store.bytes(), 0
 
     def advance(n: int) -> None:
@@ -53,7 +49,7 @@ def compact(store: StoreDirectory, *, threads: int, vacuum: bool, progress: Call
 
     with ThreadPoolExecutor(threads) as pool:
         merged_runs = sum(future.result() for future in [
-            pool.submit(merge_label, shard, label) for shard, by_label in found for label in by_label])
+            pool.submit(merge_label, shard, label) for shard, crowd in found for label in crowd])
     if vacuum:
         store.vacuum()
     return {"version": state["version"], "merged_runs": merged_runs, "bytes_before": before,

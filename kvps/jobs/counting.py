@@ -36,7 +36,6 @@ SMALL_SPLIT_BYTES = 1 << 20
 SAMPLE_BYTES = 2 << 20
 SAMPLE_PIECES = 16
 LOOK_S = 0.2                   # how often it is looked whether others have counted what they claimed
-PLAIN = Tokenizer.from_spec("whitespace")
 
 
 def split_bytes(memory_bytes: int, threads: int, tokenizer: str, text_bytes: int) -> int:
@@ -115,7 +114,6 @@ class Worker:
         keys = self._arrays["keys"][:int(ends[-1]) * key_width(order, bits)]
         weights = np.zeros(len(vocabulary), np.int64)
         weigh(keys, order, bits, weights)
-
         return plan(weights, n_shards, order, lambda split: parts(keys, order, bits, len(vocabulary), n_shards, split))
 
     def _keys(self, text: bytes, order: int, router: Router, vocabulary: Vocabulary,
@@ -154,7 +152,7 @@ def choose_routing(store: StoreDirectory, tokenizer: Tokenizer, inputs: list[Inp
         first = next(tasks(inputs, length, {}), None)
         if first is None:
             return
-        text = _words_of(inputs[first.input], tokenizer).prepare(_sample(first.split.data), errors="replace")
+        text = tokenizer.for_kind(inputs[first.input].kind).prepare(_sample(first.split.data), errors="replace")
     except (DataError, InputGone):             # counting says it, and where
         return
     table = Worker().routing(text, order, n_shards, vocabulary, skip_reserved)
@@ -172,11 +170,6 @@ def _sample(data: bytes) -> bytes:
         start = data.find(b"\n", number * len(data) // SAMPLE_PIECES) + 1
         pieces.append(data[start:data.rfind(b"\n", start, start + SAMPLE_BYTES // SAMPLE_PIECES) + 1])
     return b"".join(pieces)
-
-
-def _words_of(source: Input, tokenizer: Tokenizer) -> Tokenizer:
-    """Return what makes words of an input; those that Python gave one by one are words already."""
-    return PLAIN if source.kind == "words" else tokenizer
 
 
 def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input], *,
@@ -269,14 +262,14 @@ class _Counting:
             return task.number, row
         worker = self._idle.pop() if self._idle else Worker()
         try:
-            split, name = task.split, self._inputs[task.input].name
-            words = _words_of(self._inputs[task.input], self._tokenizer)
-            text = words.prepare(split.data, errors=job["encoding_errors"], name=name, locate=split.locate)
+            split, source = task.split, self._inputs[task.input]
+            text = self._tokenizer.for_kind(source.kind).prepare(split.data, errors=job["encoding_errors"], name=source.name,
+                                                                 locate=split.locate)
             skip = job["reserved"] == "skip"
             tokens, sentences, reserved, chunks = worker.count(text, order, self._router, self._vocabulary, skip,
                                                                job["command"] == "forget")
             if reserved >= 0:
-                raise _reserved_word(text, reserved, split, name)
+                raise _reserved_word(text, reserved, split, source.name)
             self._vocabulary.store_new(self._store.root.add_words)
             # words: a root that knows fewer has lost some that this split's n-grams are made of
             seen = task.seen

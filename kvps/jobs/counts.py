@@ -19,7 +19,7 @@ from kvps.ps.runs import bits_for, merged
 from kvps.store import layout
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.store.findings import Report, damage
-from kvps.store.runs import Run
+from kvps.store.runs import Run, by_label
 from kvps.store.shard import Snapshot
 from kvps.text.vocabulary import BOS, EOS, UNK
 
@@ -84,11 +84,8 @@ class _Look:
     def sums(self, version: int) -> dict[str | None, np.ndarray]:
         """Return (tokens, sentences) of each label, after a look at every run alone."""
         alone = {run.id: self.alone(run) for run in self.snap.all_runs()}
-        groups: dict[str | None, list[Run]] = defaultdict(list)
-        for run in self.snap.runs(version):
-            groups[run.label].append(run)
         found = {}
-        for label, runs in groups.items():
+        for label, runs in by_label(self.snap.runs(version)).items():
             if all(alone[run.id] is not None for run in runs):
                 # Counts that are taken away lie in a run of their own; only the sum tells whether they were there.
                 if len(runs) > 1 or alone[runs[0].id][2]:

@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy as np
 from kvps._runs import encode, encoded_room
 from kvps.ps.router import Router
 from kvps.ps.runs import CHUNK_BYTES, Block, bits_for, merged
-from kvps.store.runs import Run
+from kvps.store.runs import Run, by_label
 from kvps.store.shard import Shard, Snapshot
 
 # Keys that a thread gathers before it deals them out: some 80 MB with what sorting takes; runs of 16 shards fill chunks.
@@ -37,14 +36,6 @@ def deal(snapshot: Snapshot, runs: Sequence[Run], order: int, n_words: int, rout
                         targets[number].add_run(encode(keys[chosen].reshape(-1), counts[chosen], order, bits, CHUNK_BYTES,
                                                        np.empty(encoded_room(end - start), np.uint8)), version, label)
                 advance(len(counts))
-
-
-def by_label(runs: Sequence[Run]) -> dict[str | None, list[Run]]:
-    """Return runs by their labels."""
-    found = defaultdict(list)
-    for run in runs:
-        found[run.label].append(run)
-    return found
 
 
 def _gathered_keys(blocks: Iterator[Block]) -> Iterator[tuple[np.ndarray, np.ndarray]]:

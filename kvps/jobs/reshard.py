@@ -20,17 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from kvps.errors import StoreError
-from kvps.jobs.dealing import by_label, deal
+from kvps.jobs.dealing import deal
 from kvps.jobs.train import check_shape
 from kvps.lm.pools import gathered
 from kvps.ps.router import Router, parts, plan, weigh
 from kvps.ps.runs import Block, bits_for, encoded, merged, merged_below
 from kvps.store import files, layout, rebuild
 from kvps.store.directory import StoreDirectory, StoreSnapshot
+from kvps.store.runs import by_label
 from kvps.store.shard import Shard
 
 Progress = Callable[[str, int, int], None]     # (stage, done, total) [n-grams]
-
 
 
 def reshard(store: StoreDirectory, shards: int, *, threads: int, progress: Progress = lambda stage, done, total: None) -> dict:
@@ -159,7 +159,6 @@ class _Reshard:
         router = Router(self.n_shards, self.table)
         for number in range(self.n_shards):
             self.staging.append(self.create(number, self.names[number] + rebuild.UNFINISHED))
-
         targets = dict(enumerate(self.staging))
         gathered(self.pool, lambda number: deal(
             self.snapshot.shards[number], self.snapshot.runs(number), self.order, self.n_words, router, targets,

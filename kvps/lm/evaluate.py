@@ -15,7 +15,6 @@ if TYPE_CHECKING:
 
 # Text scored in one call of the kernel. Small, so that its arrays (some 20 bytes per byte) are reused from the cache.
 SPLIT_BYTES = 1 << 19
-PLAIN = Tokenizer.from_spec("whitespace")
 
 
 def perplexity(model: Scorer, inputs: list[Input], tokenizer: Tokenizer, *, threads: int = 1,
@@ -51,5 +50,4 @@ def _splits(inputs: list[Input]) -> Iterator[tuple[Input, Split]]:
 
 
 def _text(source: Input, split: Split, tokenizer: Tokenizer, encoding_errors: str) -> bytes:
-    words = PLAIN if source.kind == "words" else tokenizer
-    return words.prepare(split.data, errors=encoding_errors, name=source.name, locate=split.locate)
+    return tokenizer.for_kind(source.kind).prepare(split.data, errors=encoding_errors, name=source.name, locate=split.locate)

@@ -9,6 +9,7 @@ stream: its pieces are fetched one after another, and a piece whose answer was l
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 import logging
@@ -21,7 +22,7 @@ import numpy as np
 from kvps.errors import ArgumentError
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import Message
-from kvps.ps.server import Answer, Function
+from kvps.ps.server import Answer, Function, field
 from kvps.ps.streams import Streams
 
 log = logging.getLogger("kvps")
@@ -34,6 +35,15 @@ def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndar
     arrays = {name: np.frombuffer(value, np.uint8) if isinstance(value, (bytes, memoryview)) else value
               for name, value in values.items() if isinstance(value, (bytes, memoryview, np.ndarray))}
     return {name: value for name, value in values.items() if name not in arrays}, arrays
+
+
+def called(function: Callable, arguments: Mapping[str, Any], *subject: Any) -> Callable[[], Any]:
+    """Return what calls a function with the arguments of a request; ArgumentError where it takes others."""
+    try:
+        inspect.signature(function).bind(*subject, **arguments)
+    except TypeError as exc:
+        raise ArgumentError(f"{function.__name__}: {exc}") from exc
+    return functools.partial(function, *subject, **arguments)
 
 
 class _Warnings(logging.Handler):
@@ -83,13 +93,9 @@ class Runner:
         function = self._functions.get(name) if isinstance(name, str) else None
         if function is None or not isinstance(arguments, dict):
             raise ArgumentError(f"no function {name!r:.80} to run; there are {', '.join(sorted(self._functions))}")
-        arguments = {**arguments, **message.arrays}
-        try:
-            inspect.signature(function).bind(None, **arguments)
-        except TypeError as exc:
-            raise ArgumentError(f"{name}: {exc}") from exc
+        call = called(function, {**arguments, **message.arrays}, self._subject(message))
         with _warnings.kept() as warnings:
-            result = function(self._subject(message), **arguments)
+            result = call()
         if inspect.isgenerator(result):
             return {"stream": self.streams.begin(_pieces(result))}, {}
         plain, arrays = parted(result) if isinstance(result, dict) else (result, {})
@@ -97,10 +103,7 @@ class Runner:
 
     def more(self, message: Message) -> Answer:
         """Return the next piece of a stream, or the last one again, whose answer was lost."""
-        stream, number = message.call.get("stream"), message.call.get("number")
-        if not isinstance(stream, int) or not isinstance(number, int):
-            raise ArgumentError("a stream and its pieces have numbers")
-        return self.streams.piece(stream, number)
+        return self.streams.piece(field(message, "stream", int), field(message, "number", int))
 
 
 def _pieces(stream: Iterator[bytes]) -> Iterator[Answer]:

@@ -14,10 +14,10 @@ import numpy as np
 from kvps.errors import ArgumentError, StoreError
 from kvps.ps.connection import Connection
 from kvps.ps.keys import Part, user_keys
+from kvps.ps.places import SCHEME
 from kvps.ps.runs import Block
 from kvps.ps.table import UNNAMED, UNNAMED_KEPT_S, CountTable
 
-SCHEME = "kvps://"
 PULL_KEYS = 1 << 18            # of a message: 8 MiB of the widest keys
 RENAMED_S = UNNAMED_KEPT_S / 7     # long before the row of an idle connection goes, it takes another name
 

@@ -7,7 +7,6 @@ whose session another client was given, can write no more, neither here nor in a
 from __future__ import annotations
 
 import dataclasses
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from kvps.errors import ArgumentError, StoreError, StoreLocked
+from kvps.ps.calls import called
 from kvps.ps.protocol import Message
-from kvps.ps.server import Answer, Function
-from kvps.store import layout, seal
+from kvps.ps.server import Answer, Function, field
+from kvps.store import seal
 from kvps.store.directory import StoreDirectory
 from kvps.store.root import Root
 from kvps.text.tokenize import SEPARATORS
@@ -58,7 +58,6 @@ class RootService:
         self._name = name
         self._session: Session | None = None
         self._vocabulary: Vocabulary | None = None
-        self._turn = threading.Lock()
         self._claims: dict[tuple[str, int], tuple[bytes, float]] = {}      # (job, split) -> (worker, when heard)
 
     def functions(self) -> dict[str, Function]:
@@ -78,9 +77,7 @@ class RootService:
     def begin(self, message: Message) -> Answer:
         """Give the sender the session, unless another client has it."""
         held, now = self._session, time.monotonic()
-        command = message.call.get("command")
-        if not isinstance(command, str):
-            raise ArgumentError("a session is begun for a command")
+        command = field(message, "command", str)
         if held is not None and held.client != message.client and now - held.heard < SESSION_S:
             raise StoreLocked(f"{self.directory.path}: another client of its server is using it ({held.command}); wait for it, or "
                               "give --wait SECONDS", path=str(self.directory.path), silent_s=round(now - held.heard, 3))
@@ -109,9 +106,7 @@ class RootService:
 
     def claim(self, message: Message) -> Answer:
         """Say whether a worker should count a split. Only so that no two do the same: the ledgers see that it counts once."""
-        job, split, now = message.call.get("job"), message.call.get("split"), time.monotonic()
-        if not isinstance(job, str) or not isinstance(split, int):
-            raise ArgumentError("a claim is for a split of a job")
+        job, split, now = field(message, "job", str), field(message, "split", int), time.monotonic()
         for key, (worker, _) in list(self._claims.items()):
             if worker == message.client:
                 self._claims[key] = worker, now
@@ -162,10 +157,7 @@ class RootService:
         name, arguments = message.call.get("method"), message.call.get("arguments")
         if name not in names or not isinstance(arguments, dict):
             raise ArgumentError(f"the root has no {name!r:.80} to call; there are {', '.join(names)}")
-        try:
-            return lambda: getattr(self.root, name)(**arguments)
-        except TypeError as exc:
-            raise ArgumentError(f"{name}: {exc}") from exc
+        return called(getattr(self.root, name), arguments)
 
     def _done_before(self, call: dict) -> bool:
         """Return whether this change was made before, and its answer lost."""
@@ -191,7 +183,7 @@ class RootService:
 
     def words(self, message: Message) -> Answer:
         """Return segments of the vocabulary from a word on, as many as one message takes."""
-        first = message.call.get("first")
+        first = field(message, "first", int)
         found, n_bytes, more = [], 0, False
         for start, segment in self.root.words():
             if start < first:
@@ -213,16 +205,15 @@ class RootService:
         lengths, letters = unpack_segment(segment.tobytes())
         if len(lengths) == 0 or lengths.min() == 0 or np.isin(letters, SPACE).any():
             raise ArgumentError("a word is empty or contains a separator")
-        with self._turn:
-            if self._vocabulary is None:
-                self._vocabulary = Vocabulary(self.root.words())
-            blob, ends = letters.tobytes(), np.cumsum(lengths).tolist()
-            text = b" ".join(blob[a:b] for a, b in zip([0, *ends], ends, strict=False))
-            ids = np.empty(len(text) + 1, np.uint32)
-            n_ids, n_sentences, reserved = self._vocabulary.encode(np.frombuffer(text, np.uint8), ids, skip_reserved=False)
-            if reserved >= 0 or (n_ids, n_sentences) != (len(lengths) + 1, 1):
-                raise ArgumentError("a word is reserved")
-            self._vocabulary.store_new(self.root.add_words)
+        if self._vocabulary is None:
+            self._vocabulary = Vocabulary(self.root.words())
+        blob, ends = letters.tobytes(), np.cumsum(lengths).tolist()
+        text = b" ".join(blob[a:b] for a, b in zip([0, *ends], ends, strict=False))
+        ids = np.empty(len(text) + 1, np.uint32)
+        n_ids, n_sentences, reserved = self._vocabulary.encode(np.frombuffer(text, np.uint8), ids, skip_reserved=False)
+        if reserved >= 0 or (n_ids, n_sentences) != (len(lengths) + 1, 1):
+            raise ArgumentError("a word is reserved")
+        self._vocabulary.store_new(self.root.add_words)
         return {}, {"ids": ids[:len(lengths)]}
 
     def close(self) -> None:
@@ -234,9 +225,3 @@ class RootService:
         finally:
             self.root.close()
             self.directory.close()
-
-
-def shard_folder(directory: StoreDirectory, number: int) -> Path:
-    """Return the folder of a shard of an open store."""
-    state = directory.root.state()
-    return layout.shard_folder(directory.path, number, state["shards"][number]["dir"])

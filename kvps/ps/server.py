@@ -38,6 +38,22 @@ GIVEN_BYTES = 4096
 IDLE_MS = 500                  # how often the loop looks whether it is to stop
 
 
+FIELDS = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
+
+
+def field(message: Message, name: str, kind: type) -> Any:
+    """Return a field of a request; ArgumentError where it is not of this kind, one of FIELDS."""
+    value = message.call.get(name)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ArgumentError(f"{message.call['call']}: {name} is {type(value).__name__}, expected {FIELDS[kind]}")
+    return value
+
+
+def optional(message: Message, name: str, kind: type) -> Any:
+    """Return a field of a request that may be missing, or null: then None."""
+    return None if message.call.get(name) is None else field(message, name, kind)
+
+
 @dataclasses.dataclass(frozen=True)
 class Function:
     """What answers a request: takes the message, returns (call, arrays) of the reply."""

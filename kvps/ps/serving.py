@@ -9,7 +9,6 @@ import itertools
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -17,7 +16,7 @@ from kvps.errors import ArgumentError
 from kvps.ps import tables
 from kvps.ps.protocol import Message
 from kvps.ps.runs import Block
-from kvps.ps.server import Answer, Function
+from kvps.ps.server import Answer, Function, field, optional
 from kvps.ps.streams import Streams
 from kvps.ps.table import CountTable
 from kvps.store import files, lock
@@ -57,7 +56,7 @@ class TableService:
 
     def table(self, message: Message) -> Answer:
         """Open a table, made if need be, and say how wide its keys are."""
-        name, kind, key_bytes = (_optional(message, field, what) for field, what in (
+        name, kind, key_bytes = (optional(message, name, kind) for name, kind in (
             ("table", str), ("kind", str), ("key_bytes", int)))
         if not tables.exists(self.store, name) and kind is not None and key_bytes is not None:
             self.create(message)
@@ -68,13 +67,13 @@ class TableService:
 
     def create(self, message: Message) -> Answer:
         """Make an empty table."""
-        tables.create(self.store, _text(message, "table"), _text(message, "kind"), _number(message, "key_bytes"),
-                      _number(message, "shards"))
+        tables.create(self.store, field(message, "table", str), field(message, "kind", str), field(message, "key_bytes", int),
+                      field(message, "shards", int))
         return {}, {}
 
     def drop(self, message: Message) -> Answer:
         """Delete a table."""
-        name = _text(message, "table")
+        name = field(message, "table", str)
         with self._turn:
             known = self._open.pop(name, None)
         if known is not None:
@@ -87,8 +86,8 @@ class TableService:
     def push(self, message: Message) -> Answer:
         """Add counts."""
         keys, counts = _array(message, "keys"), _array(message, "counts")
-        applied = self._table(message).push(keys, counts, client=_text(message, "client"), sequence=message.sequence,
-                                            note=_optional(message, "note", str))
+        applied = self._table(message).push(keys, counts, client=field(message, "client", str), sequence=message.sequence,
+                                            note=optional(message, "note", str))
         return {"applied": applied}, {}
 
     def pull(self, message: Message) -> Answer:
@@ -97,16 +96,16 @@ class TableService:
 
     def scan(self, message: Message) -> Answer:
         """Begin a scan."""
-        table, stop = self._table(message), _optional(message, "stop", str)
+        table, stop = self._table(message), optional(message, "stop", str)
         try:
-            first, last = bytes.fromhex(_text(message, "start")), None if stop is None else bytes.fromhex(stop)
+            first, last = bytes.fromhex(field(message, "start", str)), None if stop is None else bytes.fromhex(stop)
         except ValueError as exc:
             raise ArgumentError(f"a scan begins and ends at hexadecimal digits: {exc}") from exc
         return {"cursor": self.scans.begin(_pieces(table.blocks(first, last)))}, {}
 
     def next(self, message: Message) -> Answer:
         """Return the next piece of a scan, or the last one again, whose answer was lost."""
-        return self.scans.piece(_number(message, "cursor"), _number(message, "number"))
+        return self.scans.piece(field(message, "cursor", int), field(message, "number", int))
 
     def length(self, message: Message) -> Answer:
         """Count the keys."""
@@ -114,7 +113,7 @@ class TableService:
 
     def client(self, message: Message) -> Answer:
         """Return what is known of a client."""
-        return {"rows": self._table(message).rows(_text(message, "client"))}, {}
+        return {"rows": self._table(message).rows(field(message, "client", str))}, {}
 
     def stats(self, message: Message) -> Answer:
         """Return a table's statistics."""
@@ -130,7 +129,7 @@ class TableService:
             self._lock.close()
 
     def _table(self, message: Message) -> CountTable:
-        name = _text(message, "table")
+        name = field(message, "table", str)
         with self._turn:
             if name not in self._open:
                 self._open[name] = tables.open_table(self.store, name, writable=True)
@@ -143,24 +142,6 @@ def _pieces(blocks: Iterator[Block]) -> Iterator[Answer]:
         while some := [(block.keys.copy(), block.counts.copy()) for block in itertools.islice(blocks, BLOCKS)]:
             keys, counts = (np.concatenate(column) for column in zip(*some, strict=True))
             yield {}, {"keys": keys, "counts": counts}
-
-
-def _text(message: Message, field: str) -> str:
-    value = message.call.get(field)
-    if not isinstance(value, str):
-        raise ArgumentError(f"{message.call['call']}: {field} is {type(value).__name__}, expected text")
-    return value
-
-
-def _number(message: Message, field: str) -> int:
-    value = message.call.get(field)
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise ArgumentError(f"{message.call['call']}: {field} is {type(value).__name__}, expected a whole number")
-    return value
-
-
-def _optional(message: Message, field: str, what: type) -> Any:
-    return None if message.call.get(field) is None else (_text if what is str else _number)(message, field)
 
 
 def _array(message: Message, name: str) -> np.ndarray:

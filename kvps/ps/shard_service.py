@@ -8,16 +8,14 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from kvps.errors import ArgumentError, StoreLocked
 from kvps.ps.calls import Runner
 from kvps.ps.protocol import Message
-from kvps.ps.root_service import shard_folder
 from kvps.ps.runs import verify_chunks
-from kvps.ps.server import Answer, Function
+from kvps.ps.server import Answer, Function, field, optional
 from kvps.store import layout
 from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Shard
@@ -33,7 +31,7 @@ class ShardService:
         self._directory = StoreDirectory(path, False, None)
         with self._directory.snapshot():           # opens the shards, and looks whether they fit the root
             self._epoch = self._directory.root.state()["epoch"]
-            self.shard = Shard.open(shard_folder(self._directory, number), self._directory.identity["uuid"], True, shard=number,
+            self.shard = Shard.open(self._directory.shards[number].path, self._directory.identity["uuid"], True, shard=number,
                                     map_bytes=layout.map_bytes(self._directory.identity["shards"]))
         self.runner = Runner(self._current, functions)
         self._staged: OrderedDict[tuple[bytes, str, int], dict[int, list[tuple[bytes, int]]]] = OrderedDict()
@@ -61,8 +59,8 @@ class ShardService:
     def stage(self, message: Message) -> Answer:
         """Keep a part of a split until the rest of it comes."""
         self._current(message)
-        key = message.client, _field(message, "job", str), _field(message, "split", int)
-        self._staged.setdefault(key, {})[_field(message, "part", int)] = _chunks(message)
+        key = message.client, field(message, "job", str), field(message, "split", int)
+        self._staged.setdefault(key, {})[field(message, "part", int)] = _chunks(message)
         while sum(len(chunk) for parts in self._staged.values() for part in parts.values() for chunk, _ in part) > MAX_STAGED_BYTES:
             self._staged.popitem(last=False)
         return {}, {}
@@ -70,36 +68,34 @@ class ShardService:
     def apply(self, message: Message) -> Answer:
         """Add a split; "missing" where parts of it are not here any more."""
         shard = self._current(message)
-        job, split = _field(message, "job", str), _field(message, "split", int)
-        staged, n_staged = self._staged.pop((message.client, job, split), {}), _field(message, "staged", int)
+        job, split = field(message, "job", str), field(message, "split", int)
+        staged, n_staged = self._staged.pop((message.client, job, split), {}), field(message, "staged", int)
         if sorted(staged) != list(range(n_staged)):
             if split in shard.splits(job):
                 return {"applied": False}, {}
             return {"missing": True}, {}
         chunks = [chunk for part in range(n_staged) for chunk in staged[part]] + _chunks(message)
         verify_chunks(chunks, self._directory.identity["order"], self._directory.root.next_word())
-        label = message.call.get("label")
-        return {"applied": shard.apply(job, split, _field(message, "version", int), chunks, _field(message, "row", dict),
-                                       label=None if label is None else _field(message, "label", str))}, {}
+        return {"applied": shard.apply(job, split, field(message, "version", int), chunks, field(message, "row", dict),
+                                       label=optional(message, "label", str))}, {}
 
     def splits(self, message: Message) -> Answer:
         """Return the ledger of a job."""
-        return {"splits": list(self.shard.splits(_field(message, "job", str)).items())}, {}
+        return {"splits": list(self.shard.splits(field(message, "job", str)).items())}, {}
 
     def drop(self, message: Message) -> Answer:
         """Roll a job back."""
-        self._current(message).drop(_field(message, "job", str), _field(message, "version", int))
+        self._current(message).drop(field(message, "job", str), field(message, "version", int))
         return {}, {}
 
     def mark(self, message: Message) -> Answer:
         """Let later versions no longer see some labels."""
-        self._current(message).mark(_field(message, "labels", list), _field(message, "version", int))
+        self._current(message).mark(field(message, "labels", list), field(message, "version", int))
         return {}, {}
 
     def sweep(self, message: Message) -> Answer:
         """Remove what nobody needs."""
-        job = None if message.call.get("job") is None else _field(message, "job", str)
-        return {"removed": self._current(message).sweep(_field(message, "version", int), job)}, {}
+        return {"removed": self._current(message).sweep(field(message, "version", int), optional(message, "job", str))}, {}
 
     def facts(self, message: Message) -> Answer:
         """Return generation, bytes and runs."""
@@ -112,13 +108,6 @@ class ShardService:
         self.runner.streams.close()
         self.shard.close()
         self._directory.close()
-
-
-def _field(message: Message, name: str, kind: type) -> Any:
-    value = message.call.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ArgumentError(f"{message.call['call']}: {name} is {type(value).__name__}, expected {kind.__name__}")
-    return value
 
 
 def _chunks(message: Message) -> list[tuple[bytes, int]]:

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 
 from kvps.errors import CorruptionError
 from kvps.store import format as fmt
@@ -37,6 +38,14 @@ class Run:
     def seen(self, version: int) -> bool:
         """Return whether readers of `version` see this run."""
         return self.version <= version and (self.until is None or self.until > version)
+
+
+def by_label(runs: Iterable[Run]) -> dict[str | None, list[Run]]:
+    """Return runs by their labels."""
+    found: dict[str | None, list[Run]] = {}
+    for run in runs:
+        found.setdefault(run.label, []).append(run)
+    return found
 
 
 @dataclasses.dataclass

@@ -72,6 +72,10 @@ class Tokenizer:
         """Return the tokenizer that a store recorded; `trusted` as in from_spec()."""
         return cls.from_spec(record["tokenizer"], record["lowercase"], trusted=trusted)
 
+    def for_kind(self, kind: str) -> Tokenizer:
+        """Return what makes words of an input of this kind; those that Python gave one by one, "words", are words already."""
+        return PLAIN if kind == "words" else self
+
     def to_json(self) -> dict[str, object]:
         """Return what a store records: {"tokenizer": spec, "lowercase": bool}."""
         return {"tokenizer": self.spec, "lowercase": self.lowercase}
@@ -170,6 +174,9 @@ class Tokenizer:
                                          "separator (NUL, TAB, CR, space, newline) in it")
             lines[line_index] = joined
         return "\n".join(lines)
+
+
+PLAIN = Tokenizer.from_spec("whitespace")
 
 
 def store_tokenizer(path: str | Path, recorded: dict, spec: str | None = None, lowercase: bool | None = None) -> Tokenizer:
