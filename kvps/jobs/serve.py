@@ -24,8 +24,9 @@ from typing import BinaryIO
 
 from kvps.errors import ArgumentError, KvpsError, StoreError
 from kvps.jobs.train import check_shape
+from kvps.ps.answering import Answer, Function
 from kvps.ps.protocol import Message
-from kvps.ps.server import Answer, Function, Server, check_bind
+from kvps.ps.server import Server, check_bind
 from kvps.store import creation, seal
 from kvps.store.directory import StoreDirectory, open_store
 from kvps.store.lock import OwnerLock

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 
 from kvps.errors import ArgumentError
+from kvps.ps.answering import Answer, Function, field
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import Message
-from kvps.ps.server import Answer, Function, field
 from kvps.ps.streams import Streams
 
 log = logging.getLogger("kvps")

@@ -19,8 +19,8 @@ from kvps.errors import KvpsError
 
 MAGIC = b"kvPS"
 VERSION = 1
-REQUEST, REPLY, ERROR = 1, 2, 3
-KINDS = {REQUEST: "request", REPLY: "reply", ERROR: "error"}
+REQUEST, REPLY, ERROR, WORKING = 1, 2, 3, 4
+KINDS = {REQUEST: "request", REPLY: "reply", ERROR: "error", WORKING: "working on it"}
 HEADER = struct.Struct("<4sBBHIQ16sQQQI")      # PROTOCOL.md, "Header"; the last number is the checksum
 HEADER_BYTES = HEADER.size
 MAX_BODY_BYTES = 16 << 20
@@ -69,7 +69,9 @@ def pack(message: Message) -> list[bytes]:
         listed.append([name, dtype, list(data.shape)])
         pieces += [bytes(-at % ALIGN), data.astype(DTYPES[dtype], copy=False).reshape(-1).view(np.uint8)]
         at += -at % ALIGN + data.nbytes
-    text = json.dumps([message.call, listed], separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    # A surrogate alone, as names that are no UTF-8 have, becomes an escape, which JSON takes.
+    text = json.dumps([message.call, listed], separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode(
+        "utf-8", "backslashreplace")
     text += b" " * (-(len(text) + 4) % ALIGN)
     body = b"".join([struct.pack("<I", len(text)), text, *pieces])
     if len(text) > MAX_JSON_BYTES or len(body) > MAX_BODY_BYTES or len(listed) > MAX_ARRAYS:
@@ -97,7 +99,7 @@ def unpack(frames: Sequence[bytes | memoryview]) -> Message:
     if version != VERSION:
         raise _bad("version", version, VERSION)
     if kind not in KINDS:
-        raise _bad("kind", kind, "1, 2 or 3")
+        raise _bad("kind", kind, "1 to 4")
     if zero or zeros:
         raise _bad("reserved fields", (zero, zeros), 0)
     if n_body != len(body) or n_body > MAX_BODY_BYTES:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from kvps.errors import ArgumentError, StoreError, StoreLocked
+from kvps.ps.answering import Answer, Function, field
 from kvps.ps.calls import called
 from kvps.ps.protocol import Message
-from kvps.ps.server import Answer, Function, field
 from kvps.store import seal
 from kvps.store.directory import StoreDirectory
 from kvps.store.root import Root

@@ -1,13 +1,12 @@
-"""A server: one socket, and functions that answer requests by their name.
+"""A server: one socket, and functions that answer requests by their name (answering.py).
 
-It knows no tables and no language models; what it serves is given to it as functions. Requests that change something are
-answered one after another, in the order in which they came; the others side by side.
+It knows no tables and no language models; what it serves is given to it as functions.
 """
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
+import functools
 import ipaddress
 import logging
 import os
@@ -15,62 +14,19 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from kvps.errors import ArgumentError, KvpsError, StoreError
+from kvps.errors import ArgumentError, StoreError
 from kvps.ps import curve as keyfiles
-from kvps.ps import protocol
+from kvps.ps.answering import Answerer, Function
 from kvps.ps.connection import set_options, zmq
-from kvps.ps.protocol import ERROR, REPLY, REQUEST, Message, ProtocolError
 
 logger = logging.getLogger("kvps.server")
 
-Answer = tuple[dict[str, Any], Mapping[str, np.ndarray]]
-
 ZAP_DOMAIN = b"kvps"
 MAX_TOLD = 1000                # keys of refused clients that are told about
-MAX_GIVEN = 1000               # answers to changes that are kept for those who ask again, each of so many bytes at most
-GIVEN_BYTES = 4096
 IDLE_MS = 500                  # how often the loop looks whether it is to stop
-
-
-FIELDS = {str: "text", int: "a whole number", dict: "an object", list: "a list"}
-
-
-def field(message: Message, name: str, kind: type) -> Any:
-    """Return a field of a request; ArgumentError where it is not of this kind, one of FIELDS."""
-    value = message.call.get(name)
-    if not isinstance(value, kind) or isinstance(value, bool):
-        raise ArgumentError(f"{message.call['call']}: {name} is {type(value).__name__}, expected {FIELDS[kind]}")
-    return value
-
-
-def optional(message: Message, name: str, kind: type) -> Any:
-    """Return a field of a request that may be missing, or null: then None."""
-    return None if message.call.get(name) is None else field(message, name, kind)
-
-
-@dataclasses.dataclass(frozen=True)
-class Function:
-    """What answers a request: takes the message, returns (call, arrays) of the reply."""
-
-    answer: Callable[[Message], Answer]
-    changes: bool = False      # answered one after another
-
-
-@dataclasses.dataclass
-class Counted:
-    """What a server has done with requests of one name."""
-
-    requests: int = 0
-    errors: int = 0
-    seconds: float = 0.0       # at work on them
-    bytes_in: int = 0
-    bytes_out: int = 0
 
 
 class Server:
@@ -89,15 +45,9 @@ class Server:
     def __init__(self, bind: str, functions: Mapping[str, Function], *, keys: str | Path | None = None, threads: int = 2,
                  in_flight: int = 64, idle: Callable[[], None] = lambda: None) -> None:
         check_bind(bind, keys is not None)
-        self.functions = {**functions, "server": Function(lambda message: (self.facts(), {}))}
         self.threads, self.in_flight, self.began = threads, in_flight, time.time()
-        # Answers to changes, by client and number: one that is asked again, for its answer was lost, is not made again.
-        self._given: collections.OrderedDict[tuple[bytes, int], list[bytes]] = collections.OrderedDict()
-        self._waiting = 0              # requests taken in and not answered yet
         self._idle = idle
-        self.counted: dict[str, Counted] = collections.defaultdict(Counted)
         self._answers: queue.SimpleQueue[tuple[bytes, list[bytes]]] = queue.SimpleQueue()
-        self._changes: queue.SimpleQueue[tuple[bytes, Message] | None] = queue.SimpleQueue()
         self._stopping = threading.Event()
         self._context = zmq.Context()
         self._authenticator: Any = None
@@ -112,6 +62,7 @@ class Server:
         if bind.startswith("ipc://"):
             self._socket_file = Path(bind.removeprefix("ipc://"))
         self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT)
+        self.answerer = Answerer({**functions, "server": Function(lambda message: (self.facts(), {}))}, threads=threads)
 
     def _bound(self, bind: str, keys: str | Path | None) -> zmq.Socket:
         socket = self._context.socket(zmq.ROUTER)
@@ -152,110 +103,44 @@ class Server:
         """
         with open("/proc/self/statm", encoding="ascii") as statm:
             pages = int(statm.read().split()[1])
-        return {"pid": os.getpid(), "began": self.began, "waiting": self._waiting, "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-                "requests": {name: dataclasses.asdict(done) for name, done in list(self.counted.items())}}
+        return {"pid": os.getpid(), "began": self.began, "waiting": self.answerer.waiting,
+                "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+                "requests": {name: dataclasses.asdict(done) for name, done in list(self.answerer.counted.items())}}
 
     def run(self) -> None:
-        """Answer requests until stop(); closes the socket in the end."""
-        changing = threading.Thread(target=self._change, name="changes", daemon=True)
-        changing.start()
-        taken, looked = 0, time.monotonic()
+        """Answer requests until stop(), then what was taken in by then; closes the socket in the end."""
+        looked = time.monotonic()
+        poller = zmq.Poller()
+        poller.register(self._awake, zmq.POLLIN)
         try:
-            with ThreadPoolExecutor(self.threads, thread_name_prefix="answers") as pool:
-                poller = zmq.Poller()
-                poller.register(self._awake, zmq.POLLIN)
-                while taken or not self._stopping.is_set():
-                    listening = taken < self.in_flight and not self._stopping.is_set()
-                    poller.register(self._socket, zmq.POLLIN) if listening else _unregister(poller, self._socket)
-                    ready = dict(poller.poll(IDLE_MS))
-                    if time.monotonic() - looked > IDLE_MS / 1000:
-                        looked = time.monotonic()
-                        self._idle()
-                    if self._awake in ready:
-                        os.read(self._awake, 4096)
-                    if self._socket in ready:
-                        self._take(pool)
-                        taken += 1
-                    taken -= self._send()
-                    self._waiting = taken
-                self._changes.put(None)
-                changing.join()
+            while self.answerer.waiting or not self._stopping.is_set():
+                listening = self.answerer.waiting < self.in_flight and not self._stopping.is_set()
+                poller.register(self._socket, zmq.POLLIN) if listening else _unregister(poller, self._socket)
+                ready = dict(poller.poll(IDLE_MS))
+                if time.monotonic() - looked > IDLE_MS / 1000:
+                    looked = time.monotonic()
+                    self._idle()
+                if self._awake in ready:
+                    os.read(self._awake, 4096)
+                if self._socket in ready:
+                    sender, *frames = self._socket.recv_multipart(copy=False)
+                    self.answerer.take([frame.buffer for frame in frames], sender.bytes,
+                                       functools.partial(self._reply, sender.bytes))
+                self._send()
+            self.answerer.close()
+            self._send()
         finally:
             self._close()
-
-    def _take(self, pool: ThreadPoolExecutor) -> None:
-        """Receive one request and hand it on; its answer will be in the queue."""
-        peer, *frames = self._socket.recv_multipart(copy=False)
-        sender, parts = peer.bytes, [frame.buffer for frame in frames]
-        try:
-            message = protocol.unpack(parts)
-            if message.kind != REQUEST:
-                raise ProtocolError("expected a request", field="kind", found=message.kind, expected=REQUEST)
-            name = message.call.get("call")
-            function = self.functions.get(name) if isinstance(name, str) else None
-            if function is None:
-                known = ", ".join(sorted(self.functions))
-                raise ProtocolError(f"no function {name!r:.80}; there are {known}", field="call", found=name, expected=known)
-        except ProtocolError as exc:
-            number, client = protocol.number_of(parts)
-            self.counted["(refused)"].requests += 1
-            self.counted["(refused)"].errors += 1
-            self._answers.put((sender, protocol.pack(Message(ERROR, number, exc.as_dict(), client=client))))
-            return
-        self.counted[name].requests += 1
-        self.counted[name].bytes_in += sum(map(len, parts))
-        if function.changes:
-            self._changes.put((sender, message))
-        else:
-            pool.submit(self._answer, sender, message)
-
-    def _change(self) -> None:
-        """Answer the requests that change something, one after another, and each once."""
-        while (item := self._changes.get()) is not None:
-            sender, message = item
-            key = message.client, message.number
-            if key in self._given:
-                self._reply(sender, self._given[key])
-                continue
-            frames = self._answer(sender, message)
-            if sum(map(len, frames)) <= GIVEN_BYTES:       # long ones are about what is there, and may be made twice
-                self._given[key] = frames
-            if len(self._given) > MAX_GIVEN:
-                self._given.popitem(last=False)
-
-    def _answer(self, sender: bytes, message: Message) -> list[bytes]:
-        """Call a function, queue what it says, and return it."""
-        name, began = message.call["call"], time.monotonic()
-        try:
-            call, arrays = self.functions[name].answer(message)
-            frames = protocol.pack(Message(REPLY, message.number, call, arrays, message.client, message.sequence))
-        except Exception as exc:
-            self.counted[name].errors += 1
-            if isinstance(exc, KvpsError):
-                said = exc.as_dict()
-            else:
-                logger.exception("%s failed", name)
-                said = {"error": "StoreError", "message": f"{name} failed in the server: {type(exc).__name__}; its log says more"}
-            frames = protocol.pack(Message(ERROR, message.number, said, client=message.client, sequence=message.sequence))
-        self.counted[name].seconds += time.monotonic() - began
-        self.counted[name].bytes_out += sum(map(len, frames))
-        self._reply(sender, frames)
-        return frames
 
     def _reply(self, sender: bytes, frames: list[bytes]) -> None:
         self._answers.put((sender, frames))
         with contextlib.suppress(BlockingIOError):       # a full pipe wakes too
             os.write(self._wake, b"x")
 
-    def _send(self) -> int:
-        """Send the answers that are ready; return how many. Who cannot take one is gone, or asks again."""
-        sent = 0
-        while True:
-            try:
-                sender, frames = self._answers.get_nowait()
-            except queue.Empty:
-                return sent
-            sent += 1
+    def _send(self) -> None:
+        """Send what is ready. Who cannot take it is gone, or asks again."""
+        while not self._answers.empty():
+            sender, frames = self._answers.get()
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.send_multipart([sender, *frames], zmq.NOBLOCK, copy=False)
 

@@ -14,9 +14,9 @@ import numpy as np
 
 from kvps.errors import ArgumentError
 from kvps.ps import tables
+from kvps.ps.answering import Answer, Function, field, optional
 from kvps.ps.protocol import Message
 from kvps.ps.runs import Block
-from kvps.ps.server import Answer, Function, field, optional
 from kvps.ps.streams import Streams
 from kvps.ps.table import CountTable
 from kvps.store import files, lock

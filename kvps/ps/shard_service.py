@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 
 from kvps.errors import ArgumentError, StoreLocked
+from kvps.ps.answering import Answer, Function, field, optional
 from kvps.ps.calls import Runner
 from kvps.ps.protocol import Message
 from kvps.ps.runs import verify_chunks
-from kvps.ps.server import Answer, Function, field, optional
 from kvps.store import layout
 from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Shard

@@ -9,7 +9,7 @@ from collections.abc import Generator
 from typing import Any
 
 from kvps.errors import StoreError
-from kvps.ps.server import Answer
+from kvps.ps.answering import Answer
 
 MAX_STREAMS = 64
 IDLE_S = 60.0                  # one that nobody goes on with keeps a snapshot open, and so deleted pages in the files

@@ -75,7 +75,7 @@ def test_messages_come_back(kind, number, call, arrays, client, sequence, epoch)
     lambda head, body: [head], lambda head, body: [head, body, b""], lambda head, body: [],
     lambda head, body: [head[:-1], body], lambda head, body: [head + b"x", body], lambda head, body: [b"", body],
     lambda head, body: [b"KVPS" + head[4:], body], lambda head, body: sealed(head[:4] + b"\2" + head[5:], body),
-    lambda head, body: sealed(head[:5] + b"\0" + head[6:], body), lambda head, body: sealed(head[:5] + b"\4" + head[6:], body),
+    lambda head, body: sealed(head[:5] + b"\0" + head[6:], body), lambda head, body: sealed(head[:5] + b"\5" + head[6:], body),
     lambda head, body: sealed(head[:6] + b"\1" + head[7:], body), lambda head, body: sealed(head[:52] + b"\1" + head[53:], body),
     lambda head, body: [head, body + b" "], lambda head, body: [head, body[:-1]], lambda head, body: [head, b""],
     lambda head, body: [head[:-1] + bytes([head[-1] ^ 1]), body]])

@@ -14,9 +14,10 @@ from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError, U
 from kvps.ps import connection as connections
 from kvps.ps import curve as keyfiles
 from kvps.ps import protocol
+from kvps.ps.answering import Function
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import REQUEST, Message, ProtocolError
-from kvps.ps.server import Function, Server, check_bind
+from kvps.ps.server import Server, check_bind
 
 
 def echo(message):
@@ -140,11 +141,11 @@ def test_only_so_many_requests_are_taken_in(bind):
         running.gate.clear()
         numbers = [connection.begin("slow") for _ in range(8)]
         time.sleep(0.3)
-        assert running.server.counted["slow"].requests == 2
+        assert running.server.answerer.counted["slow"].requests == 2
         running.gate.set()
         for number in numbers:
             connection.wait(number)
-        assert running.server.counted["slow"].requests == 8
+        assert running.server.answerer.counted["slow"].requests == 8
 
 
 def test_server_that_is_not_there_yet(tmp_path):
@@ -191,7 +192,7 @@ def test_garbage_is_told_and_survived(bind, rng):
             assert answer.number == (5 if frames[0] == head else answer.number)
         raw.close()
         assert connection.call("echo", {"n": 1}).call == {"n": 1}
-        assert running.server.counted["(refused)"].errors == 8
+        assert running.server.answerer.counted["(refused)"].errors == 8
 
 
 def test_plain_sockets_and_large_frames(rng):
@@ -263,7 +264,7 @@ def test_others_get_nothing(keys, tmp_path):
             with (Connection(running.address, keys=theirs, retry_s=0.2, patience_s=0.7) as connection,
                   pytest.raises(Unreachable)):
                 connection.call("echo")
-        assert not running.server.counted
+        assert not running.server.answerer.counted
         with Connection(running.address, keys=keys / "client-a") as connection:
             assert connection.call("echo", {"n": 1}).call == {"n": 1}
 
