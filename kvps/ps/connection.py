@@ -1,9 +1,10 @@
 """The client's end of a connection to one server: ask, wait, ask again until there is an answer."""
 from __future__ import annotations
 
-import collections
 import contextlib
+import dataclasses
 import itertools
+import logging
 import os
 import threading
 import time
@@ -17,7 +18,7 @@ import kvps.errors
 from kvps.errors import ArgumentError, KvpsError, StoreError, Unreachable
 from kvps.ps import curve as keyfiles
 from kvps.ps import protocol
-from kvps.ps.protocol import ERROR, REPLY, REQUEST, Message, ProtocolError
+from kvps.ps.protocol import ERROR, REPLY, REQUEST, WORKING, Message, ProtocolError
 
 try:
     import zmq
@@ -29,14 +30,27 @@ HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 10_000
 HIGH_WATER = 16                # requests that a client sends ahead; each has at most MAX_BODY_BYTES
 RECONNECT_MS, RECONNECT_MAX_MS = 20, 500
 TURN_S = 0.005                 # how long a thread that waits keeps others from sending
-QUEUE_S = 0.0002
+QUEUE_S = 0.0002               # and then leaves them time to
+TELL_S = 10.0                  # after so long without a sign of life the user is told
+
+log = logging.getLogger("kvps")
+
+
+@dataclasses.dataclass
+class _Asked:
+    """A request without an answer yet."""
+
+    frames: list[bytes]
+    sent: float                # when it was last sent [s], monotonic
+    alive: float               # when it was first sent, or was last said to be worked on
 
 
 class Connection:
     """A connection to one server; calls from several threads take turns.
 
-    A request that has no answer after `retry_s` is sent again, over a new socket, under the same number, so that the server
-    can tell it from another one; after `patience_s` Unreachable is raised.
+    A request that has no answer after `retry_s` is sent again under the same number, so that the server can tell it from
+    another one, and over a new socket where nothing came over the old one for so long. After `patience_s` without an answer,
+    or word that it is being worked on, Unreachable is raised.
 
     Args:
         address: "ipc:///path" or "tcp://host:port".
@@ -58,13 +72,13 @@ class Connection:
                           keyfiles.load_public(Path(keys) / keyfiles.SERVER_PUBLIC))
         self._numbers = itertools.count(int.from_bytes(os.urandom(6)) + 1)       # of ours alone, whatever names us
         self._turn = threading.Lock()
-        self._queueing = 0             # threads that want their turn, to send
-        self._asked = 0.0              # when what waits was sent, or something came [s], monotonic
         self._context = zmq.Context()
         self._socket: zmq.Socket | None = None
-        # Requests without an answer yet, oldest first, and answers that nobody has asked for yet.
-        self._waiting: collections.OrderedDict[int, list[bytes]] = collections.OrderedDict()
-        self._answers: dict[int, Message] = {}
+        self._heard = time.monotonic()     # when something came over the socket, or it was made
+        self._told = False                 # whether the user knows that nothing comes
+        self._pid = os.getpid()
+        self._waiting: dict[int, _Asked] = {}          # oldest first
+        self._answers: dict[int, Message] = {}         # that nobody has taken yet
 
     def call(self, name: str, arguments: Mapping[str, Any] | None = None, arrays: Mapping[str, np.ndarray] | None = None, *,
              sequence: int = 0) -> Message:
@@ -79,29 +93,22 @@ class Connection:
     def begin(self, name: str, arguments: Mapping[str, Any] | None = None, arrays: Mapping[str, np.ndarray] | None = None, *,
               sequence: int = 0) -> int:
         """Send a request and return its number, for wait(); up to HIGH_WATER may be on their way."""
+        if os.getpid() != self._pid:
+            raise StoreError(f"{self.address}: this connection is another process's; open the store again after a fork",
+                             path=self.address)
         number = next(self._numbers)
         frames = protocol.pack(Message(REQUEST, number, {"call": name, **(arguments or {})}, arrays or {}, self.client, sequence,
                                        self.epoch))
-        self._queueing += 1
-        try:
-            self._turn.acquire()
-        finally:
-            self._queueing -= 1
-        try:
-            began = time.monotonic()
+        with self._turn:
             while len(self._waiting) >= HIGH_WATER:
-                self._receive(began, self.retry_s)
-            if not self._waiting:
-                self._asked = time.monotonic()
-            self._waiting[number] = frames
+                self._receive(next(iter(self._waiting.values())), self.retry_s)
+            now = time.monotonic()
+            self._waiting[number] = _Asked(frames, now, now)
             self._transmit(frames)
-        finally:
-            self._turn.release()
         return number
 
     def wait(self, number: int) -> Message:
         """Return the reply to a request that was begun; errors as call()'s. Other threads may send and wait meanwhile."""
-        began = time.monotonic()
         while True:
             with self._turn:
                 if number in self._answers:
@@ -110,12 +117,14 @@ class Connection:
                 if number not in self._waiting:
                     raise ArgumentError(f"no request {number} is on its way")
                 try:
-                    self._receive(began, TURN_S)
+                    self._receive(self._waiting[number], TURN_S)
                 except Unreachable:
                     self._waiting.pop(number, None)
                     raise
-            if self._queueing:
-                time.sleep(QUEUE_S)            # or we would take the next turn too
+                if number in self._answers:
+                    answer = self._answers.pop(number)
+                    break
+            time.sleep(QUEUE_S)                # or we would take the next turn too
         if answer.kind == ERROR:
             raise _error(answer.call, self.address)
         return answer
@@ -125,49 +134,56 @@ class Connection:
     def _transmit(self, frames: list[bytes]) -> None:
         if self._socket is None:
             self._socket = self._connected()
+            self._heard = time.monotonic()
         self.sent_bytes += sum(map(len, frames))
         with contextlib.suppress(zmq.Again):              # a server that takes nothing is asked again later
             self._socket.send_multipart(frames, zmq.NOBLOCK, copy=False)
 
-    def _receive(self, began: float, at_most_s: float) -> None:
-        """Take in what comes within a while, asking again for all that wait where there was nothing for long.
+    def _receive(self, asked: _Asked, at_most_s: float) -> None:
+        """Take in what comes within a while; ask again for what has waited for long.
 
         Raises:
-            Unreachable: who waits since `began` has waited long enough.
+            Unreachable: `asked` has waited long enough.
         """
         now = time.monotonic()
-        if self._socket is not None and self._socket.poll(int(1000 * max(0.0, min(at_most_s, self._asked + self.retry_s - now)))):
-            if self._take():
-                self._asked = time.monotonic()
+        due = min(one.sent for one in self._waiting.values()) + self.retry_s
+        if self._socket is not None and self._socket.poll(int(1000 * max(0.0, min(at_most_s, due - now)))):
+            self._take()
             return
         now = time.monotonic()
-        if now - began > self.patience_s:
+        if now - asked.alive > self.patience_s:
             self._drop()
             raise Unreachable(f"{self.address}: no answer for {self.patience_s:.0f} s; is kvps serve at work there, and do the "
                               "keys fit?", path=self.address)
-        if self._socket is None or now - self._asked >= self.retry_s:
-            # What a socket had on its way may be lost with the server: begin anew, with all of it in the old order.
+        if not self._told and now - max(asked.alive, self._heard) > TELL_S:
+            self._told = True
+            log.warning("%s: no answer for %.0f s; asking on until %.0f s are over", self.address, TELL_S, self.patience_s)
+        anew = self._socket is None or (now >= due and now - self._heard >= self.retry_s)
+        if anew:           # what a socket had on its way may be lost with the server: all of it once more, in the old order
             self._drop()
-            for frames in self._waiting.values():
-                self._transmit(frames)
-            self._asked = now
+        for one in self._waiting.values():
+            if anew or now - one.sent >= self.retry_s:
+                one.sent = now
+                self._transmit(one.frames)
 
-    def _take(self) -> bool:
-        """Read one message; return whether it is the answer to a request that waits. Others are late doubles."""
+    def _take(self) -> None:
+        """Read one message: the answer to a request that waits, or word that it is worked on. Others are late doubles."""
         frames = self._socket.recv_multipart(copy=False)
         parts = [frame.buffer for frame in frames]
         self.received_bytes += sum(map(len, parts))
         try:
             answer = protocol.unpack(parts)
         except ProtocolError:
-            return False                                  # damaged on its way: we ask again
-        if answer.kind not in (REPLY, ERROR) or answer.number not in self._waiting:
-            return False
-        if answer.kind == ERROR and answer.call.get("error") == "ProtocolError" and answer.call.get("field") != "call":
-            return False                                  # our request was damaged on its way
-        del self._waiting[answer.number]
-        self._answers[answer.number] = answer
-        return True
+            return                                        # damaged on its way: we ask again
+        self._heard, self._told = time.monotonic(), False
+        asked = self._waiting.get(answer.number)
+        if asked is None:
+            return
+        if answer.kind == WORKING:
+            asked.alive = self._heard
+        elif answer.kind == REPLY or (answer.kind == ERROR and not _damaged(answer.call)):
+            del self._waiting[answer.number]
+            self._answers[answer.number] = answer
 
     def _connected(self) -> zmq.Socket:
         socket = self._context.socket(zmq.DEALER)
@@ -189,9 +205,10 @@ class Connection:
 
     def close(self) -> None:
         """Close the connection; what has no answer yet may or may not have been done."""
-        with self._turn:
-            self._drop()
-            self._context.term()
+        if os.getpid() == self._pid:
+            with self._turn:
+                self._drop()
+                self._context.term()
 
     def __enter__(self) -> Connection:
         return self
@@ -206,6 +223,11 @@ def set_options(socket: zmq.Socket) -> None:
                           (zmq.HEARTBEAT_IVL, HEARTBEAT_MS), (zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS),
                           (zmq.RCVHWM, 2 * HIGH_WATER), (zmq.SNDHWM, 2 * HIGH_WATER)):
         socket.setsockopt(option, value)
+
+
+def _damaged(error: Mapping[str, Any]) -> bool:
+    """Return whether an error tells that a request was damaged on its way, which then is to be sent again."""
+    return error.get("error") == "ProtocolError" and error.get("field") != "call"
 
 
 def _error(call: Mapping[str, Any], address: str) -> KvpsError:

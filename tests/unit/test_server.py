@@ -1,9 +1,11 @@
 """Servers and connections: answers, errors, order, limits, keys, and what is neither."""
+import contextlib
 import os
 import socket
 import stat
 import threading
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -30,6 +32,11 @@ def fail(message):
     raise getattr(errors, message.call["error"], RuntimeError)("it failed", **message.call.get("facts", {}))
 
 
+def long(message):
+    """Raise more than a message can take."""
+    raise StoreError("it failed", path="x" * protocol.MAX_BODY_BYTES)
+
+
 class Running:
     """A server in a thread, with functions that note their calls."""
 
@@ -37,7 +44,7 @@ class Running:
         """Bind and begin to answer."""
         self.log, self.gate = [], threading.Event()
         self.gate.set()
-        functions = {"echo": Function(echo), "fail": Function(fail), "slow": Function(self.slow),
+        functions = {"echo": Function(echo), "fail": Function(fail), "long": Function(long), "slow": Function(self.slow),
                      "note": Function(self.note, changes=True)}
         self.server = Server(bind, functions, **options)
         self.address = self.server.address
@@ -92,7 +99,7 @@ def test_errors_come_across(bind):
         assert (caught.value.path, caught.value.found, hasattr(caught.value, "odd")) == ("p", 3, False)
         with pytest.raises(StoreError, match="RuntimeError"):
             connection.call("fail", {"error": "nothing of ours"})
-        with pytest.raises(ProtocolError, match="no function 'nothing'; there are echo, fail, note, server, slow"):
+        with pytest.raises(ProtocolError, match="no function 'nothing'; there are echo, fail, long, note, server, slow"):
             connection.call("nothing")
         assert connection.call("echo", {"n": 1}).call == {"n": 1}
 
@@ -174,6 +181,109 @@ def test_server_that_comes_again(tmp_path):
             assert [connection.wait(number).call["sequence"] for number in numbers] == list(range(2, 12))
             # Asked again, some may have come twice: never out of order, and never skipping one.
             assert sorted(set(second.log)) == list(range(2, 12))
+
+
+def test_what_takes_long_is_worked_on_once(bind):
+    """A read that takes longer than a client waits before it asks again, and than its patience, is done once and answered."""
+    with Running(bind, threads=4) as running, Connection(running.address, retry_s=0.05, patience_s=0.4) as connection:
+        running.gate.clear()
+        threading.Timer(1.0, running.gate.set).start()
+        assert "thread" in connection.call("slow").call
+        assert running.server.answerer.counted["slow"].requests == 1
+
+
+@pytest.mark.parametrize("kind", [protocol.REPLY, protocol.ERROR])
+def test_a_lost_request_is_asked_again_among_others(tmp_path, kind):
+    """A request that was lost is sent again though others get their answers, over the same socket."""
+    address = f"ipc://{tmp_path}/socket"
+    with zmq.Context() as context, Connection(address, retry_s=0.2, patience_s=20) as connection:
+        router = context.socket(zmq.ROUTER)
+        router.linger = 0
+        router.bind(address)
+        seen, ended = [], threading.Event()
+
+        def answer():
+            """Answer all but the first message."""
+            while not ended.is_set():
+                if router.poll(20):
+                    peer, *frames = router.recv_multipart()
+                    seen.append((peer, protocol.unpack(frames).number))
+                    if len(seen) > 1:
+                        said = {"error": "StoreError", "message": "no"} if kind == protocol.ERROR else {}
+                        router.send_multipart([peer, *protocol.pack(Message(kind, seen[-1][1], said))])
+
+        def others():
+            """Ask and ask."""
+            while not ended.is_set():
+                number = connection.begin("echo")
+                time.sleep(0.05)
+                with contextlib.suppress(StoreError):
+                    connection.wait(number)
+
+        threads = [threading.Thread(target=answer), threading.Thread(target=others)]
+        lost = connection.begin("echo")
+        threads[0].start()
+        while not seen:
+            time.sleep(0.01)
+        threads[1].start()
+        began = time.monotonic()
+        try:
+            connection.wait(lost)
+        except StoreError as exc:
+            assert kind == protocol.ERROR and not isinstance(exc, Unreachable)
+        finally:
+            ended.set()
+            for thread in threads:
+                thread.join(20)
+        assert time.monotonic() - began < 5
+        assert len({peer for peer, _ in seen}) == 1
+        assert [number for _, number in seen].count(lost) == 2
+        router.close()
+
+
+def test_no_connection_goes_through_a_fork(bind):
+    """A connection that another process made is refused at once, and closing it there leaves ours alone."""
+    with Running(bind) as running, Connection(running.address) as connection:
+        connection.call("echo")
+        child = os.fork()
+        if child == 0:
+            try:
+                connection.call("echo")
+            except StoreError as exc:
+                connection.close()
+                os._exit(0 if "after a fork" in str(exc) else 1)
+            finally:
+                os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        assert connection.call("echo", {"n": 1}).call == {"n": 1}
+
+
+@pytest.mark.parametrize("call", ["[[[" * 300 + "]]]" * 300, '"\\udc80"', "7", '"' + "x" * 100_000 + '"'])
+def test_odd_names_are_told(bind, call):
+    """A name that is no text, or no name, is an error to its sender; what it says can always be sent."""
+    body = f'[{{"call":{call}}},[]]'.encode()
+    body += b" " * (-(len(body) + 4) % 8)
+    body = len(body).to_bytes(4, "little") + body
+    head = protocol.HEADER.pack(protocol.MAGIC, protocol.VERSION, REQUEST, 0, 0, 5, bytes(16), 0, len(body), 0, 0)[:-4]
+    head += zlib.crc32(body, zlib.crc32(head)).to_bytes(4, "little")
+    with Running(bind) as running, zmq.Context() as context, context.socket(zmq.DEALER) as raw:
+        raw.linger = 0
+        raw.connect(running.address)
+        raw.send_multipart([head, body])
+        assert raw.poll(5000)
+        answer = protocol.unpack(raw.recv_multipart())
+        assert (answer.kind, answer.number, answer.call["error"]) == (protocol.ERROR, 5, "ProtocolError")
+
+
+def test_errors_that_are_too_long_are_cut(bind):
+    """An error whose facts no message can take comes as its class and message; names that are no UTF-8 come whole."""
+    with Running(bind) as running, Connection(running.address) as connection:
+        with pytest.raises(StoreError, match="it failed") as caught:
+            connection.call("long", {})
+        assert caught.value.path is None
+        with pytest.raises(StoreError, match="it failed") as caught:
+            connection.call("fail", {"error": "StoreError", "facts": {"path": "a\udc80b"}})
+        assert caught.value.path == "a\udc80b"
 
 
 def test_garbage_is_told_and_survived(bind, rng):
