@@ -49,6 +49,8 @@ def command(store: str, bind: str | None, keys: str | None, metrics_port: int | 
                                                                  wait=wait)))
         for number in (signal.SIGTERM, signal.SIGINT):
             stack.callback(signal.signal, number, signal.signal(number, lambda *_: starter.stop()))
+        if not starter.start():
+            return
         if metrics_port is not None:
             from kvps.jobs.metrics import serve_metrics
 

@@ -291,8 +291,9 @@ class _Counting:
             finish()
             if self._tidying[shard.shard].acquire(blocking=False):      # else another worker is at it
                 try:
-                    shard.run(tidy, order=self._store.identity["order"], n_words=len(self._vocabulary), version=job["version"],
-                              job=job["id"])
+                    # the root's number of words: splits of other workers have ids that we do not know of
+                    shard.run(tidy, order=self._store.identity["order"], n_words=self._store.root.next_word(),
+                              version=job["version"], job=job["id"])
                 finally:
                     self._tidying[shard.shard].release()
         return number, row

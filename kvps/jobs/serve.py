@@ -40,6 +40,7 @@ SHORT_LIFE_S = 1.0             # who dies so soon after its start is started aga
 MAX_DELAY_S = 5.0
 STOP_S = 30.0                  # how long a server may take to finish its work before it is killed
 LOOK_S = 0.5
+LINE_S = 0.1
 TELL_S = 1.0                   # how often a server says what it is doing
 HEIRS_S = 3.0                  # how long the servers of a starter that was killed may take to end
 
@@ -84,6 +85,11 @@ class Starter:
     """Starts the servers of a store, and keeps them alive until stop().
 
     Where there is no store yet, one server waits for the client that has it made.
+
+        starter = Starter(path, bind)
+        if starter.start():
+            starter.run()
+        starter.close()
     """
 
     def __init__(self, store: Path, bind: str, *, keys: str | None = None, threads: int | None = None, wait: float = 0.0) -> None:
@@ -102,14 +108,19 @@ class Starter:
         try:
             if seal.exists(store):
                 self._take_over()
-                self._start_all()
             else:
                 creation.refuse_place(store, False)
                 self._running = [_Running(Child(number=EMPTY, bind=bind, **self._told))]
-                self._start_all()
         except BaseException:
             self.close()
             raise
+
+    def start(self) -> bool:
+        """Start the servers; return False if stop() was called meanwhile. StoreError: one did not start."""
+        failed = self._start(self._running)
+        if failed and not self._stopping.is_set():
+            raise StoreError(f"{self._store}: the server of {_name(failed[0].child.number)} did not start", path=str(self._store))
+        return not failed
 
     def _take_over(self) -> None:
         """Become the writer of the store, whose servers are still to be started."""
@@ -120,8 +131,9 @@ class Starter:
             with directory.snapshot():
                 n_shards = len(directory.shards)
             directory.sweep_directories()
+            version, job = directory.root.state()["version"], directory.root.job_id()
             for shard in directory.shards:
-                shard.sweep(directory.root.state()["version"], (directory.root.job() or {"id": None})["id"])
+                shard.sweep(version, job)
             directory.reseal()
         children = [Child(number=number, bind=place, **self._told) for number, place in enumerate(binds(self._bind, n_shards))]
         self._running = [_Running(child) for child in (*children, Child(number=ROOT, bind=self._bind, **self._told))]
@@ -150,7 +162,7 @@ class Starter:
                     places = [other.child.bind for other in self._running[:-1]]
                     os.write(process.stdin.fileno(), json.dumps(places).encode() + b"\n")
             try:
-                first, _, running.said = _line(process.stdout, START_S).partition(b"\n")
+                first, _, running.said = _line(process.stdout, START_S, self._stopping).partition(b"\n")
                 child.bind = json.loads(first)["address"]
             except ValueError:
                 process.kill()
@@ -158,15 +170,11 @@ class Starter:
             self._bind = child.bind if child.number < 0 else self._bind
         return failed
 
-    def _start_all(self) -> None:
-        """Start all servers; StoreError where one does not come."""
-        if failed := self._start(self._running):
-            raise StoreError(f"{self._store}: the server of {_name(failed[0].child.number)} did not start", path=str(self._store))
-
     def run(self) -> None:
         """Start again whatever dies, until stop()."""
         with contextlib.closing(selectors.DefaultSelector()) as selector:
-            self._watch(selector)
+            for running in self._running:
+                selector.register(running.process.stdout, selectors.EVENT_READ, running)      # at its end a server is gone
             while not self._stopping.is_set():
                 for key, _ in selector.select(LOOK_S):
                     self._hear(key.data)
@@ -180,7 +188,7 @@ class Starter:
                 due = [running for running in self._running if running.process is None and now >= running.due]
                 failed = [] if self._stopping.is_set() else self._start(due)
                 for running in due:
-                    if running in failed:
+                    if running in failed and not self._stopping.is_set():
                         self._died(running, time.monotonic())
                     elif running.process is not None:
                         selector.register(running.process.stdout, selectors.EVENT_READ, running)
@@ -198,10 +206,6 @@ class Starter:
         return [{"server": "root" if running.child.number < 0 else f"shard {running.child.number}",
                  "up": running.process is not None, "starts": running.starts, "facts": running.facts}
                 for running in list(self._running)]
-
-    def _watch(self, selector: selectors.BaseSelector) -> None:
-        for running in self._running:
-            selector.register(running.process.stdout, selectors.EVENT_READ, running)      # at its end a server is gone
 
     def _died(self, running: _Running, now: float) -> None:
         code = running.process.wait()
@@ -244,16 +248,17 @@ def _end(processes: list[subprocess.Popen]) -> None:
         process.stdout.close()
 
 
-def _line(stream: BinaryIO, timeout_s: float) -> bytes:
-    """Return the next line of a pipe, perhaps with more behind it, or what came of it in time."""
+def _line(stream: BinaryIO, timeout_s: float, stopping: threading.Event) -> bytes:
+    """Return the next line of a pipe, perhaps with more behind it, or what came of it in time, or until we are to stop."""
     found, deadline = b"", time.monotonic() + timeout_s
     with contextlib.closing(selectors.DefaultSelector()) as selector:
         selector.register(stream, selectors.EVENT_READ)
-        while b"\n" not in found and selector.select(max(0.0, deadline - time.monotonic())):
-            byte = os.read(stream.fileno(), 4096)
-            if not byte:
-                break
-            found += byte
+        while b"\n" not in found and time.monotonic() < deadline and not stopping.is_set():
+            if selector.select(LINE_S):
+                some = os.read(stream.fileno(), 4096)
+                if not some:
+                    break
+                found += some
     return found
 
 
@@ -331,19 +336,21 @@ def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callabl
     from kvps.ps.calls import Runner
     from kvps.ps.root_service import RootService
     from kvps.ps.serving import TableService
+    from kvps.ps.streams import Streams
 
-    shards = json.loads(_line(sys.stdin.buffer, START_S))
-    root = stack.enter_context(contextlib.closing(RootService(Path(child.store), shards)))
+    shards = json.loads(_line(sys.stdin.buffer, START_S, threading.Event()))
+    streams = Streams()
+    root = stack.enter_context(contextlib.closing(RootService(Path(child.store), shards, streams)))
     tables = stack.enter_context(contextlib.closing(TableService(Path(child.store))))
 
     def status(store: StoreDirectory) -> dict:
         return status_of(store, root.session())
 
-    runner = Runner(lambda message: root.directory, {**served.STORE, status_of.__name__: status})
-    stack.callback(runner.streams.close)
+    runner = Runner(lambda message: root.directory, {**served.STORE, status_of.__name__: status}, streams)
+    stack.callback(streams.close)
 
     def idle() -> None:
-        runner.streams.drop_idle()
+        streams.drop_idle()
         tables.scans.drop_idle()
 
     return {**tables.functions(), **root.functions(), **runner.functions(changes=False)}, idle

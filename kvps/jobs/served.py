@@ -3,7 +3,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from kvps.jobs.check import Check
@@ -50,9 +51,11 @@ class ServedCheck:
 
 
 def compile_model(store: StoreDirectory, *, kind: str, order: int | None, exact: bool, labels: list[str] | None, stale: str,
-                  **here: Any) -> dict:
+                  threads: int | None = None, scratch: Path | None = None,
+                  progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Make the compiled model of the last version, as cache.ensure(); return its "path" where the store is, and its "bytes"."""
-    path = cache.ensure(store, kind=kind, top=order, exact=exact, labels=labels, stale=stale, **here)
+    path = cache.ensure(store, kind=kind, top=order, exact=exact, labels=labels, stale=stale, threads=threads, scratch=scratch,
+                        progress=progress)
     return {"path": str(path), "bytes": os.stat(path).st_size}
 
 

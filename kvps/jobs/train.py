@@ -226,6 +226,7 @@ def roll_back(store: StoreDirectory, job: dict) -> None:
     for shard in store.shards:
         shard.drop(job["id"], version)
     store.root.clear_job()
+    store.fence()
     drop_spool(store, job["spool"])
 
 
@@ -395,6 +396,8 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
     try:
         if inputs:
             count_splits(store, vocabulary, words, job, inputs, threads=options.threads, progress=advance)
+        _fence_complete(store, job)
+        if inputs:
             if (changed := _drop_changed(store, job, _fingerprints(inputs, job))) is not None:
                 name = inputs[changed].name
                 raise InputGone(f"{name}: was changed while it was being counted, and is as before now; run kvps resume to "
@@ -405,7 +408,7 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
                 raise DataError(f"{', '.join(item.name for item in inputs[:3])}: no text to count; the store is as before",
                                 path=inputs[0].name)
             if sign < 0:
-                refuse_negative(store, vocabulary, job, threads=options.threads, progress=options.progress)
+                refuse_negative(store, job, threads=options.threads, progress=options.progress)
     except InputGone:
         raise                      # put the input back and resume
     except DataError as exc:
@@ -413,10 +416,19 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
         if not (isinstance(exc.__cause__, OSError) and exc.__cause__.errno is not None):
             roll_back(store, job)
         raise
-    return _commit(store, job, tokens, sentences, len(vocabulary))
+    return _commit(store, job, tokens, sentences)
 
 
-def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_words: int) -> dict:
+def _fence_complete(store: StoreDirectory, job: dict) -> None:
+    """Look whether every split is in every shard, once nothing that is on its way can change that any more."""
+    store.fence()
+    ledgers = [shard.splits(job["id"]).keys() for shard in store.shards]
+    if any(ledger != ledgers[0] for ledger in ledgers):
+        raise StoreError(f"{store.path}: a shard has lost a part of this {job['command']}; kvps resume counts it again",
+                         path=str(store.path))
+
+
+def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int) -> dict:
     """Steps 5 and 6."""
     gone = job["gone_labels"]
     for shard in store.shards:
@@ -436,7 +448,7 @@ def _commit(store: StoreDirectory, job: dict, tokens: int, sentences: int, n_wor
         delta[row["digest"]] = delta.get(row["digest"], 0) + (-1 if job["command"] == "forget" else 1)
     store.root.commit_job(job["version"], tokens, sentences, history, delta, generations=store.generations(),
                           label=job["label"], gone_labels=gone)
-    shape = {"order": store.identity["order"], "n_words": n_words}
+    shape = {"order": store.identity["order"], "n_words": store.root.next_word()}
     try:
         store.reseal()
         drop_spool(store, job["spool"])
@@ -480,4 +492,5 @@ def _drop_changed(store: StoreDirectory, job: dict, fingerprints: list[list[dict
         return None
     for shard in store.shards:
         shard.drop(job["id"], job["version"] - 1)
+    store.fence()
     return changed[0]

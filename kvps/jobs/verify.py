@@ -55,13 +55,13 @@ def _chosen(runs: list[Run], version: int, label: str | None) -> list[Run]:
     return [run for run in runs if run.seen(version) and run.label == label]
 
 
-def refuse_negative(store: StoreDirectory, vocabulary: Vocabulary, job: dict, *, threads: int,
+def refuse_negative(store: StoreDirectory, job: dict, *, threads: int,
                     progress: Callable[[str, int, int | None], None]) -> None:
     """Raise DataError when the store with the job's counts has a count below zero, naming the least such n-gram.
 
     Text that a label holds apart is looked at apart, so that any choice of labels has counts of 0 and above.
     """
-    asked = {"order": store.identity["order"], "n_words": len(vocabulary), "version": job["version"], "label": job["label"]}
+    asked = {"order": store.identity["order"], "n_words": store.root.next_word(), "version": job["version"], "label": job["label"]}
     words: Vocabulary | None = None
     total = sum(shard.run(n_keys, version=job["version"], label=job["label"]) for shard in store.shards)
     done, counting = 0, threading.Lock()

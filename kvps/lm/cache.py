@@ -25,6 +25,7 @@ log = logging.getLogger("kvps")
 
 T = TypeVar("T")
 
+KINDS = ("kn", "raw")
 FILE_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?(?:-l[0-9a-f]{16})?)-v(?P<version>\d+)\.kvm")
 # How long to wait for another process that compiles: longer than any compilation.
 WAIT_S = 24 * 3600.0
@@ -44,6 +45,8 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
         scratch: folder for temporary files; beside the model by default.
         progress: called with (keys read, keys in all).
     """
+    if kind not in KINDS:
+        raise ArgumentError(f'a compiled model is of kind {" or ".join(KINDS)}, not "{kind}"')
     order = store.identity["order"]
     top = order if top is None else top
     if not 1 <= top <= order:

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from kvps.errors import ArgumentError, KvpsError
+from kvps.errors import ArgumentError, KvpsError, StoreError
 from kvps.ps import protocol
 from kvps.ps.protocol import ERROR, REPLY, REQUEST, WORKING, Message, ProtocolError
 
@@ -151,6 +151,8 @@ class Answerer:
             frames = protocol.pack(Message(REPLY, message.number, call, arrays, message.client, message.sequence))
         except Exception as exc:
             counted.errors += 1
+            if isinstance(exc, ProtocolError):         # of ours, and not of the request, which would be sent again
+                exc = StoreError(f"{name}: the answer cannot be sent: {exc}")
             frames = _failure(exc, name, message)
         counted.seconds += time.monotonic() - began
         counted.bytes_out += sum(map(len, frames))

@@ -12,8 +12,10 @@ import contextlib
 import functools
 import inspect
 import itertools
+import json
 import logging
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -28,6 +30,10 @@ from kvps.ps.streams import Streams
 log = logging.getLogger("kvps")
 
 PIECE_BYTES = 4 << 20          # of a stream in one message
+LONG_BYTES = 256 << 10         # JSON that is longer goes as a stream, or packed as an array
+MAX_PACKED_BYTES = 256 << 20   # of JSON that came packed
+# What a function may be given by its caller in the same process alone (`here` of run()): a client chooses no place and no work.
+HERE = frozenset({"threads", "scratch", "progress", "owner"})
 
 
 def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -35,6 +41,45 @@ def parted(values: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, np.ndar
     arrays = {name: np.frombuffer(value, np.uint8) if isinstance(value, (bytes, memoryview)) else value
               for name, value in values.items() if isinstance(value, (bytes, memoryview, np.ndarray))}
     return {name: value for name, value in values.items() if name not in arrays}, arrays
+
+
+def packed(value: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return (fields, arrays) of a request with the JSON object "arguments", however long; unpacked() returns it."""
+    text = json.dumps(value).encode()
+    if len(text) <= LONG_BYTES:
+        return {"arguments": value}, {}
+    return {}, {"arguments": np.frombuffer(zlib.compress(text, 1), np.uint8)}
+
+
+def unpacked(message: Message) -> dict[str, Any]:
+    """Return the arguments of a request; ArgumentError where there are none."""
+    array = message.arrays.get("arguments")
+    if array is None:
+        return field(message, "arguments", dict)
+    try:
+        unpacker = zlib.decompressobj()
+        value = json.loads(unpacker.decompress(array.tobytes(), MAX_PACKED_BYTES))
+        if not unpacker.eof or not isinstance(value, dict):
+            raise ValueError("no object, or too long")
+    except (ValueError, RecursionError, zlib.error) as exc:
+        raise ArgumentError(f"{message.call['call']}: packed arguments cannot be read: {exc}") from exc
+    return value
+
+
+def said(value: Any, streams: Streams) -> Answer:
+    """Return the answer that is a value of JSON, however long; heard() returns it."""
+    text = json.dumps(value).encode()
+    if len(text) <= LONG_BYTES:
+        return {"result": value}, {}
+    pieces = (text[at:at + PIECE_BYTES] for at in range(0, len(text), PIECE_BYTES))
+    return {"long": streams.begin(_pieces(pieces))}, {}
+
+
+def heard(connection: Connection, reply: Message) -> Any:
+    """Return the value that an answer of said() has."""
+    if "long" in reply.call:
+        return json.loads(b"".join(_fetched(connection, reply.call["long"])))
+    return reply.call["result"]
 
 
 def called(function: Callable, arguments: Mapping[str, Any], *subject: Any) -> Callable[[], Any]:
@@ -77,11 +122,10 @@ _warnings = _Warnings()
 class Runner:
     """The server's end: functions that requests may name, and the streams that they began."""
 
-    def __init__(self, subject: Callable[[Message], Any], functions: Mapping[str, Callable]) -> None:
-        """Take what gives the thing that the functions are called with, and the functions by name."""
-        self._subject, self._functions = subject, dict(functions)
+    def __init__(self, subject: Callable[[Message], Any], functions: Mapping[str, Callable], streams: Streams) -> None:
+        """Take what gives the thing that the functions are called with, the functions by name, and where streams are kept."""
+        self._subject, self._functions, self.streams = subject, dict(functions), streams
         log.addHandler(_warnings)
-        self.streams = Streams()
 
     def functions(self, *, changes: bool) -> dict[str, Function]:
         """Return what a Server is to answer; `changes`: the functions are called one after another."""
@@ -93,13 +137,17 @@ class Runner:
         function = self._functions.get(name) if isinstance(name, str) else None
         if function is None or not isinstance(arguments, dict):
             raise ArgumentError(f"no function {name!r:.80} to run; there are {', '.join(sorted(self._functions))}")
-        call = called(function, {**arguments, **message.arrays}, self._subject(message))
+        given = {**arguments, **message.arrays}
+        if not HERE.isdisjoint(given):
+            raise ArgumentError(f"{name}: {', '.join(sorted(HERE & given.keys()))} cannot be given from elsewhere")
+        call = called(function, given, self._subject(message))
         with _warnings.kept() as warnings:
             result = call()
         if inspect.isgenerator(result):
             return {"stream": self.streams.begin(_pieces(result))}, {}
         plain, arrays = parted(result) if isinstance(result, dict) else (result, {})
-        return {"result": plain, "warnings": warnings}, arrays
+        call, _ = said(plain, self.streams)
+        return {**call, "warnings": warnings}, arrays
 
     def more(self, message: Message) -> Answer:
         """Return the next piece of a stream, or the last one again, whose answer was lost."""
@@ -129,7 +177,7 @@ def run(connection: Connection, function: Callable, arguments: Mapping[str, Any]
     if "stream" in reply.call:
         return _fetched(connection, reply.call["stream"])
     _warn(reply)
-    result = reply.call["result"]
+    result = heard(connection, reply)
     return {**result, **reply.arrays} if isinstance(result, dict) else result
 
 

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from kvps.errors import KvpsError, StoreError, StoreLocked
+from kvps.errors import ArgumentError, KvpsError, StoreError, StoreLocked
 from kvps.ps import calls
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import ProtocolError
@@ -27,6 +27,7 @@ SILENT_S = 2.5                 # who says so much less often than it should is p
 GRACE_S = 3.5                  # at least so long a client waits for a session: longer than it takes to be found silent
 RETRY_S = 0.1
 STAGE_BYTES = 8 << 20          # of the chunks of a split in one message
+MAX_RECORD_BYTES = 5 << 20     # of a packed job: at its commit it says of each input twice as much, in one message
 
 T = TypeVar("T")
 
@@ -40,10 +41,14 @@ class RemoteRoot:
         self.identity = identity
 
     def _read(self, method: str, **arguments: Any) -> Any:
-        return self.connection.call("root", {"method": method, "arguments": arguments}).call["result"]
+        return calls.heard(self.connection, self.connection.call("root", {"method": method, "arguments": arguments}))
 
     def _change(self, method: str, **arguments: Any) -> None:
-        self.connection.call("root-change", {"method": method, "arguments": arguments})
+        fields, arrays = calls.packed(arguments)
+        if method == "begin_job" and any(array.nbytes > MAX_RECORD_BYTES for array in arrays.values()):
+            raise ArgumentError(f"{len(arguments['record']['inputs']):,} inputs are too many for one job over a server; give them "
+                                "in several, or join files")
+        self.connection.call("root-change", {"method": method, **fields}, arrays)
 
     def state(self) -> dict:
         """As Root.state()."""
@@ -134,7 +139,7 @@ class RemoteShard:
 
     def splits(self, job: str) -> dict[int, dict]:
         """As Shard.splits()."""
-        return dict(self.connection.call("splits", {"job": job}).call["splits"])
+        return dict(calls.heard(self.connection, self.connection.call("splits", {"job": job})))
 
     def begin_apply(self, job: str, split: int, version: int, chunks: Sequence[tuple[bytes, int]], row: dict, *,
                     label: str | None = None) -> Callable[[], bool]:
@@ -144,7 +149,7 @@ class RemoteShard:
 
         def send() -> int:
             for number, part in enumerate(parts[:-1]):
-                self.connection.call("stage", {"job": job, "split": split, "part": number}, part)
+                self.connection.call("stage", {"job": job, "split": split, "version": version, "part": number}, part)
             return self.connection.begin("apply", last, parts[-1])
 
         sent = send()
@@ -181,10 +186,6 @@ class RemoteShard:
     def generation(self) -> int:
         """As Shard.generation."""
         return self.facts()["generation"]
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
 
 
 def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, np.ndarray]]:
@@ -280,9 +281,9 @@ class RemoteDirectory:
         self.take_part(epoch)
         for shard in self.shards:
             shard.fence()
-        alive = self._connected(self.connection.address)
-        alive.epoch, alive.retry_s, alive.patience_s = epoch, min(alive.retry_s, KEEP_ALIVE_S / 2), SILENT_S
-        self._keeping = threading.Thread(target=self._keep_alive, args=(alive, command), name="session", daemon=True)
+        self._alive = self._connected(self.connection.address)
+        self._alive.epoch, self._alive.retry_s, self._alive.patience_s = epoch, min(self._alive.retry_s, KEEP_ALIVE_S / 2), SILENT_S
+        self._keeping = threading.Thread(target=self._keep_alive, args=(command,), name="session", daemon=True)
         self._keeping.start()
 
     def take_part(self, epoch: int) -> None:
@@ -290,11 +291,11 @@ class RemoteDirectory:
         for connection in (self.connection, *(shard.connection for shard in self.shards)):
             connection.epoch = epoch
 
-    def _keep_alive(self, connection: Connection, command: str) -> None:
+    def _keep_alive(self, command: str) -> None:
         """Say that we are alive until the end; a server that is gone, or has given us up, is noticed by the work itself."""
         while not self._ended.wait(KEEP_ALIVE_S):
             with contextlib.suppress(KvpsError):
-                connection.call("renew", {"command": command})
+                self._alive.call("renew", {"command": command})
 
     # what StoreDirectory has
 
@@ -329,6 +330,13 @@ class RemoteDirectory:
         parts = [self.root.bytes(), *(shard.facts() for shard in self.shards)]
         return {key: sum(part[key] for part in parts) for key in ("file", "live")}
 
+    def fence(self) -> None:
+        """Take nothing any more of what was sent before now and is still on its way, in a session of ours."""
+        self.take_part(self.connection.call("fence").call["epoch"])
+        self._alive.epoch = self.connection.epoch
+        for shard in self.shards:
+            shard.fence()
+
     def wire_bytes(self) -> tuple[int, int]:
         """Return how many bytes of messages were sent and received, all connections together."""
         all_of_them = (self.connection, *(shard.connection for shard in self.shards))
@@ -338,8 +346,11 @@ class RemoteDirectory:
 
     def join(self) -> tuple[int, dict | None]:
         """Return the epoch of the session that is at work, and the job that is counted in it, if there is one."""
-        reply = self.connection.call("join").call
-        return reply["epoch"], reply["job"]
+        while True:
+            at_work = self.connection.call("join").call
+            job = None if at_work["job"] is None else self.root.job()
+            if job is None or job["id"] == at_work["job"]:
+                return at_work["epoch"], job
 
     def claim(self, job: str, split: int) -> bool:
         """Return whether we should count a split, and no other worker."""

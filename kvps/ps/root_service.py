@@ -1,8 +1,10 @@
 """What the server of a store's root answers: who may write, what the root says, and the ids of words.
 
 One client at a time has the session, in which it writes to the root and the shards; workers of its job take part in it.
-A session has an epoch, kept in LMDB, that is greater than that of every session before: who was silent for too long, and
-whose session another client was given, can write no more, neither here nor in a shard that has heard of the new one.
+A session has an epoch, kept in LMDB with its client, that is greater than that of every session before: who was silent for too
+long, and whose session another client was given, can write no more, neither here nor in a shard that has heard of the new one.
+Its holder asks for another epoch when nothing that it has sent and is still on its way may be taken any more, as before a
+commit: a message may come twice, and late.
 """
 from __future__ import annotations
 
@@ -16,8 +18,9 @@ import numpy as np
 
 from kvps.errors import ArgumentError, StoreError, StoreLocked
 from kvps.ps.answering import Answer, Function, field
-from kvps.ps.calls import called
+from kvps.ps.calls import called, said, unpacked
 from kvps.ps.protocol import Message
+from kvps.ps.streams import Streams
 from kvps.store import seal
 from kvps.store.directory import StoreDirectory
 from kvps.store.root import Root
@@ -46,9 +49,9 @@ class Session:
 class RootService:
     """The root of a store, open for writing, and its directory, open for reading; under the owner lock of whoever started us."""
 
-    def __init__(self, path: Path, shards: list[str]) -> None:
-        """Open; `shards` are the addresses of the shards' servers."""
-        self.shards = shards
+    def __init__(self, path: Path, shards: list[str], streams: Streams) -> None:
+        """Open; `shards` are the addresses of the shards' servers, `streams` is where long answers are kept."""
+        self.shards, self._streams = shards, streams
         self.directory = StoreDirectory(path, False, None)
         with self.directory.snapshot():            # opens the shards, for reading
             pass
@@ -57,15 +60,17 @@ class RootService:
         self.root.adopt()
         self._name = name
         self._session: Session | None = None
+        if (holder := self.root.session()) is not None:        # it may be alive, and know nothing of a restart
+            self._session = Session(bytes.fromhex(holder), "", time.time(), time.monotonic())
         self._vocabulary: Vocabulary | None = None
         self._claims: dict[tuple[str, int], tuple[bytes, float]] = {}      # (job, split) -> (worker, when heard)
 
     def functions(self) -> dict[str, Function]:
         """Return what a Server is to answer; all of it is short, and done one after another."""
         return {name: Function(answer, changes=True) for name, answer in (
-            ("store", self.store), ("begin", self.begin), ("renew", self.renew), ("end", self.end), ("join", self.join),
-            ("root", self.read), ("root-change", self.change), ("words", self.words), ("share-words", self.share_words),
-            ("claim", self.claim), ("release", self.release), ("reseal", self.reseal))}
+            ("store", self.store), ("begin", self.begin), ("fence", self.fence), ("renew", self.renew), ("end", self.end),
+            ("join", self.join), ("root", self.read), ("root-change", self.change), ("words", self.words),
+            ("share-words", self.share_words), ("claim", self.claim), ("release", self.release), ("reseal", self.reseal))}
 
     # sessions
 
@@ -82,27 +87,36 @@ class RootService:
             raise StoreLocked(f"{self.directory.path}: another client of its server is using it ({held.command}); wait for it, or "
                               "give --wait SECONDS", path=str(self.directory.path), silent_s=round(now - held.heard, 3))
         if held is None or held.client != message.client:
-            self.root.renew()
+            self.root.renew(message.client.hex())
             self._session = Session(message.client, command, time.time(), now)
             self._claims.clear()
         return {"epoch": self.root.epoch}, {}
 
+    def fence(self, message: Message) -> Answer:
+        """Give the holder of the session another epoch; once, if it asks again for want of an answer."""
+        held = self._session
+        if held is None or held.client != message.client or message.epoch != self.root.epoch - 1:
+            self._check(message)
+            self.root.renew(message.client.hex())
+        return {"epoch": self.root.epoch}, {}
+
     def renew(self, message: Message) -> Answer:
-        """Note that the holder of the session is alive; it may have been given the session before this server was started."""
+        """Note that the holder of the session is alive."""
         self._check(message)
         return {}, {}
 
     def end(self, message: Message) -> Answer:
         """End the sender's session."""
         if self._session is not None and self._session.client == message.client:
+            self.root.renew()
             self._session = None
         return {}, {}
 
     def join(self, message: Message) -> Answer:
-        """Give a worker the epoch of the session that is at work, and its job."""
+        """Give a worker the epoch of the session that is at work, and the id of its job."""
         held = self._session
         alive = held is not None and time.monotonic() - held.heard < SESSION_S
-        return {"epoch": self.root.epoch, "job": self.root.job() if alive else None}, {}
+        return {"epoch": self.root.epoch, "job": self.root.job_id() if alive else None}, {}
 
     def claim(self, message: Message) -> Answer:
         """Say whether a worker should count a split. Only so that no two do the same: the ledgers see that it counts once."""
@@ -124,13 +138,14 @@ class RootService:
     def _check(self, message: Message) -> None:
         """Refuse who has not the session, or has it no more; hear who has it."""
         held = self._session
-        if message.epoch != self.root.epoch or (held is not None and held.client != message.client):
-            raise StoreLocked(f"{self.directory.path}: another client has taken the store over; run the command again",
-                              path=str(self.directory.path))
-        if held is None:
-            self._session = Session(message.client, str(message.call.get("command", "")), time.time(), time.monotonic())
-        else:
-            held.heard = time.monotonic()
+        if held is None or held.client != message.client or message.epoch != self.root.epoch:
+            raise self._taken_over()
+        held.heard = time.monotonic()
+        held.command = held.command or str(message.call.get("command", ""))        # a restart has forgotten it
+
+    def _taken_over(self) -> StoreLocked:
+        return StoreLocked(f"{self.directory.path}: another client has taken the store over; run the command again",
+                           path=str(self.directory.path))
 
     def session(self) -> dict[str, Any] | None:
         """Return {"command", "started"} of the client that writes, or None."""
@@ -143,31 +158,32 @@ class RootService:
 
     def read(self, message: Message) -> Answer:
         """Call a method of the root that changes nothing."""
-        return {"result": self._method(message, READS)()}, {}
+        return said(self._method(message, READS, field(message, "arguments", dict))(), self._streams)
 
     def change(self, message: Message) -> Answer:
         """Call a method of the root that changes it, once, however often it is asked."""
         self._check(message)
-        method = self._method(message, CHANGES)
-        if not self._done_before(message.call):
+        arguments = unpacked(message)
+        method = self._method(message, CHANGES, arguments)
+        if not self._done_before(message.call["method"], arguments):
             method()
         return {"result": None}, {}
 
-    def _method(self, message: Message, names: tuple[str, ...]) -> Callable[[], Any]:
-        name, arguments = message.call.get("method"), message.call.get("arguments")
-        if name not in names or not isinstance(arguments, dict):
+    def _method(self, message: Message, names: tuple[str, ...], arguments: dict) -> Callable[[], Any]:
+        name = field(message, "method", str)
+        if name not in names:
             raise ArgumentError(f"the root has no {name!r:.80} to call; there are {', '.join(names)}")
         return called(getattr(self.root, name), arguments)
 
-    def _done_before(self, call: dict) -> bool:
+    def _done_before(self, method: str, arguments: dict) -> bool:
         """Return whether this change was made before, and its answer lost."""
-        job, arguments = self.root.job(), call["arguments"]
-        if call["method"] == "begin_job":
+        job = self.root.job_id()
+        if method == "begin_job":
             record = arguments.get("record")
-            return job is not None and isinstance(record, dict) and job["id"] == record.get("id")
-        if call["method"] == "set_routing":
+            return job is not None and isinstance(record, dict) and job == record.get("id")
+        if method == "set_routing":
             return self.root.routing() is not None and self.root.routing() == arguments.get("table")
-        if call["method"] == "commit_job" and job is None:
+        if method == "commit_job" and job is None:
             state, made = self.root.state(), arguments.get("history")
             if state["version"] == arguments.get("version") and isinstance(made, dict):
                 return self.root.history()[-1].get("job") == made.get("job")
@@ -199,6 +215,8 @@ class RootService:
 
     def share_words(self, message: Message) -> Answer:
         """Return the ids of words, which are stored where they are new."""
+        if message.epoch != self.root.epoch:
+            raise self._taken_over()
         segment = message.arrays.get("segment")
         if segment is None or segment.dtype != np.uint8:
             raise ArgumentError("no segment of words")

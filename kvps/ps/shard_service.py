@@ -1,7 +1,8 @@
 """What the server of one shard answers: the calls of Shard that jobs make, and functions that run where the shard is.
 
-A change names the epoch of its session, and one of an earlier session than the last that this shard has heard of is
-refused; the shard keeps the number in LMDB with whatever it writes.
+A change names the epoch of its session, and one of an earlier epoch than the last that this shard has heard of is refused; the
+shard keeps the number in LMDB with whatever it writes. What belongs to a job is done only while the root has that job
+pending: a message may come once more when the job, and what told that it was done, are long gone.
 """
 from __future__ import annotations
 
@@ -13,9 +14,10 @@ import numpy as np
 
 from kvps.errors import ArgumentError, StoreLocked
 from kvps.ps.answering import Answer, Function, field, optional
-from kvps.ps.calls import Runner
+from kvps.ps.calls import Runner, said
 from kvps.ps.protocol import Message
 from kvps.ps.runs import verify_chunks
+from kvps.ps.streams import Streams
 from kvps.store import layout
 from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Shard
@@ -33,7 +35,7 @@ class ShardService:
             self._epoch = self._directory.root.state()["epoch"]
             self.shard = Shard.open(self._directory.shards[number].path, self._directory.identity["uuid"], True, shard=number,
                                     map_bytes=layout.map_bytes(self._directory.identity["shards"]))
-        self.runner = Runner(self._current, functions)
+        self.runner = Runner(self._current, functions, Streams())
         self._staged: OrderedDict[tuple[bytes, str, int], dict[int, list[tuple[bytes, int]]]] = OrderedDict()
 
     def functions(self) -> dict[str, Function]:
@@ -44,12 +46,22 @@ class ShardService:
         return {**own, **self.runner.functions(changes=True)}
 
     def _current(self, message: Message) -> Shard:
-        """Return the shard for a change by the sender; StoreLocked where its session is over."""
-        if message.epoch < self._epoch:
-            raise StoreLocked(f"{self.shard.path}: another client has taken the store over; run the command again",
-                              path=str(self.shard.path), shard=self.shard.shard)
+        """Return the shard for a change by the sender; StoreLocked where its session is over, or was never given."""
+        if message.epoch < self._epoch or (message.epoch > self._epoch and message.epoch > self._directory.root.state()["epoch"]):
+            raise self._locked("another client has taken the store over; run the command again")
         self._epoch = self.shard.epoch = message.epoch
         return self.shard
+
+    def _at_work(self, message: Message, version: int) -> Shard:
+        """Return the shard for a change of the pending job; `version` is the one that is committed, as the sender knows it."""
+        shard, root = self._current(message), self._directory.root
+        job = root.job_id()
+        if job is None or job != message.call.get("job", job) or version != root.state()["version"]:
+            raise self._locked("this job is over, or another is at work; run the command again")
+        return shard
+
+    def _locked(self, why: str) -> StoreLocked:
+        return StoreLocked(f"{self.shard.path}: {why}", path=str(self.shard.path), shard=self.shard.shard)
 
     def fence(self, message: Message) -> Answer:
         """Take nothing any more from sessions before the sender's."""
@@ -58,7 +70,7 @@ class ShardService:
 
     def stage(self, message: Message) -> Answer:
         """Keep a part of a split until the rest of it comes."""
-        self._current(message)
+        self._at_work(message, field(message, "version", int) - 1)
         key = message.client, field(message, "job", str), field(message, "split", int)
         self._staged.setdefault(key, {})[field(message, "part", int)] = _chunks(message)
         while sum(len(chunk) for parts in self._staged.values() for part in parts.values() for chunk, _ in part) > MAX_STAGED_BYTES:
@@ -67,8 +79,8 @@ class ShardService:
 
     def apply(self, message: Message) -> Answer:
         """Add a split; "missing" where parts of it are not here any more."""
-        shard = self._current(message)
         job, split = field(message, "job", str), field(message, "split", int)
+        shard = self._at_work(message, field(message, "version", int) - 1)
         staged, n_staged = self._staged.pop((message.client, job, split), {}), field(message, "staged", int)
         if sorted(staged) != list(range(n_staged)):
             if split in shard.splits(job):
@@ -81,21 +93,27 @@ class ShardService:
 
     def splits(self, message: Message) -> Answer:
         """Return the ledger of a job."""
-        return {"splits": list(self.shard.splits(field(message, "job", str)).items())}, {}
+        return said(list(self.shard.splits(field(message, "job", str)).items()), self.runner.streams)
 
     def drop(self, message: Message) -> Answer:
         """Roll a job back."""
-        self._current(message).drop(field(message, "job", str), field(message, "version", int))
+        job, version = field(message, "job", str), field(message, "version", int)
+        self._at_work(message, version).drop(job, version)
         return {}, {}
 
     def mark(self, message: Message) -> Answer:
         """Let later versions no longer see some labels."""
-        self._current(message).mark(field(message, "labels", list), field(message, "version", int))
+        version = field(message, "version", int)
+        self._at_work(message, version - 1).mark(field(message, "labels", list), version)
         return {}, {}
 
     def sweep(self, message: Message) -> Answer:
         """Remove what nobody needs."""
-        return {"removed": self._current(message).sweep(field(message, "version", int), optional(message, "job", str))}, {}
+        version, job, root = field(message, "version", int), optional(message, "job", str), self._directory.root
+        shard = self._current(message)
+        if (version, job) != (root.state()["version"], root.job_id()):
+            raise self._locked("another version is committed, or another job at work; run the command again")
+        return {"removed": shard.sweep(version, job)}, {}
 
     def facts(self, message: Message) -> Answer:
         """Return generation, bytes and runs."""

@@ -227,6 +227,9 @@ class StoreDirectory:
         """Return how much room there is for the store to grow [bytes]."""
         return files.free_bytes(self.path)
 
+    def fence(self) -> None:
+        """Take nothing any more of what was sent before now and is still on its way: nothing is, for we wait for each call."""
+
     def claim(self, job: str, split: int) -> bool:
         """Return whether we should count a split of a job, and no other worker: there is none."""
         return True

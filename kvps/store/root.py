@@ -37,6 +37,7 @@ class Root:
         self._turn = threading.Lock()
         self.epoch = 0                 # of the writer that we are, from our first write on
         self._last_epoch = 0           # of the writer before us
+        self._known_job = b"", ""      # the record of the pending job that was read last, and its id
 
     @classmethod
     def create(cls, path: str | Path, identity: dict, shard_dirs: Sequence[str]) -> Root:
@@ -87,11 +88,21 @@ class Root:
         """Go on with the last epoch: of a server that was started again, under the owner lock that has been held since."""
         self.epoch = self._last_epoch
 
-    def renew(self) -> int:
-        """Begin another epoch and return its number: who writes under an earlier one can write no more."""
+    def renew(self, session: str | None = None) -> int:
+        """Begin another epoch and return its number: who writes under an earlier one can write no more.
+
+        session: names whose epoch it is, for session() after a restart.
+        """
         self._last_epoch, self.epoch = self.epoch or self._last_epoch, 0
-        self.claim()
+        with self._write() as (_, state):
+            state["session"] = {"name": session, "epoch": self.next_epoch}
         return self.epoch
+
+    def session(self) -> str | None:
+        """Return whose epoch the last one is, as renew() was told; None if it is nobody's."""
+        state = self.state()
+        session = state.get("session", {})
+        return session["name"] if session.get("epoch") == state["epoch"] else None
 
     @contextlib.contextmanager
     def _write(self) -> Iterator[tuple[Txn, dict]]:
@@ -139,6 +150,16 @@ class Root:
         """Return the record of the pending job, or None."""
         with self._env.read() as txn:
             return records.row(txn, fmt.JOB)
+
+    def job_id(self) -> str | None:
+        """Return the id of the pending job, or None; cheap to ask again while the job is the same."""
+        with self._env.read() as txn:
+            value = txn.get(fmt.JOB)
+            if value is None:
+                return None
+            if value != self._known_job[0]:
+                self._known_job = bytes(value), fmt.unpack_row(fmt.JOB, value, txn.where)["id"]
+            return self._known_job[1]
 
     def begin_job(self, record: dict) -> None:
         """Record a job as pending; StoreError if one is already."""

@@ -1,6 +1,7 @@
 """A store behind servers answers every command as one in a folder does, over each kind of connection."""
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -10,10 +11,12 @@ import urllib.request
 
 import numpy as np
 import pytest
+import zmq
 from processes import contents, counted, environment, refused, run, run_json, start, zipf_text
 
 import kvps
 import kvps.cli
+from kvps.ps import connection as connections
 from kvps.ps import remote_store
 
 TRANSPORTS = ["folder", "ipc", "curve"]
@@ -41,8 +44,8 @@ class Servers:
 
 
 @contextlib.contextmanager
-def place(transport, store, folder):
-    """Give (what commands are told in the place of STORE, options) for one kind of connection."""
+def place(transport, store, folder, *, kills=0):
+    """Give (what commands are told in the place of STORE, options) for one kind of connection; servers die `kills` times."""
     if transport == "folder":
         yield store, []
         return
@@ -55,7 +58,8 @@ def place(transport, store, folder):
     try:
         yield servers.address, keys
     finally:
-        assert servers.end() == ""
+        said = servers.end().splitlines()
+        assert len(said) == kills and all("ended with code -9" in line for line in said)
 
 
 @pytest.fixture
@@ -221,7 +225,9 @@ def test_resume_after_a_kill(texts):
 def test_workers(texts, command):
     """Several workers count one text; one that is killed, and one whose text is another, do no harm."""
     store = texts / "store"
-    (texts / "long").write_bytes(zipf_text(6, 60_000))
+    # Words that are new all the time: each worker counts n-grams of words that the others have not met.
+    lines = zipf_text(6, 60_000).splitlines()
+    (texts / "long").write_bytes(b"".join(b"%s n%d\n" % (line, number) for number, line in enumerate(lines)))
     if command == "forget":
         run("train", store, texts / "a", "-o", 3)
         run("update", store, texts / "long")
@@ -247,6 +253,120 @@ def test_workers(texts, command):
     expected = (texts / ("long" if command == "train" else "a")).read_bytes()
     assert contents(store) == counted(expected, 3)
     run("check", store, "--full")
+
+
+def killed(there, name):
+    """Kill a server, and wait until it answers again."""
+    def pids():
+        rows = [json.loads(line) for line in run("servers", there, "--json").stdout.splitlines()]
+        return {row["server"]: row.get("pid") for row in rows}
+
+    before = pids()[name]
+    os.kill(before, signal.SIGKILL)
+    while pids()[name] in (before, None):
+        time.sleep(0.05)
+
+
+def test_a_session_outlives_the_server(texts):
+    """A root that is started again knows whose session it is: another client waits for its end, and the holder goes on."""
+    store = texts / "store"
+    run("train", store, texts / "a", "-o", 2, "--shards", 1)
+    with place("ipc", store, texts, kills=1) as (there, _), kvps.connect(there) as one:
+        one.update_files([texts / "b"])
+        with remote_store.RemoteDirectory(there, writable=True, command="first") as holder:
+            killed(there, "root")
+            connection = holder.connection
+            with remote_store.RemoteDirectory(there) as other:
+                for _ in range(3):
+                    with pytest.raises(kvps.StoreLocked):
+                        other.connection.call("begin", {"command": "second"})
+            before = connection.epoch
+            holder.fence()
+            assert connection.epoch == before + 1
+            connection.epoch = before
+            assert connection.call("fence").call["epoch"] == before + 1        # asked again for want of an answer
+            connection.epoch += 1
+            holder.reseal()
+        with pytest.raises(kvps.StoreLocked):
+            holder = remote_store.RemoteDirectory(there)
+            holder.take_part(before + 1)
+            holder.root.clear_job()
+        holder.close()
+        one.forget_files([texts / "b"])
+    assert contents(store) == counted((texts / "a").read_bytes(), 2)
+
+
+def test_what_comes_late_and_again_changes_nothing(texts, rng, monkeypatch):
+    """Every request that was ever sent may come again, at any time and in any order, also after restarts of the servers."""
+    store, sent = texts / "store", []
+    (texts / "c").write_bytes(zipf_text(8, 100, n_words=300))
+    original = connections.Connection._transmit
+
+    def transmit(self, frames):
+        """Send a request, and before it another copy of some that were sent before."""
+        for _ in range(2):
+            if sent and rng.random() < 0.3:
+                address, old = rng.choice(sent)
+                if address == self.address:
+                    original(self, old)
+        sent.append((self.address, frames))
+        original(self, frames)
+
+    def again(there):
+        """Send everything again, to servers that remember nothing of it."""
+        for name in ("shard 0", "shard 1", "root"):
+            killed(there, name)
+        chosen = rng.sample(sent, len(sent))
+        with zmq.Context() as context:
+            sockets = {}
+            for address, frames in chosen:
+                if address not in sockets:
+                    sockets[address] = context.socket(zmq.DEALER)
+                    sockets[address].linger = 0
+                    sockets[address].connect(address)
+                sockets[address].send_multipart(frames)
+                assert sockets[address].poll(20_000)
+                sockets[address].recv_multipart()
+            for socket in sockets.values():
+                socket.close()
+
+    monkeypatch.setattr(connections.Connection, "_transmit", transmit)
+    run("train", store, texts / "a", "-o", 3, "--shards", 2)
+    with place("ipc", store, texts, kills=9) as (there, _):
+        with kvps.connect(there) as remote:
+            remote.update_files([texts / "b"], label="one")
+            remote.update_files([texts / "c"], label="two")
+            remote.forget_labels(["one"])
+        again(there)
+        with kvps.connect(there) as remote:
+            remote.update_files([texts / "b"], wait=20)
+            with pytest.raises(kvps.DataError, match="would have count"):
+                remote.forget_files([texts / "held"], wait=20)
+            again(there)
+            remote.forget_files([texts / "a"], wait=20)
+        again(there)
+        with remote_store.RemoteDirectory(there) as remote:
+            assert (remote.root.state()["version"], remote.root.job()) == (6, None)
+        run("check", there, "--full")
+    assert contents(store) == counted((texts / "b").read_bytes() + (texts / "c").read_bytes(), 3)
+
+
+def test_records_of_any_length(texts):
+    """A job of many inputs, whose record no message takes as JSON, begins, is read, and ends; too many are refused before it."""
+    store = texts / "store"
+    run("train", store, texts / "a", "-o", 3)
+    row = {"digest": "0" * 64, "fingerprint": [1, 2], "input": {"name": "x" * 100, "options": {"field": "text"}}}
+    with place("ipc", store, texts) as (there, _), remote_store.RemoteDirectory(there, writable=True, command="test") as remote:
+        inputs = [{**row, "digest": f"{number:064x}"} for number in range(8000)]
+        job = {"id": "x", "version": 2, "inputs": inputs}
+        remote.root.begin_job(job)
+        assert remote.root.job() == job and remote.join() == (remote.connection.epoch, job)
+        remote.root.clear_job()
+        random = np.random.default_rng(1)
+        inputs = [{**row, "digest": random.bytes(32).hex()} for _ in range(160_000)]
+        with pytest.raises(kvps.ArgumentError, match="160,000 inputs are too many"):
+            remote.root.begin_job({**job, "inputs": inputs})
+        assert remote.root.job() is None
 
 
 def test_bytes_on_the_wire(texts, monkeypatch):
@@ -323,21 +443,42 @@ def test_foreign_requests(texts):
         version, chunk = remote.root.state()["version"], np.frombuffer(b"nonsense", np.uint8)
         arrays = {"chunks": chunk, "lengths": np.array([8], np.uint32), "keys": np.array([1], np.uint32)}
         call = {"job": "x", "split": 0, "version": version + 1, "row": {}, "staged": 0}
+        remote.root.begin_job({"id": "x", "version": version + 1})
         for name, arguments, given, expected in (
                 ("apply", call, arrays, "is not one"), ("apply", {**call, "split": "0"}, arrays, "split is str"),
                 ("apply", call, {**arrays, "lengths": np.array([9], np.uint32)}, "no chunks"),
                 ("run", {"function": "eval", "arguments": {}}, {}, "no function"),
                 ("run", {"function": "tidy", "arguments": {"nonsense": 1}}, {}, "missing a required|unexpected"),
                 ("run", {"function": "tidy", "arguments": []}, {}, "no function"),
+                ("run", {"function": "tidy", "arguments": {"progress": 1}}, {}, "cannot be given"),
+                ("stage", {**call, "job": "y", "part": 0}, arrays, "job is over"),
+                ("apply", {**call, "version": version}, arrays, "job is over"),
+                ("drop", {"job": "x", "version": version - 1}, {}, "job is over"),
+                ("drop", {"job": "y", "version": version}, {}, "job is over"),
+                ("mark", {"labels": ["a"], "version": version}, {}, "job is over"),
+                ("sweep", {"version": version - 1, "job": "x"}, {}, "another version"),
+                ("sweep", {"version": version, "job": None}, {}, "another job"),
                 ("more", {"stream": 7, "number": 0}, {}, "again")):
             with pytest.raises(kvps.KvpsError, match=expected):
                 shard.connection.call(name, arguments, given)
         for method in ("claim", "add_words", "__init__", None, "close"):
-            with pytest.raises(kvps.KvpsError, match="to call"):
+            with pytest.raises(kvps.KvpsError, match="to call|expected text"):
                 remote.connection.call("root-change", {"method": method, "arguments": {}})
         for segment in (b"", b"\1\0\0\0\3\0\0\0a b", b"\1\0\0\0\3\0\0\0<s>", b"\1\0\0\0\0\0\0\0"):
             with pytest.raises(kvps.KvpsError):
                 remote.root.share_words(segment)
+        model = {"kind": "../../x", "order": 3, "exact": False, "labels": None, "stale": "wait"}
+        for function, arguments in (("compile_model", model), ("dump", {"k": 2, "scratch": str(texts)}),
+                                    ("statistics", {"threads": 100})):
+            with pytest.raises(kvps.ArgumentError, match="of kind|cannot be given"):
+                remote.connection.call("run", {"function": function, "arguments": arguments})
+        for epoch in (remote.connection.epoch + 1, (1 << 32) - 1):
+            shard.connection.epoch = epoch
+            with pytest.raises(kvps.StoreLocked, match="another client"):
+                shard.connection.call("fence")
+        shard.connection.epoch = remote.connection.epoch
+        shard.connection.call("drop", {"job": "x", "version": version})
+        remote.root.clear_job()
         shard.connection.epoch -= 1
         with pytest.raises(kvps.StoreLocked, match="another client"):
             shard.connection.call("drop", {"job": "x", "version": version})
