@@ -32,7 +32,7 @@ def endpoint(address: str) -> str:
     if address.startswith(SCHEME) and rest.startswith("/") and len(rest) > 1:
         return f"ipc://{rest}"
     host, _, port = rest.rpartition(":")
-    if not address.startswith(SCHEME) or not host or not port.isdigit():
+    if not address.startswith(SCHEME) or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ArgumentError(f"{address}: is no address of a server; expected kvps://HOST:PORT, or kvps:///FOLDER/SOCKET")
     return f"tcp://{rest}"
 

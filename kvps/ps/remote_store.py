@@ -244,7 +244,11 @@ class RemoteDirectory:
     def _facts(self, make: dict[str, Any] | None) -> dict:
         """Return what the server says of the store, once there is one."""
         while True:
-            facts = self.connection.call("store").call
+            try:
+                facts = self.connection.call("store").call
+            except ProtocolError as exc:
+                raise StoreError(f"{self.address}: a server of another kind answers there, perhaps that of a shard; the address of "
+                                 "the store is the one that kvps serve printed", path=self.address) from exc
             if "empty" not in facts:
                 self.connection.retry_s = self._options["retry_s"]
                 return facts

@@ -197,6 +197,10 @@ def test_nothing_there(texts):
         assert "there is no store yet" in refused("stats", there)
         assert "order 99 is not possible" in refused("train", there, texts / "a", "-o", 99, code=2)
         assert run_json("train", there, texts / "a", "-o", 2)["version"] == 1
+        shard = f"kvps://{texts}/sock.0"
+        assert "perhaps that of a shard" in refused("stats", shard)
+    assert "expected kvps://HOST:PORT" in refused("stats", "kvps://127.0.0.1:70000", code=2)
+    assert "kvps keygen" in refused("stats", "kvps://127.0.0.1:7000", "--keys", texts, code=2)
     (texts / "file").write_text("x")
     assert "is something else" in refused("serve", texts / "file", "--bind", f"ipc://{texts}/sock")
 
