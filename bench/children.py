@@ -196,8 +196,9 @@ def workers(folder, file, order, transport):
         keys = ["--keys", str(Path(folder, "keys", "client-bench"))]
     with _server(command, "serving at") as line:
         address = line.split()[-1]
-        began = time.perf_counter()
         with subprocess.Popen([*kvps, "work", address, "--threads", "1", *keys], stdout=subprocess.DEVNULL) as helper:
+            time.sleep(1)                      # it waits for a job then, as a worker on another machine does
+            began = time.perf_counter()
             subprocess.run([*kvps, "train", address, file, "-o", order, "--threads", "1", *keys], check=True,
                            stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - began

@@ -33,6 +33,41 @@ def environment(**more):
     return {**os.environ, "PYTHONPATH": packages, "LC_ALL": "C.UTF-8", **more}
 
 
+class Served:
+    """`kvps serve` in a process of its own, which can be killed and comes again at its address."""
+
+    def __init__(self, store, *options):
+        """Start it and wait until it serves."""
+        self.command = [sys.executable, "-m", "kvps", "serve", str(store), *map(str, options)]
+        self.start()
+
+    def start(self):
+        """Start it once more."""
+        self.process = subprocess.Popen(self.command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.out = []
+        while not any("serving at kvps://" in line for line in self.out):
+            self.out.append(self.process.stdout.readline())
+            assert self.out[-1], self.process.stderr.read()
+        self.address = self.out[-1].split()[-1]
+
+    def end(self, number=signal.SIGTERM):
+        """Send a signal and return (exit code, what it wrote to stderr)."""
+        self.process.send_signal(number)
+        _, err = self.process.communicate(timeout=60)
+        return self.process.returncode, err
+
+    def __enter__(self):
+        """Return it."""
+        return self
+
+    def __exit__(self, *_):
+        """Let it end as a user would."""
+        code, err = self.end()
+        assert code == 0
+        assert [line for line in err.splitlines() if "refused a client" not in line] == []
+        assert len(err.splitlines()) <= 1
+
+
 def start(*arguments, small=False, stop_at=None, plain=False, **popen):
     """Start `kvps ARGUMENTS` and return its Popen, stdout and stderr being pipes of text.
 

@@ -184,15 +184,14 @@ cdef int get_varint(const byte_t** at, const byte_t* end, uint64_t* x) noexcept 
     return ERR_ENTRY
 
 
-cdef int decode_block(source* s, int order, int bits, packed_t* keys) noexcept nogil:
-    """Decode up to BLOCK keys of the chunk at hand. Return 0, ERR_ENTRY or ERR_ORDER."""
+cdef int decode_block(source* s, int order, int bits, uint64_t limit, packed_t* keys) noexcept nogil:
+    """Decode up to BLOCK keys, of ids below `limit`, of the chunk at hand. Return 0, ERR_ENTRY or ERR_ORDER."""
     cdef index_t n = 0
     cdef int shared, k
     cdef uint64_t x
     cdef byte_t head
     cdef packed_t key, before = 0
     cdef bint first = s.n == 0
-    cdef uint64_t limit = <uint64_t>1 << bits
     if not first:
         before = keys[s.n - 1]                         # of the block, perhaps of the chunk, that was read before
     while n < BLOCK and s.left > 0:
@@ -255,6 +254,7 @@ cdef struct merging:
     source* sources
     int* alive                 # live sources, sorted by their head key
     int n_sources, order, bits
+    uint64_t limit             # above all ids
     int starving               # the source that needs a chunk (or is damaged), or -1
     bint pending               # a key taken, whose sum may not be complete yet
     count_t total
@@ -279,7 +279,7 @@ cdef index_t merge_block(merging* m, packed_t* pending, packed_t* out, count_t* 
             if s.left == 0:
                 m.starving = i
                 return 0
-            status = decode_block(s, m.order, m.bits, <packed_t*>s.keys)
+            status = decode_block(s, m.order, m.bits, m.limit, <packed_t*>s.keys)
             if status != 0:
                 m.starving = i
                 return status
@@ -312,7 +312,7 @@ cdef index_t merge_block(merging* m, packed_t* pending, packed_t* out, count_t* 
             if s.left == 0:
                 m.starving = best
                 return n
-            status = decode_block(s, m.order, m.bits, <packed_t*>s.keys)
+            status = decode_block(s, m.order, m.bits, m.limit, <packed_t*>s.keys)
             if status != 0:
                 m.starving = best
                 return status
@@ -338,7 +338,7 @@ cdef class Merge:
 
     `fetch(source, chunk)` gives chunk number `chunk` of a source as (payload, n_keys), or None after the last; it may
     start at any chunk. Payloads are borrowed while their chunk is being read. `fail(source, chunk, reason)` makes
-    the exception for bytes that are no entries.
+    the exception for bytes that are no entries. Ids are below `n_words`, or at least fit the bits.
     """
     cdef merging m
     cdef object fetch, fail
@@ -347,7 +347,7 @@ cdef class Merge:
     cdef void* pending
     cdef index_t width
 
-    def __cinit__(self, int n_sources, int order, int bits, fetch, fail, *, first_chunks=None):
+    def __cinit__(self, int n_sources, int order, int bits, fetch, fail, *, first_chunks=None, n_words=None):
         cdef index_t i, block
         cdef byte_t* p
         if not 1 <= order <= MAX_ORDER or not 2 <= bits <= 32 or not 0 <= n_sources <= MAX_SOURCES:
@@ -366,6 +366,7 @@ cdef class Merge:
         self.m.sources = <source*>(p + n_sources * block)
         self.m.alive = <int*>(<byte_t*>self.m.sources + n_sources * sizeof(source))
         self.m.n_sources, self.m.order, self.m.bits, self.m.pending = n_sources, order, bits, False
+        self.m.limit = <uint64_t>1 << bits if n_words is None else min(n_words, 1 << bits)
         for i in range(n_sources):
             self.m.sources[i].keys = p + i * block
             self.m.sources[i].counts = <count_t*>(p + i * block + BLOCK * 8 * self.width)

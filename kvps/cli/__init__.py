@@ -6,17 +6,17 @@ stdout is data, stderr is progress and messages.
 """
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import os
 import sys
-from collections.abc import Iterator
 
 # A thread pool for linear algebra, which is never used here, would cost CPU at every start. Before numpy is imported.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 import click
+
+from kvps.cli.stopping import stoppable
 
 # Listed here, so that the help imports no command; test_cli.py compares them with what the commands say themselves.
 COMMANDS = {
@@ -86,7 +86,7 @@ class Program(click.Group):
         call = Call(arguments)
         if not standalone_mode or "_KVPS_COMPLETE" in os.environ:
             return super().main(arguments, "kvps", complete_var, standalone_mode, obj=call, **extra)
-        with _stoppable():
+        with stoppable() as stopped:
             try:
                 with self.make_context("kvps", arguments, obj=call, **extra) as ctx:
                     self.invoke(ctx)
@@ -96,31 +96,8 @@ class Program(click.Group):
             except BaseException as exc:
                 from kvps.cli.failure import report
 
-                code = report(exc, call)
+                code = report(stopped[0].with_traceback(exc.__traceback__) if stopped else exc, call)
         sys.exit(code)
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Let the first SIGTERM raise Stopped in the main thread; later ones are ignored, for we are stopping."""
-    import signal
-    import threading
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(signum: int, frame: object) -> None:
-        from kvps.errors import Stopped
-
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Stopped("stopped by SIGTERM")
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:

@@ -35,7 +35,8 @@ SMALL_SPLIT_BYTES = 1 << 20
 # Of text that is looked at to deal heavy words to shards, in pieces from all over the first split.
 SAMPLE_BYTES = 2 << 20
 SAMPLE_PIECES = 16
-LOOK_S = 0.2                   # how often it is looked whether others have counted what they claimed
+# How often it is looked whether others have counted what they claimed [s]: at first, and while nothing happens at most.
+LOOK_S, LOOK_MOST_S = 0.03, 0.5
 
 
 def split_bytes(memory_bytes: int, threads: int, tokenizer: str, text_bytes: int) -> int:
@@ -198,10 +199,11 @@ class _Counting:
 
     def run(self) -> None:
         """Count, and wait for the splits that others count."""
-        left = self._pass(None)
+        left, wait_s = self._pass(None), LOOK_S
         while left:
-            time.sleep(LOOK_S)
+            time.sleep(wait_s)
             done = self._done()
+            wait_s = min(LOOK_MOST_S, 1.5 * wait_s) if left.isdisjoint(done) else LOOK_S
             left = {number for number in left if number not in done}
             ours = {number for number in left if self._store.claim(self._job["id"], number)}
             if ours:

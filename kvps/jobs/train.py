@@ -361,9 +361,10 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
 def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: list[str], prints: dict[int, dict],
            words: Tokenizer | None, options: Options, gone_labels: list[str], already: dict[str, int] | None = None) -> dict:
     """Record a job as pending; from here on it is resumed or rolled back. Return its record."""
+    at_once = options.threads * (2 if store.elsewhere else 1)          # one is on its way while the next one is counted
     job = {
         "id": os.urandom(8).hex(), "command": command, "version": store.root.state()["version"] + 1, "started": time.time(),
-        "split_bytes": words and split_bytes(options.memory, options.threads, words.spec, sum(item.size for item in inputs)),
+        "split_bytes": words and split_bytes(options.memory, at_once, words.spec, sum(item.size for item in inputs)),
         "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
         "label": options.label, "gone_labels": gone_labels, "spool": recorded(store, spool_folder(store, options.temp)),

@@ -1,6 +1,7 @@
 """kvps work: count a part of the text of a job that another client of a server has begun."""
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from kvps.ps.remote_store import RemoteDirectory
 from kvps.text.tokenize import store_tokenizer
 from kvps.text.vocabulary import Vocabulary
 
-LOOK_S = 0.2
+LOOK_S = 0.05
 
 
 def work(place: Address, *, tokenizer: str | None = None, threads: int, wait: float = 60.0,
@@ -37,19 +38,27 @@ def work(place: Address, *, tokenizer: str | None = None, threads: int, wait: fl
     """
     deadline = time.monotonic() + wait
     with _store(place, deadline) as store:
-        joined = _joined(store, deadline)
-        if joined is None:
+        job = _joined(store, deadline)
+        if job is None:
             return None
-        job = joined[1]
-        while joined is not None and joined[1]["id"] == job["id"]:
-            try:
-                _count(store, *joined, tokenizer, threads, progress)
-            except StoreLocked:                # the session is another client's now, who goes on with the job or ends it
+        words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
+        inputs = [from_record(store.path, row["input"]) for row in job["inputs"]]
+        seen_as = [(item.fingerprint(), row["fingerprint"]) for item, row in zip(inputs, job["inputs"], strict=True)]
+        for item, row in zip(inputs, job["inputs"], strict=True):
+            if item.digest() != row["digest"]:         # size and time would tell nothing of another machine's file
+                raise InputGone(f"{item.name}: is not the text that the {job['command']} counts; workers need its inputs under "
+                                "the same paths", path=item.name)
+        epoch, at_work = store.at_work()
+        while at_work == job["id"]:
+            # Of another epoch, what was counted may have been taken back; where it was not, there is nothing to do.
+            store.take_part(epoch)
+            vocabulary = Vocabulary(store.root.words(), store.root.share_words)
+            with contextlib.suppress(StoreLocked):     # the epoch is over already
+                count_splits(store, vocabulary, words, job, inputs, threads=threads, progress=progress, seen_as=seen_as)
+            store.release()
+            while (now := store.at_work()) == (epoch, job["id"]):
                 time.sleep(LOOK_S)
-            joined = _joined(store, time.monotonic() + LOOK_S)
-            while joined is not None and joined[1]["id"] == job["id"] and not _missing(store, joined[1]):
-                time.sleep(LOOK_S)
-                joined = _joined(store, time.monotonic() + LOOK_S)
+            epoch, at_work = now
         return {"job": job["id"], "command": job["command"], "version": store.root.state()["version"]}
 
 
@@ -64,35 +73,13 @@ def _store(place: Address, deadline: float) -> RemoteDirectory:
         time.sleep(LOOK_S)
 
 
-def _joined(store: RemoteDirectory, deadline: float) -> tuple[int, dict] | None:
-    """Return (epoch, job) of the job that counts text and is at work; None where there is none by the deadline."""
+def _joined(store: RemoteDirectory, deadline: float) -> dict | None:
+    """Return the job that counts text and is at work; None where there is none by the deadline."""
     while True:
-        epoch, job = store.join()
-        if job is not None and job["inputs"]:
-            return epoch, job
+        _, at_work = store.at_work()
+        job = None if at_work is None else store.root.job()
+        if job is not None and job["id"] == at_work and job["inputs"]:
+            return job
         if time.monotonic() > deadline:
             return None
         time.sleep(LOOK_S)
-
-
-def _count(store: RemoteDirectory, epoch: int, job: dict, tokenizer: str | None, threads: int,
-           progress: Callable[[int], None]) -> None:
-    store.take_part(epoch)
-    inputs = [from_record(store.path, row["input"]) for row in job["inputs"]]
-    seen_as = [(item.fingerprint(), row["fingerprint"]) for item, row in zip(inputs, job["inputs"], strict=True)]
-    for item, row in zip(inputs, job["inputs"], strict=True):
-        if item.digest() != row["digest"]:     # always: on another machine size and time tell nothing
-            raise InputGone(f"{item.name}: is not the text that the {job['command']} counts; workers need its inputs under the "
-                            "same paths", path=item.name)
-    words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
-    vocabulary = Vocabulary(store.root.words(), store.root.share_words)
-    try:
-        count_splits(store, vocabulary, words, job, inputs, threads=threads, progress=progress, seen_as=seen_as)
-    finally:
-        store.release()
-
-
-def _missing(store: RemoteDirectory, job: dict) -> bool:
-    """Return whether splits of a job are missing somewhere that were counted elsewhere, as after a change of its text."""
-    ledgers = [set(shard.splits(job["id"])) for shard in store.shards]
-    return any(ledger != ledgers[0] for ledger in ledgers) or not ledgers[0]

@@ -69,13 +69,14 @@ class Connection:
         self._keys = None
         if keys is not None:
             if not (Path(keys) / keyfiles.CLIENT).exists():
-                raise ArgumentError(f"{keys}: is no folder of a client's keys: no {keyfiles.CLIENT} in it; kvps keygen makes one for "
-                                    "each client, client-NAME")
+                raise ArgumentError(f"{keys}: is no folder of a client's keys: no {keyfiles.CLIENT} in it; kvps keygen makes one "
+                                    "for each client, client-NAME")
             self._keys = (*keyfiles.load_secret(Path(keys) / keyfiles.CLIENT),
                           keyfiles.load_public(Path(keys) / keyfiles.SERVER_PUBLIC))
         self._numbers = itertools.count(int.from_bytes(os.urandom(6)) + 1)       # of ours alone, whatever names us
         self._turn = threading.Lock()
-        self._context = zmq.Context()
+        # One for the process, and never ended: an end waits for each socket, also for one that an interrupt left half made.
+        self._context = zmq.Context.instance()
         self._socket: zmq.Socket | None = None
         self._heard = time.monotonic()     # when something came over the socket, or it was made
         self._told = False                 # whether the user knows that nothing comes
@@ -211,7 +212,6 @@ class Connection:
         if os.getpid() == self._pid:
             with self._turn:
                 self._drop()
-                self._context.term()
 
     def __enter__(self) -> Connection:
         return self

@@ -47,7 +47,7 @@ class Message:
     kind: int
     number: int                            # of the request, chosen by its sender
     call: dict[str, Any]                   # JSON: of a request the function's name under "call", and its arguments
-    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)     # to be sent, also lists of bytes
     client: bytes = bytes(16)              # who sends requests under these numbers; zeros: nobody in particular
     sequence: int = 0                      # of a change: 1, 2, 3, ... for each client and shard; 0: no change
     epoch: int = 0                         # of the client: a later one ends an earlier one
@@ -61,6 +61,12 @@ def pack(message: Message) -> list[bytes]:
     """
     listed, pieces, at = [], [], 0
     for name, array in message.arrays.items():
+        if isinstance(array, list):            # pieces of one array of bytes
+            n_bytes = sum(map(len, array))
+            listed.append([name, "<u1", [n_bytes]])
+            pieces += [bytes(-at % ALIGN), *array]
+            at += -at % ALIGN + n_bytes
+            continue
         data = np.ascontiguousarray(array)
         dtype = data.dtype.newbyteorder("<").str.replace("|", "<")
         if dtype not in DTYPES or data.ndim > MAX_DIMENSIONS:

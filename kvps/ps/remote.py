@@ -68,7 +68,8 @@ class RemoteTables:
 
     def drop_table(self, name: str) -> None:
         """Delete a table and everything in it."""
-        self._connection.call("drop", {"table": name})
+        uuid = self._connection.call("uuid", {"table": name}).call["uuid"]
+        self._connection.call("drop", {"table": name, "uuid": uuid})
 
     def close(self) -> None:
         """Close the connection; its tables are closed with it."""

@@ -188,7 +188,7 @@ class RemoteShard:
         return self.facts()["generation"]
 
 
-def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, np.ndarray]]:
+def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, Any]]:
     """Return the arrays of as many messages as some chunks take, one at least."""
     groups: list[list[tuple[bytes, int]]] = [[]]
     n_bytes = 0
@@ -198,7 +198,7 @@ def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, np.ndarray]]:
             n_bytes = 0
         groups[-1].append((payload, n_keys))
         n_bytes += len(payload)
-    return [{"chunks": np.frombuffer(b"".join(payload for payload, _ in group), np.uint8),
+    return [{"chunks": [payload for payload, _ in group],
              "lengths": np.array([len(payload) for payload, _ in group], np.uint32),
              "keys": np.array([n_keys for _, n_keys in group], np.uint32)} for group in groups]
 
@@ -348,13 +348,10 @@ class RemoteDirectory:
 
     # what workers share
 
-    def join(self) -> tuple[int, dict | None]:
-        """Return the epoch of the session that is at work, and the job that is counted in it, if there is one."""
-        while True:
-            at_work = self.connection.call("join").call
-            job = None if at_work["job"] is None else self.root.job()
-            if job is None or job["id"] == at_work["job"]:
-                return at_work["epoch"], job
+    def at_work(self) -> tuple[int, str | None]:
+        """Return the epoch of the session that is at work, and the id of the job in it, if there is one."""
+        reply = self.connection.call("join").call
+        return reply["epoch"], reply["job"]
 
     def claim(self, job: str, split: int) -> bool:
         """Return whether we should count a split, and no other worker."""

@@ -121,6 +121,8 @@ class RootService:
     def claim(self, message: Message) -> Answer:
         """Say whether a worker should count a split. Only so that no two do the same: the ledgers see that it counts once."""
         job, split, now = field(message, "job", str), field(message, "split", int), time.monotonic()
+        if job != self.root.job_id():
+            raise StoreLocked(f"{self.directory.path}: this job is over", path=str(self.directory.path))
         for key, (worker, _) in list(self._claims.items()):
             if worker == message.client:
                 self._claims[key] = worker, now

@@ -43,7 +43,8 @@ class TableService:
     def functions(self) -> dict[str, Function]:
         """Return what a Server is to answer."""
         return {"tables": Function(self.tables), "table": Function(self.table, changes=True),
-                "create": Function(self.create, changes=True), "drop": Function(self.drop, changes=True),
+                "create": Function(self.create, changes=True), "uuid": Function(self.uuid),
+                "drop": Function(self.drop, changes=True),
                 "push": Function(self.push, changes=True), "pull": Function(self.pull), "scan": Function(self.scan),
                 "next": Function(self.next), "length": Function(self.length), "client": Function(self.client),
                 "stats": Function(self.stats)}
@@ -71,9 +72,15 @@ class TableService:
                       field(message, "shards", int))
         return {}, {}
 
+    def uuid(self, message: Message) -> Answer:
+        """Tell a table from a later one of its name."""
+        return {"uuid": tables.uuid_of(self.store, field(message, "table", str))}, {}
+
     def drop(self, message: Message) -> Answer:
-        """Delete a table."""
-        name = field(message, "table", str)
+        """Delete a table, unless that was done before: what is there then has another uuid."""
+        name, uuid = field(message, "table", str), optional(message, "uuid", str)
+        if not tables.exists(self.store, name) or tables.uuid_of(self.store, name) != uuid:
+            return {}, {}
         with self._turn:
             known = self._open.pop(name, None)
         if known is not None:

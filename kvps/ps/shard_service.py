@@ -135,7 +135,7 @@ def _chunks(message: Message) -> list[tuple[bytes, int]]:
         ends = np.cumsum(lengths, dtype=np.int64).tolist()
         if data.dtype != np.uint8 or (ends[-1] if ends else 0) != len(data) or len(keys) != len(lengths):
             raise ValueError("lengths do not add up")
-        blob = data.tobytes()
+        blob = memoryview(data)                # of the message, which lives as long as they do
         return [(blob[a:b], n) for a, b, n in zip([0, *ends], ends, keys.tolist(), strict=False)]
     except (KeyError, ValueError, TypeError) as exc:
         raise ArgumentError(f"{message.call['call']}: no chunks: {exc}") from exc

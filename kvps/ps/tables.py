@@ -10,7 +10,7 @@ from kvps.errors import ArgumentError, CorruptionError, StoreError
 from kvps.ps.keys import check_key_bytes
 from kvps.ps.local import LocalShards
 from kvps.ps.table import KINDS, CountTable
-from kvps.store import creation, files, lock
+from kvps.store import creation, files, lock, seal
 from kvps.store.directory import open_store
 from kvps.store.layout import TABLES
 from kvps.units import check_name
@@ -120,11 +120,25 @@ def listed(store: Path) -> dict[str, dict]:
     return found
 
 
-def drop(store: Path, name: str, *, wait: float = 0.0) -> None:
-    """Delete a table and everything in it, all or nothing; StoreLocked while another process is writing to it."""
+def uuid_of(store: Path, name: str) -> str | None:
+    """Return what tells a table from a later one of its name; None where it is damaged.
+
+    Raises:
+        StoreError: there is no such table.
+    """
     path = table_path(store, name)
     if not files.exists(path):
         raise StoreError(f"{store}: has no table {name}; there are: {', '.join(names(store)) or '(none)'}", path=str(path))
+    try:
+        return seal.read(path)["uuid"]
+    except (CorruptionError, StoreError):
+        return None
+
+
+def drop(store: Path, name: str, *, wait: float = 0.0) -> None:
+    """Delete a table and everything in it, all or nothing; StoreLocked while another process is writing to it."""
+    uuid_of(store, name)           # it is there
+    path = table_path(store, name)
     _sweep(path.parent)
     with contextlib.closing(lock.OwnerLock(path, wait_s=wait, command="table drop")):
         gone = path.with_name(f"{name}.tmp-{os.urandom(8).hex()}")

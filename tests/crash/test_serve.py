@@ -12,44 +12,11 @@ from collections import Counter
 import numpy as np
 import pytest
 import zmq
-from processes import contents, counted, environment, refused, run, zipf_text
+from processes import Served, contents, counted, environment, refused, run, zipf_text
 
 import kvps
 
 pytestmark = pytest.mark.crash
-
-
-class Served:
-    """A server process that can be killed and comes again at its address."""
-
-    def __init__(self, store, *options):
-        """Start it and wait until it serves."""
-        self.command = [sys.executable, "-m", "kvps", "serve", str(store), *map(str, options)]
-        self.start()
-
-    def start(self):
-        """Start it once more."""
-        self.process = subprocess.Popen(self.command, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        line = self.process.stdout.readline()
-        assert "serving at kvps://" in line, self.process.stderr.read()
-        self.address = line.split()[-1]
-
-    def end(self, number):
-        """Send a signal and return (exit code, what it wrote to stderr)."""
-        self.process.send_signal(number)
-        _, err = self.process.communicate(timeout=30)
-        return self.process.returncode, err
-
-    def __enter__(self):
-        """Return it."""
-        return self
-
-    def __exit__(self, *_):
-        """Let it end as a user would."""
-        code, err = self.end(signal.SIGTERM)
-        assert code == 0
-        assert [line for line in err.splitlines() if "refused a client" not in line] == []
-        assert len(err.splitlines()) <= 1
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -12,7 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 import zmq
-from processes import contents, counted, environment, refused, run, run_json, start, zipf_text
+from processes import Served, contents, counted, refused, run, run_json, start, zipf_text
 
 import kvps
 import kvps.cli
@@ -20,27 +19,6 @@ from kvps.ps import connection as connections
 from kvps.ps import remote_store
 
 TRANSPORTS = ["folder", "ipc", "curve"]
-
-
-class Servers:
-    """`kvps serve` in a process of its own, until the end of a block."""
-
-    def __init__(self, store, *options):
-        """Start it and wait until it serves."""
-        self.process = subprocess.Popen([sys.executable, "-m", "kvps", "serve", str(store), *map(str, options)], env=environment(),
-                                        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        self.out = []
-        while not any("serving at kvps://" in line for line in self.out):
-            self.out.append(self.process.stdout.readline())
-            assert self.out[-1], self.process.stderr.read()
-        self.address = self.out[-1].split()[-1]
-
-    def end(self):
-        """Let it end as a user would; return what it said on stderr."""
-        self.process.send_signal(signal.SIGTERM)
-        _, err = self.process.communicate(timeout=60)
-        assert self.process.returncode == 0, err
-        return err
 
 
 @contextlib.contextmanager
@@ -54,12 +32,12 @@ def place(transport, store, folder, *, kills=0):
         run("keygen", folder / "keys", "me")
         options = ["--bind", "tcp://127.0.0.1:0", "--keys", folder / "keys"]
         keys = ["--keys", folder / "keys" / "client-me"]
-    servers = Servers(store, *options)
+    servers = Served(store, *options)
     try:
         yield servers.address, keys
     finally:
-        said = servers.end().splitlines()
-        assert len(said) == kills and all("ended with code -9" in line for line in said)
+        code, said = servers.end()
+        assert (code, len(said.splitlines())) == (0, kills) and all("ended with code -9" in line for line in said.splitlines())
 
 
 @pytest.fixture
@@ -259,6 +237,40 @@ def test_workers(texts, command):
     run("check", store, "--full")
 
 
+def stopped_at_random(texts, rng, n_stops):
+    """Stop workers by SIGTERM and Ctrl-C at random; each ends soon, and what is counted in the end is what it should be."""
+    store = texts / "store"
+    (texts / "long").write_bytes(zipf_text(9, 60_000))
+    stops = 0
+    with place("ipc", store, texts) as (there, _):
+        run("train", there, texts / "a", "-o", 4)
+        while stops < n_stops:
+            began = start("update", there, texts / "long", "-S", "1M", "--threads", 1)
+            while began.poll() is None and stops < n_stops:
+                worker = start("work", there, "--threads", 2, "--wait", 5)
+                time.sleep(rng.uniform(0.2, 1.5))
+                number = rng.choice([signal.SIGTERM, signal.SIGINT])
+                worker.send_signal(number)
+                out, err = worker.communicate(timeout=30)
+                assert worker.returncode in (0, 4, 130, -number), (number, worker.returncode, out, err)
+                stops += 1
+            out, err = began.communicate(timeout=120)
+            assert (began.returncode, err) == (0, ""), out
+            run("forget", there, texts / "long")
+    assert contents(store) == counted((texts / "a").read_bytes(), 4)
+
+
+def test_workers_that_are_stopped(texts, rng):
+    """A worker that is to stop, whatever it is at, ends, and nothing is lost or counted twice."""
+    stopped_at_random(texts, rng, 6)
+
+
+@pytest.mark.slow
+def test_workers_that_are_stopped_often(texts, rng):
+    """As before, a hundred times."""
+    stopped_at_random(texts, rng, 100)
+
+
 def killed(there, name):
     """Kill a server, and wait until it answers again."""
     def pids():
@@ -364,7 +376,7 @@ def test_records_of_any_length(texts):
         inputs = [{**row, "digest": f"{number:064x}"} for number in range(8000)]
         job = {"id": "x", "version": 2, "inputs": inputs}
         remote.root.begin_job(job)
-        assert remote.root.job() == job and remote.join() == (remote.connection.epoch, job)
+        assert remote.root.job() == job and remote.at_work() == (remote.connection.epoch, "x")
         remote.root.clear_job()
         random = np.random.default_rng(1)
         inputs = [{**row, "digest": random.bytes(32).hex()} for _ in range(160_000)]
@@ -420,8 +432,7 @@ def test_metrics(texts):
     """Prometheus finds what each server is doing, also of one that was started again."""
     store = texts / "store"
     run("train", store, texts / "a", "-o", 2, "--shards", 2)
-    servers = Servers(store, "--bind", f"ipc://{texts}/sock", "--metrics-port", 0)
-    try:
+    with Served(store, "--bind", f"ipc://{texts}/sock", "--metrics-port", 0) as servers:
         port = next(line.split()[-1] for line in servers.out if "metrics" in line)
         run("update", servers.address, texts / "b")
         for _ in range(100):
@@ -433,8 +444,6 @@ def test_metrics(texts):
         assert found['kvps_requests_total{request="apply",server="shard 1"}'] == "1.0"
         assert found['kvps_up{server="root"}'] == found['kvps_starts_total{server="shard 0"}'] == "1.0"
         assert float(found['kvps_resident_bytes{server="root"}']) > 10_000_000
-    finally:
-        servers.end()
 
 
 def test_foreign_requests(texts):

@@ -393,7 +393,7 @@ def test_key_files(keys):
     (keys / "client-a" / "client.secret").write_text("x y")
     with pytest.raises(StoreError, match="no pair of keys"):
         Connection("tcp://127.0.0.1:1", keys=keys / "client-a")
-    with pytest.raises(StoreError, match="No such file"):
+    with pytest.raises(ArgumentError, match="is no folder of a client's keys"):
         Connection("tcp://127.0.0.1:1", keys=keys / "nobody")
     before = (keys / "server.public").read_bytes()
     keyfiles.make(keys, ["c"], zmq.curve_keypair)
