@@ -5,7 +5,7 @@ Twin: tests/reference.py.
 """
 cimport cython
 
-from libc.math cimport log10
+from libc.math cimport isinf, log10
 from libc.stdlib cimport free, malloc
 
 from kvps._buckets cimport (
@@ -26,6 +26,7 @@ cdef enum:
     WITTEN_BELL = 3
     LIDSTONE = 4
     STUPID_BACKOFF = 5
+    GIVEN = 6                  # the file holds probabilities and back-offs: an ARPA file's
 
 
 cdef struct exact_rows:
@@ -56,6 +57,7 @@ cdef class Tables:
     cdef const uint64_t* totals            # rows of 4
     cdef const uint64_t* large
     cdef index_t n_words, n_totals, n_large
+    cdef uint64_t n_numbers                # numbers of totals are below this
     cdef uint64_t quarter
     cdef uint64_t seed
     cdef int order
@@ -88,6 +90,7 @@ cdef class Tables:
         self.order, self.seed = order, seed
         self.unigrams, self.n_words = &unigrams[0], unigrams.shape[0]
         self.totals, self.n_totals = &totals[0], totals.shape[0] // 4
+        self.n_numbers = <uint64_t>self.n_totals
         self.n_large = large.shape[0]
         self.large = &large[0] if large.shape[0] else NULL
         self.exact = False
@@ -192,6 +195,10 @@ cdef class Tables:
             for j in range(4):
                 self.discount[k][j] = discounts[k][j]
         self.smoothing, self.value, self.vocabulary = smoothing, value, vocabulary
+        if smoothing == GIVEN:
+            # Codes of n-grams are the bits of -log10 p as a float32, plus 1; numbers of totals those of log10 of the back-off.
+            self.quarter, self.n_numbers = self.entries.listed, <uint64_t>1 << 32
+            return
         self.unigram_total = 0
         for j in range(4):
             n_of[j] = 0
@@ -317,7 +324,7 @@ cdef class Tables:
         number[0] = 0
         if ngram & t.listed:
             number[0] = totals_number if totals_number != t.code_mask else self.find_escaped(hash)
-            if number[0] >= <uint64_t>self.n_totals:
+            if number[0] >= self.n_numbers:
                 number[0] = 0                  # nor here
         return True
 
@@ -351,7 +358,7 @@ cdef class Tables:
             row = self.find_row(&self.context_rows[n], key, n)
             if row >= 0 and usable(self.page, &self.context_rows[n].numbers[row]):
                 number[0] = self.context_rows[n].numbers[row]
-                if number[0] >= <uint64_t>self.n_totals:
+                if number[0] >= self.n_numbers:
                     number[0] = <uint32_t>NONE
         return True
 
@@ -378,7 +385,7 @@ cdef class Tables:
             word = ids[start + i]
             values[i] = self.unigrams[word] if word != UNK else 0
             own[i + 1] = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
-            if own[i + 1] >= <uint64_t>self.n_totals:
+            if own[i + 1] >= self.n_numbers:
                 own[i + 1] = <uint32_t>NONE
             chain[i] = self.seed
         own_before[1] = own[n]
@@ -387,8 +394,11 @@ cdef class Tables:
             n_todo = 0
             for i in range(n):
                 numbers[d * LANES + i] = own[i] if history[start + i] >= d else <uint32_t>NONE
-                if numbers[d * LANES + i] != <uint32_t>NONE and values[(d - 1) * LANES + i] > 0:
+                # An n-gram that is given may be listed without its shorter endings.
+                if history[start + i] >= d and (values[(d - 1) * LANES + i] > 0 or self.smoothing == GIVEN):
                     chain[i] = mix(chain[i], ids[start + i - d])
+                    if numbers[d * LANES + i] == <uint32_t>NONE:
+                        continue
                     grams[i] = mix(chain[i], ids[start + i])
                     todo[n_todo] = i
                     n_todo += 1
@@ -408,7 +418,7 @@ cdef class Tables:
                     self.find_entry(grams[i], buckets[i], &values[d * LANES + i], &own[i + 1])
                 if ids[start + i] == EOS:
                     own[i + 1] = <uint32_t>NONE
-                elif own[i + 1] != <uint32_t>NONE:
+                elif own[i + 1] != <uint32_t>NONE and self.smoothing != GIVEN:
                     fetch(self.weights + own[i + 1] * <index_t>self.order)
             own_before[d + 1] = own[n]
 
@@ -458,6 +468,20 @@ cdef class Tables:
                 p += kept * w[0]
         return p
 
+    cdef double backed_off(self, const uint64_t* values, const uint32_t* numbers, int longest) noexcept nogil:
+        """Return the log10 probability of a token as an ARPA file has it: that of the longest n-gram listed, and back-offs."""
+        cdef int d
+        cdef uint32_t bits
+        cdef double total = 0
+        for d in range(longest - 1, -1, -1):
+            if values[d * LANES] > 0 or d == 0:
+                bits = <uint32_t>(values[d * LANES] if values[d * LANES] > 0 else self.unigrams[UNK]) - 1
+                return total - <double>(<float*>&bits)[0]
+            if numbers[d * LANES] != <uint32_t>NONE:
+                bits = numbers[d * LANES]
+                total += <double>(<float*>&bits)[0]
+        return total
+
     cdef inline int longest_seen(self, const uint64_t* values, int longest) noexcept nogil:
         """The order of the longest n-gram that ends at a token; 0 for an unknown word."""
         while longest > 0 and values[(longest - 1) * LANES] == 0:
@@ -504,7 +528,8 @@ cdef class Tables:
                         out[start + i], matched[start + i] = 0, 1
                         continue
                     longest = history[start + i] + 1 if history[start + i] < self.order else self.order
-                    out[start + i] = log10(self.combine(values + i, numbers + i, longest))
+                    out[start + i] = (self.backed_off(values + i, numbers + i, longest) if self.smoothing == GIVEN
+                                      else log10(self.combine(values + i, numbers + i, longest)))
                     matched[start + i] = <uint8_t>self.longest_seen(values + i, longest)
                 start += block
         self.refuse_damage()
@@ -534,8 +559,19 @@ cdef class Tables:
                     if ids[start + i] == BOS and history[start + i] == 0:
                         continue
                     longest = history[start + i] + 1 if history[start + i] < self.order else self.order
-                    p = self.combine(values + i, numbers + i, longest)
                     tokens += 1
+                    if self.smoothing == GIVEN:
+                        p = self.backed_off(values + i, numbers + i, longest)
+                        oov += ids[start + i] == UNK
+                        if isinf(p):
+                            zero += 1
+                            zero_oov += ids[start + i] == UNK
+                        else:
+                            total += p
+                            if ids[start + i] == UNK:
+                                total_oov += p
+                        continue
+                    p = self.combine(values + i, numbers + i, longest)
                     if ids[start + i] == UNK:
                         oov += 1
                         if p > 0:
@@ -572,8 +608,8 @@ cdef class Tables:
         v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
         cdef uint64_t[:, ::1] v = v_array
         cdef uint64_t[:, :, ::1] t = t_array
-        if history.shape[0] != n or self.weights == NULL:
-            raise ValueError(f"{n} ids, {history.shape[0]} histories")
+        if history.shape[0] != n or self.weights == NULL or self.smoothing == GIVEN:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories, smoothing {self.smoothing}")
         self.refuse_unknown(ids)
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE

@@ -12,15 +12,15 @@ import numpy as np
 
 from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
-from kvps.lm import cache
+from kvps.lm import opening
 from kvps.lm.model import CompiledModel, batches
 from kvps.lm.scorer import Score
-from kvps.lm.smoothing import parse
+from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
-from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.directory import StoreDirectory
 from kvps.text.tokenize import store_tokenizer
 
-DEFAULT_SMOOTHING = "modified-kneser-ney"
+DEFAULT_SMOOTHING = DEFAULT
 
 
 class WordScore(NamedTuple):
@@ -35,10 +35,10 @@ class WordScore(NamedTuple):
 def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
          stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: str | None = None,
          threads: int | None = None) -> Model:
-    """Open a store's last version as a model, compiling it where that has not been done yet.
+    """Open a store's last version as a model, compiling it where that has not been done yet, or an imported model.
 
     Args:
-        model: a store's directory.
+        model: a store's directory, or the file of an imported model, which takes neither smoothing nor exact nor labels.
         smoothing: NAME or NAME:VALUE: modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad),
             witten-bell (wb), lidstone:0.1, laplace, mle, stupid-backoff:0.4.
         order: highest order used; the store's by default.
@@ -54,7 +54,7 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
     parse(smoothing)
     if isinstance(labels, (str, bytes)):
         raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
-    store = open_store(model)
+    store = opening.open_model_place(model)
     try:
         return Model(store, smoothing, order, exact=exact, stale=stale, labels=labels, tokenizer=tokenizer,
                      threads=threads)
@@ -64,9 +64,9 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
 
 
 class Model:
-    """A store's version with a smoothing, ready to score. Made by load() and Store.model(); a context manager."""
+    """A store's version with a smoothing, or an imported model, ready to score. A context manager."""
 
-    def __init__(self, directory: StoreDirectory, smoothing: str, order: int | None, *, exact: bool, stale: str,
+    def __init__(self, directory: StoreDirectory | opening.ModelFile, smoothing: str, order: int | None, *, exact: bool, stale: str,
                  labels: Iterable[str] | None, tokenizer: str | None, threads: int | None) -> None:
         """Take over an open directory; arguments as in load()."""
         if stale not in ("wait", "ok"):
@@ -82,9 +82,8 @@ class Model:
         self._compiled: CompiledModel | None = self._open()
 
     def _open(self) -> CompiledModel:
-        return cache.load(self._directory, lambda path: CompiledModel(path, self._smoothing, self._highest),
-                          kind=self._smoothing.kind, top=self._highest, exact=self._exact, labels=self._labels, stale=self._stale,
-                          threads=self._threads)
+        return opening.load(self._directory, CompiledModel, self._smoothing, self._highest, exact=self._exact, labels=self._labels,
+                            stale=self._stale, threads=self._threads)
 
     def refresh(self) -> bool:
         """Switch to the store's last version; return whether that is another one than before.
@@ -110,8 +109,8 @@ class Model:
 
     @property
     def smoothing(self) -> str:
-        """NAME or NAME:VALUE of the smoothing."""
-        return str(self._smoothing)
+        """NAME or NAME:VALUE of the smoothing; "back-off" of an imported model."""
+        return str(self._model().smoothing)
 
     @property
     def statistics(self) -> Statistics:

@@ -31,6 +31,7 @@ COMMANDS = {
     "checkpoint": "Make, list, verify, delete and restore checkpoints of a store.",
     "perplexity": "Score text with a model.",
     "export": "Write the model as an ARPA file: modified Kneser-Ney, unpruned.",
+    "import": "Make a model of an ARPA file, to score text with.",
     "compile": "Make the compiled model of a store now.",
     "compact": "Merge the runs of a store into one per shard.",
     "reshard": "Give a store another number of shards; no count changes.",

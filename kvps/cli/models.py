@@ -1,4 +1,4 @@
-"""MODEL arguments: from what the user names to a model that scores. Today a MODEL is a store."""
+"""MODEL arguments: from what the user names to a model that scores."""
 from __future__ import annotations
 
 import contextlib
@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kvps.cli.output import name_warnings
 from kvps.cli.progress import Progress
-from kvps.lm import cache
+from kvps.lm import opening
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import parse
-from kvps.ps.places import address, open_place
+from kvps.ps.places import address
 from kvps.text.corpus import Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, store_tokenizer
 
@@ -25,22 +25,21 @@ S = TypeVar("S", bound=Scorer)
 def compiled(path: str, progress: Progress, kind: type[S] = Scorer, *, tokenizer: str | None, order: int | None, smoothing: str,
              labels: list[str] | None, threads: int | None, exact: bool, stale: str,
              temp: str | None) -> Iterator[tuple[S | RemoteModel, Tokenizer]]:
-    """Give the compiled model of a store as a `kind`, made if need be, or one that a server answers for, and the tokenizer.
+    """Give a model as a `kind`, made if need be, or one that a server answers for, and the tokenizer.
 
-    tokenizer: only to name the store's MODULE:FUNC again.
+    tokenizer: only to name the model's MODULE:FUNC again.
     """
     name_warnings()
     chosen = parse(smoothing)
-    with open_place(path) as store:
+    with opening.open_model_place(path) as store:
         words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
         if address(path) is not None:
             from kvps.jobs.scoring import RemoteModel  # with NumPy, whose import takes longer than scoring some sentences
 
             yield RemoteModel(store, smoothing, order, exact=exact, labels=labels, stale=stale), words
             return
-        model = cache.load(store, lambda made: kind(made, chosen, order), kind=chosen.kind, top=order, exact=exact, labels=labels,
-                           stale=stale, threads=threads, scratch=temp and Path(temp),
-                           progress=progress.stage("compiling"))
+        model = opening.load(store, kind, chosen, order, exact=exact, labels=labels, stale=stale, threads=threads,
+                             scratch=temp and Path(temp), progress=progress.stage("compiling"))
     yield model, words
 
 

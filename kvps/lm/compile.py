@@ -127,14 +127,14 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
 
         meta = {"format": container.MODEL_FORMAT, "kind": kind, "order": top, "exact": exact, "seed": chain_start(seed),
                 "uuid": uuid, "parts": len(walks), "statistics": statistics.to_json()}
-        sections = [_section(name, array) for name, array in (
+        sections = [section(name, array) for name, array in (
             ("unigrams", unigrams), ("unigram_contexts", unigram_contexts), ("slots", slots), ("ends", ends), ("blob", blob),
             ("totals", table.rows()[ranked]))]
         if exact:
             # What begins with a word that is split may be in any part.
             parts = np.minimum(Router(n_shards, snapshot.routing).homes(n_words), n_shards)
             parts[parts == n_shards] = len(walks)
-            sections += [_section("parts", parts), *_exact_sections(walked, numbers, top)]
+            sections += [section("parts", parts), *_exact_sections(walked, numbers, top)]
             container.write(path, meta, sections)
             return
 
@@ -169,14 +169,14 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
 
         def written() -> Iterator:
             yield from sections
-            yield _section("large", large)
+            yield section("large", large)
             yield ("entries", "B", n_buckets * BUCKET_BYTES * n_partitions,
                    windowed(pool, region, range(n_partitions), 2 * threads))
             hashes = np.concatenate([np.empty(0, np.uint64), *(h for h, _ in escaped)])
             own = np.concatenate([np.empty(0, np.uint32), *(n for _, n in escaped)])
             order_ = np.argsort(hashes)
-            yield _section("escaped", hashes[order_])
-            yield _section("escaped_numbers", own[order_])
+            yield section("escaped", hashes[order_])
+            yield section("escaped_numbers", own[order_])
 
         container.write(path, meta, written())
 
@@ -204,7 +204,8 @@ class _Walked:
                 self.large.update(big.tolist())
 
 
-def _section(name: str, array: np.ndarray) -> tuple[str, str, int, Iterable]:
+def section(name: str, array: np.ndarray) -> tuple[str, str, int, Iterable]:
+    """Return an array as a section of a model file."""
     return name, _KINDS[array.dtype.itemsize], array.size, [np.ascontiguousarray(array).reshape(-1).view(np.uint8)]
 
 
@@ -222,5 +223,5 @@ def _exact_sections(walked: list[_Walked], numbers: list[np.ndarray], top: int) 
 
 def _rows_sections(name: str, rows: Iterable[np.ndarray], what: str, values: Iterable[np.ndarray]) -> list:
     starts = np.cumsum([0, *(len(r) for r in rows)]).astype(np.uint64)
-    return [_section(name, np.concatenate(rows)), _section(f"{name}.starts", starts),
-            _section(f"{name}.{what}", np.concatenate(values))]
+    return [section(name, np.concatenate(rows)), section(f"{name}.starts", starts),
+            section(f"{name}.{what}", np.concatenate(values))]

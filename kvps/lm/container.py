@@ -21,9 +21,11 @@ Sections of a model in hashes (code bytes, partitions and seed stand in meta; bu
 An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k) in context order, ngrams.k.starts u64
 (first row of each part), ngrams.k.values u64; for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers; and
 parts u32 (n_words,), the part of what begins with a word, or their number where that may be any.
+An imported model ("arpa") is one in hashes that has probabilities in the place of counts, of words and n-grams the bits of
+-log10 p as a float32, plus 1, and back-offs in that of the numbers of totals: the bits of their log10, of words plus 1.
 
-The file is written under another name and renamed, so that a file that is there is whole. It can be deleted at any
-time: it holds nothing that the store does not hold. Its format may change with any release; one of another format is
+The file is written under another name and renamed, so that a file that is there is whole. That of a store can be deleted
+at any time: it holds nothing that the store does not hold. Its format may change with any release; one of another format is
 made again.
 """
 from __future__ import annotations
@@ -104,5 +106,6 @@ def pages(path: Path, arrays: dict[str, memoryview]) -> Pages:
 
 
 def _refusal(path: Path, found: object, expected: object = MAGIC) -> CorruptionError:
-    return CorruptionError(f"{path}: is no compiled model, or damaged; delete it, it will be made again", path=str(path),
+    return CorruptionError(f"{path}: is no compiled model, or damaged; delete it: that of a store is made again, "
+                           "an imported one is yours to import again", path=str(path),
                            found=found, expected=expected)

@@ -14,7 +14,7 @@ from kvps._model import Tables, histories
 from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
 from kvps.lm import container
-from kvps.lm.smoothing import Smoothing, parse
+from kvps.lm.smoothing import DEFAULT, GIVEN, Smoothing, parse
 from kvps.lm.statistics import Statistics
 
 # Buffers for longer texts than this are not kept for the next one.
@@ -69,16 +69,21 @@ class Score:
 class Scorer:
     """One compiled file with one smoothing, and sums over text. Immutable: many threads may score at once."""
 
-    def __init__(self, path: Path, smoothing: str | Smoothing = "modified-kneser-ney", order: int | None = None) -> None:
+    def __init__(self, path: Path, smoothing: str | Smoothing = DEFAULT, order: int | None = None) -> None:
         """Map a compiled file.
 
         Args:
-            path: of the file; of the kind that the smoothing needs.
-            order: score with n-grams up to this one (raw counts only; a Kneser-Ney file has the order it was made for).
+            path: of the file; of the kind that the smoothing needs. One that was imported takes the default only.
+            order: score with n-grams up to this one; a Kneser-Ney file has the order it was made for.
         """
         meta, arrays = container.read(path)
         self.path = path
         self.smoothing = parse(smoothing)
+        if meta["kind"] == GIVEN.kind:
+            if self.smoothing.name != DEFAULT:
+                raise ArgumentError(f"{path}: was imported with its probabilities, and cannot answer {self.smoothing}; "
+                                    "a smoothing needs a store's counts")
+            self.smoothing = GIVEN
         self.statistics = Statistics.from_json(meta["statistics"])
         self.order = min(order or meta["order"], meta["order"])
         self.version = self.statistics.version

@@ -24,6 +24,7 @@ _NUMBERS = {"modified-kneser-ney": 0, "kneser-ney": 1, "absolute-discounting": 2
 _SHORT = {"mkn": "modified-kneser-ney", "kn": "kneser-ney", "ad": "absolute-discounting", "wb": "witten-bell"}
 _DEFAULTS = {"kneser-ney": 0.1, "absolute-discounting": 0.75, "lidstone": None, "stupid-backoff": 0.4}
 NAMES = tuple(_NUMBERS)
+DEFAULT = "modified-kneser-ney"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Smoothing:
     @property
     def number(self) -> int:
         """The kernel's number of this smoothing."""
-        return _NUMBERS[self.name]
+        return 6 if self == GIVEN else _NUMBERS[self.name]
 
     @property
     def kernel_value(self) -> float:
@@ -46,10 +47,16 @@ class Smoothing:
     @property
     def kind(self) -> str:
         """The kind of compiled model that it is computed from."""
+        if self == GIVEN:
+            return "arpa"
         return "kn" if self.name in ("modified-kneser-ney", "kneser-ney") else "raw"
 
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}:{self.value:g}"
+
+
+# Of a model that was imported, whose probabilities and back-offs are what they are; nobody can ask for it.
+GIVEN = Smoothing("back-off")
 
 
 def parse(text: str | Smoothing) -> Smoothing:

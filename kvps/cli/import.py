@@ -1,0 +1,50 @@
+"""kvps import: make a model of an ARPA file."""
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from kvps.cli import options
+
+
+@click.command("import")
+@click.argument("output", metavar="OUT", type=click.Path(dir_okay=False))
+@click.argument("source", metavar="MODEL.arpa[.gz|.zst]", type=click.Path(exists=True, dir_okay=False))
+@options.tokenizer
+@options.lowercase
+@click.option("--max-ratio", type=int, default=200, show_default=True, metavar="N",
+              help="Refuse a compressed file whose text is more than N times as long; 0 for no limit.")
+@options.threads
+@options.temp
+@options.json
+def command(output: str, source: str, tokenizer: str | None, lowercase: bool, max_ratio: int, threads: int | None,
+            temp: str | None, as_json: bool) -> None:
+    """Make a model of an ARPA file, to score text with.
+
+    Use it for models of KenLM, SRILM and others. OUT is one file, which can be used wherever MODEL stands; it cannot be
+    updated, and its smoothing is that of the ARPA file. The file may have any order up to 8, and its n-grams may stand
+    in any order.
+
+    --tokenizer and --lowercase say what makes words of the text to be scored: what the model was trained with.
+
+    \b
+    Example:
+      kvps import news.kvm news.arpa.gz
+      kvps perplexity news.kvm heldout.txt
+    """
+    from kvps.cli.output import many, name_warnings, tell
+    from kvps.cli.progress import Progress
+    from kvps.lm.arpa_read import import_arpa
+    from kvps.text.tokenize import Tokenizer
+    from kvps.units import cpu_count, format_bytes
+
+    began = time.monotonic()
+    name_warnings()
+    with Progress(["importing"]) as progress:
+        made = import_arpa(source, Path(output), tokenizer=Tokenizer.from_spec(tokenizer or "whitespace", lowercase),
+                           max_ratio=max_ratio, threads=threads or cpu_count(), scratch=temp and Path(temp),
+                           progress=progress.stage("importing"))
+    tell(made, f"{output}: order {made['order']}, {many(sum(made['ngrams'].values()), 'n-grams')}, {format_bytes(made['bytes'])}",
+         as_json, began=began)

@@ -1,0 +1,317 @@
+"""ARPA files of others as models: scores equal to KenLM's, and files that are not as they should be."""
+import gzip
+import json
+import lzma
+import tracemalloc
+
+import pytest
+from click.testing import CliRunner
+
+import kvps
+from kvps.cli import main
+from kvps.errors import DataError
+from kvps.jobs import train as jobs
+from kvps.lm import arpa
+from kvps.lm.arpa_read import import_arpa
+from kvps.lm.model import CompiledModel
+from kvps.store.directory import open_store
+from kvps.text.tokenize import Tokenizer
+
+REFERENCES = ("small.o2", "small.o3", "small.o3.nointerpuni", "small.o3.prune001", "small.o3.vocabpad", "small.o5",
+              "small.o5.prune00122", "tiny.o3.fallback")
+
+TINY = b"""\\data\\
+ngram 1=5
+ngram 2=4
+ngram 3=2
+
+\\1-grams:
+-0.9\t<unk>\t0
+0\t<s>\t-0.3
+-0.8\t</s>\t0
+-0.7\ta\t-0.25
+-0.6\tb\t-0.5
+
+\\2-grams:
+-0.5\t<s> a\t-0.125
+-0.4\ta b\t-0.0625
+-0.3\tb a\t0.5
+-0.2\tb </s>
+
+\\3-grams:
+-0.1\t<s> a b
+-0.05\ta b </s>
+
+\\end\\
+"""
+PROBES = ("a b", "b a", "a a b", "c a", "b b a b", "", "a c b a")
+
+
+def read(path, out, **options):
+    """Import a file and return the model."""
+    import_arpa(path, out, tokenizer=Tokenizer.from_spec("whitespace"), **options)
+    return CompiledModel(out)
+
+
+def same_scores(kenlm, path, ours, lines):
+    """Compare the log10 probability of each token and each sentence with kenlm's, within 1e-5 per sentence."""
+    theirs = kenlm.Model(str(path))
+    found = ours.score_words("".join(line + "\n" for line in lines).encode())
+    for line, tokens in zip(lines, found, strict=True):
+        scored = list(theirs.full_scores(line, bos=True, eos=True))
+        assert [log10 for log10, _, _ in scored] == pytest.approx([log10 for _, _, log10, _, _ in tokens], abs=1e-5, rel=2e-7), line
+        # kenlm's floats, added without its rounding
+        assert sum(log10 for log10, _, _ in scored) == pytest.approx(sum(log10 for _, _, log10, _, _ in tokens), abs=1e-5, rel=2e-7)
+        assert [oov for _, _, oov in scored] == [oov for *_, oov in tokens]
+        assert [max(matched, 1) for _, _, _, matched, _ in tokens] == [length for _, length, _ in scored]
+
+
+@pytest.fixture(scope="module")
+def kenlm():
+    """Return the kenlm module."""
+    return pytest.importorskip("kenlm", reason="kenlm is not installed: it comes with the test extra")
+
+
+@pytest.mark.parametrize("name", REFERENCES)
+def test_scores_of_lmplz_models(shared, tmp_path, kenlm, name):
+    """Each ARPA file that lmplz wrote scores every held-out sentence, word for word, as in kenlm."""
+    path = next((shared / "reference").glob(f"{name}.arpa*"))
+    model = read(path, tmp_path / "model")
+    if path.suffix == ".gz":
+        plain = tmp_path / "plain.arpa"
+        plain.write_bytes(gzip.decompress(path.read_bytes()))
+        path = plain
+    lines = (shared / "reference" / "small.heldout.txt").read_text(encoding="utf-8").split("\n")[:-1]
+    same_scores(kenlm, path, model, lines)
+
+
+@pytest.mark.slow
+def test_scores_of_10000_sentences(shared, tmp_path, kenlm):
+    """Models of order 2 to 6 that we write and read again score 10,000 sentences as kenlm does, and so does the store."""
+    heldout = lzma.decompress((shared / "data" / "novels.heldout.txt.xz").read_bytes()).decode().split("\n")[:-1]
+    text = lzma.decompress((shared / "data" / "novels.train.txt.xz").read_bytes()).split(b"\n")
+    (tmp_path / "text.txt").write_bytes(b"\n".join(text[:200_000]) + b"\n")
+    jobs.train(tmp_path / "store", [tmp_path / "text.txt"], order=6)
+    lines = (heldout * (10_000 // len(heldout) + 1))[:10_000]
+    with open_store(tmp_path / "store") as store:
+        for order in range(2, 7):
+            path = tmp_path / f"{order}.arpa"
+            arpa.export(store, path, order=order)
+            model = read(path, tmp_path / "model")
+            same_scores(kenlm, path, model, lines)
+            with kvps.load(tmp_path / "store", order=order) as own:
+                for tokens, ours in zip(model.score_words(("\n".join(lines) + "\n").encode()), own.score_words(lines), strict=True):
+                    assert [log10 for _, _, log10, _, _ in tokens] == pytest.approx([x.log10 for x in ours], abs=2e-6)
+
+
+def random_arpa(rng, order, n_words, *, closed):
+    """Return an ARPA file whose n-grams have contexts that are listed; `closed`: and their last words, too."""
+    words = ["<unk>", "<s>", "</s>", *(f"w{i}" for i in range(n_words))]
+    levels = [{(word,) for word in words}]
+    for _ in range(1, order):
+        contexts = sorted(gram for gram in levels[-1] if gram[-1] != "</s>")
+        level = set()
+        for _ in range(rng.randint(0, 3 * n_words)):
+            gram = (*rng.choice(contexts), rng.choice(words[2:] if rng.random() < 0.9 else words)) if contexts else ()
+            if gram and "<s>" not in gram[1:] and (not closed or gram[1:] in levels[-1]):
+                level.add(gram)
+        levels.append(level)
+    levels = [level for i, level in enumerate(levels) if i < 2 or all(levels[1:i + 1])]
+    lines = ["\\data\\", *(f"ngram {k}={len(level)}" for k, level in enumerate(levels, 1)), ""]
+    for k, level in enumerate(levels, 1):
+        lines.append(f"\\{k}-grams:")
+        for gram in rng.sample(sorted(level), len(level)):
+            line = f"{-rng.random() * 5:.{rng.randint(1, 9)}f}\t{' '.join(gram)}"
+            if k < len(levels) and rng.random() < 0.8:
+                line += f"\t{rng.choice([0, rng.uniform(-2, 1)]):.6g}"
+            lines.append(line)
+        lines.append("")
+    return "\n".join([*lines, "\\end\\", ""]), words[3:]
+
+
+def naive(path):
+    """Return a function of a list of words and a word: log10 p by the definition, from a dict."""
+    grams = {}
+    for line in path.read_text(encoding="utf-8").split("\n"):
+        fields = line.split("\t")
+        if len(fields) > 1:
+            grams[tuple(fields[1].split(" "))] = float(fields[0]), float(fields[2]) if len(fields) > 2 else 0.0
+
+    def log10(context, word):
+        word = word if (word,) in grams else "<unk>"
+        for start in range(len(context) + 1):
+            gram = (*context[start:], word)
+            if gram in grams or len(gram) == 1:
+                backed = sum(grams.get(tuple(context[i:]), (0, 0))[1] for i in range(start))
+                return backed + grams[gram][0]
+    return log10
+
+
+@pytest.mark.parametrize("repeat", [30, pytest.param(2000, marks=pytest.mark.slow)])
+def test_any_model(tmp_path, rng, repeat):
+    """Any model gives the probabilities of its definition, also where the last words of its n-grams are not listed."""
+    for _ in range(repeat):
+        order = rng.randint(1, 8)
+        text, words = random_arpa(rng, order, rng.randint(1, 12), closed=rng.random() < 0.3)
+        path = tmp_path / "random.arpa"
+        path.write_text(text, encoding="utf-8")
+        model, log10 = read(path, tmp_path / "model"), naive(path)
+        for _ in range(20):
+            line = [rng.choice([*words, "unseen"]) for _ in range(rng.randint(0, 12))]
+            (tokens,) = model.score_words((" ".join(line) + "\n").encode())
+            history = ["<s>"]
+            for word, _, found, _, _ in tokens:
+                context = [w if w != "unseen" else "<unk>" for w in history[-(model.order - 1):]] if model.order > 1 else []
+                assert found == pytest.approx(log10(context, word.decode()), abs=1e-5)
+                history.append(word.decode())
+
+
+# Twenty ways in which files differ from lmplz's; as kenlm 0.3.0 has them.
+VARIANTS = {
+    "as it is": (TINY, None),
+    "windows": (TINY.replace(b"\n", b"\r\n"), None),
+    "comment": (b"# made by hand\n\n" + TINY, None),
+    "text before": (b"my model\n" + TINY, 1),
+    "blank after =": (TINY.replace(b"=4", b"= 4"), None),
+    "no last newline": (TINY[:-1], None),
+    "blanks at the end": (TINY + b"\n \n", None),
+    "text at the end": (TINY + b"more\n", 24),
+    "no end": (TINY.replace(b"\\end\\\n", b""), 22),
+    "space for tab": (TINY.replace(b"-0.7\ta", b"-0.7 a"), 10),
+    "no back-off": (TINY.replace(b"b a\t0.5", b"b a"), None),
+    "back-off of the highest": (TINY.replace(b"<s> a b", b"<s> a b\t-0.5"), 20),
+    "back-off 0 of the highest": (TINY.replace(b"<s> a b", b"<s> a b\t0"), None),
+    "back-off nan": (TINY.replace(b"b a\t0.5", b"b a\tnan"), 16),
+    "back-off inf": (TINY.replace(b"b a\t0.5", b"b a\tinf"), 16),
+    "above 0": (TINY.replace(b"-0.4\ta b", b"0.4\ta b"), 15),
+    "-99": (TINY.replace(b"-0.4\ta b", b"-99\ta b"), None),
+    "-inf": (TINY.replace(b"-0.4\ta b", b"-inf\ta b"), None),
+    "no <unk>": (TINY.replace(b"-0.9\t<unk>\t0\n", b"").replace(b"1=5", b"1=4"), None),
+    "<UNK>": (TINY.replace(b"<unk>", b"<UNK>"), None),
+    "no <s>": (TINY.replace(b"<s>", b"s"), 11),
+    "too many claimed": (TINY.replace(b"2=4", b"2=5"), 18),
+    "too few claimed": (TINY.replace(b"2=4", b"2=3"), 17),
+    "a billion claimed": (TINY.replace(b"3=2", b"3=1000000000"), 22),
+    "unknown word": (TINY.replace(b"-0.4\ta b", b"-0.4\ta z"), 15),
+    "no context": (TINY.replace(b"<s> a b", b"a a b"), 20),
+    "twice": (TINY.replace(b"-0.3\tb a\t0.5", b"-0.3\ta b\t0.5"), 16),
+    "a word too many": (TINY.replace(b"b a\t0.5", b"b a a\t0.5"), 16),
+    "a word too few": (TINY.replace(b"b a\t0.5", b"a"), 16),
+    "order skipped": (TINY.replace(b"ngram 2=4\n", b""), 3),
+    "KenLM's binary": (b"mmap lm http://kheafield.com/code format version 5\n\0" + bytes(100), 1),
+    "empty": (b"", 1),
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_variants(tmp_path, kenlm, name):
+    """What KenLM reads gives KenLM's scores; the rest is refused in one line that names the line of the file."""
+    data, line = VARIANTS[name]
+    path, out = tmp_path / "variant.arpa", tmp_path / "model"
+    path.write_bytes(data)
+    if line is None:
+        same_scores(kenlm, path, read(path, out), PROBES)
+        return
+    if name != "twice":                        # KenLM takes the first
+        with pytest.raises(OSError, match="Cannot read model"):
+            kenlm.Model(str(path))
+    with pytest.raises(DataError, match=rf"variant\.arpa: line {line}: ") as refused:
+        read(path, out)
+    assert "\n" not in str(refused.value)
+    assert refused.value.line == line
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def mutated(rng, data):
+    """Return the bytes with some damage: cut, bytes changed, lines doubled, moved or gone, numbers changed."""
+    kind = rng.randrange(8)
+    if kind == 0:
+        return data[:rng.randrange(len(data))]
+    if kind == 1:
+        damaged = bytearray(data)
+        for _ in range(rng.randint(1, 4)):
+            damaged[rng.randrange(len(damaged))] = rng.randrange(256)
+        return bytes(damaged)
+    if kind >= 6:
+        digits = [i for i, c in enumerate(data) if 48 <= c <= 57]
+        at = rng.choice(digits or [0])
+        return data[:at] + rng.choice([b"0", b"7", b"9", b"12345678901", b".", b""]) + data[at + 1:]
+    lines = data.split(b"\n")
+    i, j = rng.randrange(len(lines)), rng.randrange(len(lines))
+    if kind == 2:
+        lines.insert(i, lines[j])
+    elif kind == 3:
+        del lines[i]
+    elif kind == 4:
+        lines[i], lines[j] = lines[j], lines[i]
+    else:
+        at = rng.randrange(len(data))
+        return data[:at] + rng.choice([b" ", b"\t", b"\r", b"\n", b"-", b"1e", b"inf", b"9" * 30, b"\0", b"<s>"]) + data[at:]
+    return b"\n".join(lines)
+
+
+@pytest.mark.parametrize("repeat", [400, pytest.param(30_000, marks=pytest.mark.slow)])
+def test_damaged_files(tmp_path, kenlm, rng, repeat, capfd):
+    """A damaged file is refused in one line, or read; where KenLM reads it as well, both score alike."""
+    path, out = tmp_path / "damaged.arpa", tmp_path / "model"
+    both = 0
+    for _ in range(repeat):
+        data = TINY
+        for _ in range(rng.choice([1, 1, 1, 2, 3])):
+            data = mutated(rng, data) or b"\n"
+        path.write_bytes(data)
+        try:
+            model = read(path, out)
+        except DataError as error:
+            assert "\n" not in str(error)
+            assert error.line is None or error.line <= data.count(b"\n") + 1
+            continue
+        try:
+            kenlm.Model(str(path))
+        except OSError:
+            continue
+        same_scores(kenlm, path, model, PROBES)
+        both += 1
+    assert both > repeat // 20
+    capfd.readouterr()                         # what KenLM writes
+
+
+def test_memory_stays_small(tmp_path):
+    """A header that claims 10^15 n-grams, a line of 100 MB, and a small file that unpacks to much are refused in little memory."""
+    (tmp_path / "claims.arpa").write_bytes(TINY.replace(b"2=4", b"2=999999999999999"))
+    (tmp_path / "line.arpa").write_bytes(TINY.replace(b"-0.7\ta", b"-0.7\t" + b"a" * 100_000_000))
+    (tmp_path / "bomb.arpa.gz").write_bytes(gzip.compress(TINY + b"\n" * 100_000_000, 9))
+    for name, told in (("claims.arpa", "line 18"), ("line.arpa", "line 10: is longer than"),
+                       ("bomb.arpa.gz", "decompression bomb")):
+        tracemalloc.start()
+        with pytest.raises(DataError, match=told):
+            read(tmp_path / name, tmp_path / "model")
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 200 << 20
+
+
+def run(*arguments, code=0):
+    """Run a command in this process and return its result."""
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_command(tmp_path):
+    """`kvps import` makes a file that `kvps perplexity` and kvps.load take; what only a store can do is refused."""
+    (tmp_path / "tiny.arpa").write_bytes(TINY)
+    (tmp_path / "text.txt").write_text("a b\nb a\n")
+    model = tmp_path / "tiny.kvm"
+    made = json.loads(run("import", model, tmp_path / "tiny.arpa", "--json").stdout)
+    assert made["ngrams"] == {"1": 5, "2": 4, "3": 2}
+    scored = json.loads(run("perplexity", model, tmp_path / "text.txt", "--json").stdout)
+    with kvps.load(model) as loaded:
+        assert scored["log10_probability"] == pytest.approx(sum(loaded.score(["a b", "b a"])))
+        assert (scored["smoothing"], scored["version"]) == (loaded.smoothing, loaded.version) == ("back-off", 0)
+        assert loaded.score("a b") == pytest.approx(-0.5 - 0.1 - 0.05)
+        assert not loaded.refresh()
+    for options in (["--smoothing", "witten-bell"], ["--exact"], ["--labels", "a"], ["-o", "4"]):
+        assert "tiny.kvm" in run("perplexity", model, tmp_path / "text.txt", *options, code=2).stderr
+    model.write_bytes(model.read_bytes()[:-1])
+    assert "import again" in run("perplexity", model, tmp_path / "text.txt", code=3).stderr
