@@ -30,10 +30,12 @@ cdef enum:
     ERR_MEMORY = -2
     ERR_NEGATIVE = -3
     ERR_WORD = -4
+    MOST = 0xFFFFFFFF          # of a raw count that is only compared with a bound
 
 cdef struct pair:
     uint64_t value
     word_t word
+    uint32_t raw               # raw count, at most MOST, where raw counts are kept beside the values
 
 cdef struct pair_list:
     pair* items
@@ -73,6 +75,11 @@ cpdef uint64_t chain_start(uint64_t seed) noexcept:
     return mix(seed, 0x6b767073)
 
 
+cdef inline uint32_t at_most(uint64_t count) noexcept nogil:
+    """A raw count in 32 bits; one that is too large is MOST."""
+    return <uint32_t>count if count < <uint64_t>MOST else <uint32_t>MOST
+
+
 cdef inline void add_value(totals* t, uint64_t value) noexcept nogil:
     """Add an n-gram to the totals of its context."""
     t.den += value
@@ -94,6 +101,7 @@ cdef class Walk:
         bits: per word of the packed keys.
         n_words: ids are below this.
         raw: raw counts at every order, instead of Kneser-Ney's adjusted ones below top.
+        raws: keep raw counts beside the values, for `estimate` to prune by.
         hashes: collect (hash, value) of every n-gram of order 2 and up, and (hash as an n-gram, number of its totals) of
             every context of 2 words and more whose totals are not (1, 1, 0, 0).
         rows_of: orders whose n-grams to collect as (words, value).
@@ -105,7 +113,7 @@ cdef class Walk:
     """
     cdef int order, top, bits
     cdef index_t n_words
-    cdef bint raw, hashes
+    cdef bint raw, raws, hashes
     cdef bint contexts
     cdef bint emits[MAX_ORDER + 1]         # emits[k]: rows of order k are collected
     cdef pair_list lists[MAX_ORDER]
@@ -116,12 +124,13 @@ cdef class Walk:
     cdef bint open
     cdef void* previous
     cdef uint64_t* dense                   # value per word, all 0 between folds
+    cdef uint32_t* dense_raw               # the same of raw counts, NULL where they are not kept
     cdef uint64_t* marks                   # bit per word
     cdef uint64_t* marks2                  # bit per word of marks
     cdef uint64_t* unigrams                # value per word
     cdef uint64_t* words_raw               # raw count per word
     cdef uint8_t* split                    # per word: whether its context of depth 1 has parts elsewhere
-    cdef buffer split_rows, split_values   # (c1, word) and values of the parts that were set aside
+    cdef buffer split_rows, split_values, split_raws_   # (c1, word), values and raw counts of the parts that were set aside
     cdef uint32_t* unigram_contexts        # per word: number of its totals as a context, plus 1; 0: none
     cdef uint64_t stats[MAX_ORDER + 1][5]  # per order: distinct n-grams, then t1..t4
     cdef buffer ngram_hashes, ngram_values, context_hashes, context_totals, large
@@ -136,26 +145,32 @@ cdef class Walk:
     cdef object estimate_owner
     cdef const uint32_t* sum_rows          # (c1, word) of the sums of split contexts, sorted; borrowed
     cdef const uint64_t* sum_values
+    cdef const uint32_t* sum_raws
     cdef index_t n_sums
     cdef buffer nodes, pairs               # closed contexts below the open one of depth 1, and their n-grams
     cdef double* p[MAX_ORDER]              # p[d][w]: p(w | c1..cd) of the contexts on the way down
     cdef const uint32_t* rank
     cdef index_t width[MAX_ORDER + 1]      # 64-bit words of a key in text order, by order
     cdef double discount[MAX_ORDER + 1][4]
+    cdef double types                      # of Witten-Bell 1: how much each follower adds to the sum of a context; otherwise 0
+    cdef bint prunes
+    cdef uint64_t cut[MAX_ORDER + 1]       # n-grams of raw counts up to this are left out, by order
+    cdef const uint8_t* kept               # per word: whether n-grams may have it; borrowed
     cdef double* unigram_backoffs
 
-    def __cinit__(self, int order, int top, int bits, index_t n_words, *, bint raw=False, bint hashes=False, rows_of=(),
-                  bint contexts=False, uint64_t seed=0, split=()):
+    def __cinit__(self, int order, int top, int bits, index_t n_words, *, bint raw=False, bint raws=False, bint hashes=False,
+                  rows_of=(), bint contexts=False, uint64_t seed=0, split=()):
         if not 1 <= top <= order <= MAX_ORDER or not 2 <= bits <= 32:
             raise ValueError(f"order {order}, top {top}, {bits} bits")
         self.order, self.top, self.bits, self.n_words = order, top, bits, n_words
-        self.raw, self.hashes, self.contexts = raw, hashes, contexts
+        self.raw, self.raws, self.hashes, self.contexts = raw, raws, hashes, contexts
         for k in range(MAX_ORDER + 1):
             self.emits[<int>k] = k in rows_of
         self.chain[0] = self.inner[1] = chain_start(seed)
         self.table = TotalsTable()
         self.previous = calloc(1, 32)
         self.dense = <uint64_t*>calloc(n_words + 1, 8)
+        self.dense_raw = <uint32_t*>calloc(n_words + 1 if raws else 1, 4)
         self.marks = <uint64_t*>calloc(n_words // 64 + 1, 8)
         self.marks2 = <uint64_t*>calloc(n_words // 4096 + 1, 8)
         self.unigrams = <uint64_t*>calloc(n_words + 1, 8)
@@ -164,7 +179,7 @@ cdef class Walk:
         self.split = <uint8_t*>calloc(n_words + 1, 1)
         if (self.previous == NULL or self.dense == NULL or self.marks == NULL or self.marks2 == NULL
                 or self.unigrams == NULL or self.words_raw == NULL or self.unigram_contexts == NULL
-                or self.split == NULL):
+                or self.split == NULL or self.dense_raw == NULL):
             raise MemoryError(f"no memory for the statistics of {n_words} words")
         for word in split:
             if <index_t>word < n_words:
@@ -181,15 +196,20 @@ cdef class Walk:
             free(self.context_numbers[d].data)
         for d in range(1, MAX_ORDER):
             free(self.p[d])            # p[0] is borrowed
-        for p in (<size_t>self.nodes.data, <size_t>self.pairs.data, <size_t>self.unigram_backoffs, <size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
+        for p in (<size_t>self.dense_raw, <size_t>self.split_raws_.data, <size_t>self.nodes.data, <size_t>self.pairs.data, <size_t>self.unigram_backoffs, <size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
                   <size_t>self.words_raw, <size_t>self.unigram_contexts, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
                   <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data,
                   <size_t>self.split, <size_t>self.split_rows.data, <size_t>self.split_values.data):
             free(<void*><size_t>p)
 
     def estimate(self, const double[:, ::1] discounts, const double[::1] unigram_p, const uint32_t[::1] rank,
-                 const uint32_t[:, ::1] split_rows=None, const uint64_t[::1] split_values=None):
-        """Collect modified Kneser-Ney log10 probabilities and back-offs, for `take_estimates`.
+                 const uint32_t[:, ::1] split_rows=None, const uint64_t[::1] split_values=None,
+                 const uint32_t[::1] split_raws=None, *, double types=0, cuts=None, const uint8_t[::1] kept=None):
+        """Collect log10 probabilities and back-offs, for `take_estimates`.
+
+        With a the value of an n-gram h w, D its discount, S the sum of a over the followers of h, T how many these are, and
+        h' = h without its first word: p(w | h) = (a - D) / (S + types T) + gamma(h) p(w | h'), where gamma(h) is what is
+        left over. An n-gram that is pruned has no first term of its own.
 
         A context's probabilities need those of its parent, which closes later: so the contexts below one word c1 wait
         until it closes, and are then gone through from the last to the first, parents before their children.
@@ -200,16 +220,31 @@ cdef class Walk:
             rank: uint32 (n_words,), what to write for each word id; borrowed.
             split_rows, split_values: what split_ngrams() gives, summed over the shards and sorted; borrowed. For where there
                 are split words: the contexts below them need their probabilities, which one walk alone, that of fold(), collects.
+            split_raws: their raw counts likewise, where these are kept.
+            types: 1 for Witten-Bell.
+            cuts: by order 0 to top, non-decreasing; n-grams with raw counts up to this are pruned. REQUIRES: `raws`.
+            kept: uint8 (n_words,), with `cuts`; n-grams with a word of 0 are pruned; borrowed.
         """
         cdef int k, j
-        if self.raw or discounts.shape[0] != self.top + 1 or unigram_p.shape[0] != self.n_words or rank.shape[0] != self.n_words:
+        if discounts.shape[0] != self.top + 1 or unigram_p.shape[0] != self.n_words or rank.shape[0] != self.n_words:
             raise ValueError(f"estimates of order {self.top} for {self.n_words} words")
         if split_rows is not None and (split_rows.shape[1] != 2 or split_values.shape[0] != split_rows.shape[0]):
             raise ValueError(f"{split_rows.shape[0]} rows and {split_values.shape[0]} values of split contexts")
-        self.estimate_owner = (unigram_p, rank, split_rows, split_values)
+        self.estimate_owner = (unigram_p, rank, split_rows, split_values, split_raws, kept)
         self.n_sums = 0 if split_rows is None else split_rows.shape[0]
         if self.n_sums:
             self.sum_rows, self.sum_values = &split_rows[0, 0], &split_values[0]
+            if self.raws:
+                if split_raws is None or split_raws.shape[0] != self.n_sums:
+                    raise ValueError(f"raw counts of {self.n_sums} split contexts")
+                self.sum_raws = &split_raws[0]
+        self.types, self.prunes = types, cuts is not None
+        if self.prunes:
+            if not self.raws or len(cuts) != self.top + 1 or kept is None or kept.shape[0] != self.n_words:
+                raise ValueError(f"{len(cuts)} bounds for order {self.top}")
+            for k in range(self.top + 1):
+                self.cut[k] = cuts[k]
+            self.kept = &kept[0]
         if text_key_words64(self.top, self.bits) > 4:
             raise ValueError(f"{self.top} words of {self.bits} bits and a number do not fit into a key")
         for k in range(self.top + 1):
@@ -253,8 +288,8 @@ cdef class Walk:
                 estimate_context[u256](self, &nodes[i], pairs + nodes[i].start, 0)
         self.nodes.n = self.pairs.n = 0
 
-    cdef inline void push(self, int d, word_t word, uint64_t value) noexcept nogil:
-        """Add (word, value) to the list of depth d; depth 0 is the dense unigram vector."""
+    cdef inline void push(self, int d, word_t word, uint64_t value, uint32_t raw) noexcept nogil:
+        """Add (word, value, raw count) to the list of depth d; depth 0 is the dense unigram vector."""
         cdef pair_list* l = &self.lists[d]
         cdef pair* items
         cdef index_t room
@@ -268,7 +303,7 @@ cdef class Walk:
                 self.status = ERR_MEMORY
                 return
             l.items, l.room = items, room
-        l.items[l.n].word, l.items[l.n].value = word, value
+        l.items[l.n].word, l.items[l.n].value, l.items[l.n].raw = word, value, raw
         l.n += 1
 
     cdef void combine(self, pair_list* l) noexcept nogil:
@@ -284,6 +319,7 @@ cdef class Walk:
                     j -= 1
                 if j > 0 and l.items[j - 1].word == item.word:
                     l.items[j - 1].value += item.value
+                    l.items[j - 1].raw = at_most(<uint64_t>l.items[j - 1].raw + item.raw)
                     continue
                 for w64 in range(n, j, -1):
                     l.items[w64] = l.items[w64 - 1]
@@ -294,6 +330,8 @@ cdef class Walk:
         for i in range(l.n):
             item = l.items[i]
             self.dense[item.word] += item.value
+            if self.raws:
+                self.dense_raw[item.word] = at_most(<uint64_t>self.dense_raw[item.word] + item.raw)
             self.marks[item.word >> 6] |= <uint64_t>1 << (item.word & 63)
             self.marks2[item.word >> 12] |= <uint64_t>1 << (item.word >> 6 & 63)
         for w4096 in range(self.n_words // 4096 + 1):
@@ -309,6 +347,10 @@ cdef class Walk:
                     bits64 &= bits64 - 1
                     item.value = self.dense[item.word]
                     self.dense[item.word] = 0
+                    item.raw = 0
+                    if self.raws:
+                        item.raw = self.dense_raw[item.word]
+                        self.dense_raw[item.word] = 0
                     l.items[n] = item
                     n += 1
         l.n = n
@@ -357,7 +399,7 @@ cdef class Walk:
                 rows[d] = l.items[i].word
                 rows += d + 1
                 row_values[i] = value
-            self.push(d - 1, l.items[i].word, value if self.raw else 1)
+            self.push(d - 1, l.items[i].word, value if self.raw else 1, l.items[i].raw)
         number = self.table.number(&t) if t.den > 1 else 0
         if number == <uint32_t>NO_TUPLE:
             self.status = ERR_MEMORY
@@ -393,17 +435,19 @@ cdef class Walk:
         cdef pair_list* l = &self.lists[1]
         cdef word_t* rows
         cdef uint64_t* values
+        cdef uint32_t* raws
         cdef index_t i, low = 0, high = self.n_sums, middle
         cdef totals t
         if not self.estimates:
             rows = <word_t*>claim(&self.split_rows, 8 * l.n)
             values = <uint64_t*>claim(&self.split_values, 8 * l.n)
-            if rows == NULL or values == NULL:
+            raws = <uint32_t*>claim(&self.split_raws_, 4 * l.n)
+            if rows == NULL or values == NULL or raws == NULL:
                 self.status = ERR_MEMORY
                 return
             for i in range(l.n):
                 rows[2 * i], rows[2 * i + 1] = self.path[1], l.items[i].word
-                values[i] = l.items[i].value
+                values[i], raws[i] = l.items[i].value, l.items[i].raw
             return
         while low < high:
             middle = (low + high) // 2
@@ -416,7 +460,7 @@ cdef class Walk:
         for i in range(low, self.n_sums):
             if self.sum_rows[2 * i] != self.path[1]:
                 break
-            self.push(1, self.sum_rows[2 * i + 1], self.sum_values[i])
+            self.push(1, self.sum_rows[2 * i + 1], self.sum_values[i], self.sum_raws[i] if self.raws else 0)
             if self.status != 0:
                 return
             add_value(&t, self.sum_values[i])
@@ -452,21 +496,24 @@ cdef class Walk:
                 walk_block[u256](self, <const u256*>&keys[0], &counts[0], n, <u256*>self.previous)
         self._check()
 
-    def fold(self, const uint32_t[:, ::1] rows, const uint64_t[::1] values):
+    def fold(self, const uint32_t[:, ::1] rows, const uint64_t[::1] values, const uint32_t[::1] raws=None):
         """Walk over the contexts of depth 1 that were set aside; REQUIRES a walk that is fed nothing and has no split words.
 
         rows, values: what split_ngrams() gives, summed over the shards, rows strictly increasing.
+        raws: what split_raws() gives, likewise, where raw counts are kept.
         """
         cdef index_t i, n = values.shape[0]
         if rows.shape[0] != n or (n and rows.shape[1] != 2) or self.top < 2 and n:
             raise ValueError(f"{rows.shape[0]} rows and {n} values for a walk of order {self.top}")
+        if self.raws and (raws is None or raws.shape[0] != n):
+            raise ValueError(f"raw counts of {n} rows")
         with nogil:
             for i in range(n):
                 if <index_t>rows[i, 0] >= self.n_words or <index_t>rows[i, 1] >= self.n_words:
                     self.status = ERR_WORD
                     break
                 self.path[1] = rows[i, 0]
-                self.push(1, rows[i, 1], values[i])
+                self.push(1, rows[i, 1], values[i], raws[i] if self.raws else 0)
                 if self.status == 0 and (i + 1 == n or rows[i + 1, 0] != rows[i, 0]):
                     self.chain[1] = mix(self.chain[0], rows[i, 0])
                     self.lists[1].sorted = True
@@ -511,6 +558,10 @@ cdef class Walk:
     def split_ngrams(self):
         """Return the parts of split contexts: ((c1, word) uint32 (n, 2), their values uint64 (n,))."""
         return take(&self.split_rows, np.uint32, False).reshape(-1, 2), take(&self.split_values, np.uint64, False)
+
+    def split_raws(self):
+        """Return the raw counts of what split_ngrams() returns, uint32 (n,), at most 2**32 - 1; 0 where they are not kept."""
+        return take(&self.split_raws_, np.uint32, False)
 
     def large_values(self):
         """Return the values of 2**31 and more that `take_hashes` numbers, uint64 (n,)."""
@@ -561,21 +612,31 @@ cdef inline uint32_t log10_bits(double x) noexcept nogil:
 
 cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t key) noexcept nogil:
     """Collect the back-off of a context and the probabilities of its n-grams; its parent has been here. `key` comes in as 0."""
-    cdef index_t j, width = w.width[x.d + 1]
+    cdef index_t j, width = w.width[x.d + 1], n_kept = 0
     cdef int k, d = x.d, bits = w.bits
     cdef bint last = d == w.top - 1            # nobody below asks for its probabilities
     cdef bint ours = d > 1 or not w.split[x.word]
-    cdef double p, gamma
+    cdef bint kept
+    cdef double p, gamma, off, n_types = w.types * <double>(x.t.n1 + x.t.n2 + x.t.n3), total = <double>x.t.den + n_types
+    cdef double pruned = 0                     # the own terms of pruned n-grams, times the total
+    cdef uint64_t occurs = 0                   # raw count of the context
     cdef byte_t* at
     w.path[d] = x.word
     for k in range(d, 0, -1):
+        if w.prunes and not w.kept[w.path[k]]:
+            return
         key = shl(key, bits) | <packed_t>w.rank[w.path[k]]
+    if w.prunes:
+        for j in range(x.n):
+            occurs += items[j].raw
+            if items[j].raw <= w.cut[d + 1] or not w.kept[items[j].word]:
+                pruned += <double>items[j].value - w.discount[d + 1][3 if items[j].value > 3 else items[j].value]
     gamma = (w.discount[d + 1][1] * <double>x.t.n1 + w.discount[d + 1][2] * <double>x.t.n2
-             + w.discount[d + 1][3] * <double>x.t.n3) / <double>x.t.den
+             + w.discount[d + 1][3] * <double>x.t.n3 + n_types + pruned) / total
     if d == 1:
         if ours:
             w.unigram_backoffs[x.word] = log10(gamma)
-    elif x.t.den != 1:                         # (1, 1, 0, 0) goes without saying
+    elif (x.t.den != 1 or pruned > 0) and (not w.prunes or occurs > w.cut[d]):         # (1, 1, 0, 0) goes without saying
         at = claim(&w.context_rows[d], 8 * w.width[d])
         if at == NULL:
             w.status = ERR_MEMORY
@@ -587,13 +648,19 @@ cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t ke
         return
     key = shl(key, bits + VALUE_BITS)
     for j in range(x.n):
-        p = (<double>items[j].value - w.discount[d + 1][3 if items[j].value > 3 else items[j].value]) / <double>x.t.den \
-            + gamma * w.p[d - 1][items[j].word]
+        kept = not w.prunes or (items[j].raw > w.cut[d + 1] and w.kept[items[j].word])
+        off = w.discount[d + 1][3 if items[j].value > 3 else items[j].value]
+        p = gamma * w.p[d - 1][items[j].word]
+        if kept:
+            p = (<double>items[j].value - off) / total + p
         if not last:
             w.p[d][items[j].word] = p
-        if ours:
+        if ours and kept:
             store(at, key | shl(<packed_t>w.rank[items[j].word], VALUE_BITS) | <packed_t>log10_bits(p), <int>width)
             at += 8 * width
+            n_kept += 1
+    if ours:
+        w.rows[d + 1].n -= 8 * width * (x.n - n_kept)
 
 
 cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_t n, packed_t* previous) noexcept nogil:
@@ -649,4 +716,4 @@ cdef void walk_block(Walk w, const packed_t* keys, const count_t* counts, index_
             w.lists[leaf].sorted = w.path[leaf] == BOS or leaf == order - 1
             w.open = True
         # STEP 3: the predicted word.
-        w.push(w.leaf, word, counts[i])
+        w.push(w.leaf, word, counts[i], at_most(<uint64_t>counts[i]))

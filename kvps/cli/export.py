@@ -1,4 +1,4 @@
-"""kvps export: write the model as an ARPA file."""
+"""kvps export: write the model as an ARPA file, or its counts."""
 from __future__ import annotations
 
 import time
@@ -9,37 +9,76 @@ import click
 from kvps.cli import options
 
 
+def _bounds(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(bound) for bound in value.split(",")) if value else ()
+    except ValueError:
+        raise click.BadParameter("expected numbers with commas between, such as 0,0,1") from None
+
+
 @click.command("export")
 @options.store(written=False, name="model")
-@click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path(dir_okay=False))
+@click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path())
 @options.order
+@click.option("--smoothing", default="modified-kneser-ney", show_default=True, metavar="NAME[:VALUE]",
+              help="modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb).")
+@click.option("--prune", metavar="C1,C2,...", callback=_bounds,
+              help="By order, the last one for all higher ones: leave out n-grams that occur so often or less.")
+@click.option("--limit-vocab", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
+              help="Leave out n-grams with words that are not in this file.")
+@click.option("--interpolate-unigrams/--no-interpolate-unigrams", default=True, show_default=True,
+              help="Mix unigrams with the uniform distribution, or give <unk> what they lose.")
+@click.option("--vocab-pad", type=int, default=0, metavar="N", help="Take the vocabulary for at least so large.")
+@click.option("--counts", is_flag=True, help="Write raw counts instead, as Google's n-grams: OUT is a new folder.")
 @options.labels
 @options.threads
 @options.temp
 @options.json
-def command(model: str, output: str, order: int | None, labels: list[str] | None, threads: int | None,
-            temp: str | None, as_json: bool) -> None:
-    """Write the model as an ARPA file: modified Kneser-Ney, unpruned.
+@click.pass_context
+def command(ctx: click.Context, model: str, output: str, order: int | None, smoothing: str, prune: tuple[int, ...],
+            limit_vocab: str | None, interpolate_unigrams: bool, vocab_pad: int, counts: bool, labels: list[str] | None,
+            threads: int | None, temp: str | None, as_json: bool) -> None:
+    """Write the model as an ARPA file, or its counts.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
-    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed.
+    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed. Pruning and vocabulary
+    are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
 
     \b
     Example:
       kvps export novels.kvps novels.arpa.gz
-      kvps export novels.kvps novels.o3.arpa -o 3
+      kvps export novels.kvps novels.o3.arpa -o 3 --prune 0,0,1
+      kvps export novels.kvps novels.counts --counts
     """
     from kvps.cli.output import many, name_warnings, tell
     from kvps.cli.progress import Progress
-    from kvps.lm.arpa import export
+    from kvps.lm.arpa import Choices, export
     from kvps.ps.places import open_place
     from kvps.units import format_bytes
 
     began = time.monotonic()
     name_warnings()
-    with open_place(model) as store, Progress(["exporting"], unit=" n-grams") as progress:
-        result = export(store, output, order=order, labels=labels, threads=threads, scratch=temp and Path(temp),
-                        progress=progress.stage("exporting"))
+    if counts:
+        given = [name for name in ("smoothing", "prune", "limit_vocab", "interpolate_unigrams", "vocab_pad", "labels")
+                 if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+        if given:
+            raise click.UsageError(f"--{given[0].replace('_', '-')} is for ARPA files, not for --counts")
+    elif Path(output).is_dir():
+        raise click.UsageError(f"{output}: is a folder, expected the name of a file")
+    scratch = temp and Path(temp)
+    with open_place(model) as store:
+        if counts:
+            from kvps.lm.google import export_counts
+
+            with Progress(["exporting"], unit=" orders") as progress:
+                result = export_counts(store, output, order=order, threads=threads, scratch=scratch,
+                                       progress=progress.stage("exporting"))
+        else:
+            choices = Choices(smoothing, prune, None if limit_vocab is None else Path(limit_vocab).read_bytes(),
+                              interpolate_unigrams, vocab_pad)
+            with Progress(["exporting"], unit=" n-grams") as progress:
+                result = export(store, output, order=order, labels=labels, choices=choices, threads=threads, scratch=scratch,
+                                progress=progress.stage("exporting"))
     n_ngrams = many(sum(result["ngrams"].values()), "n-grams")
     tell(result, f"{output}: version {result['version']}, order {result['order']}, {n_ngrams}, {format_bytes(result['bytes'])}",
          as_json, began=began)

@@ -1,4 +1,4 @@
-"""Write a model as an ARPA file: modified Kneser-Ney, unpruned, streamed, sorted by string.
+"""Write a model as an ARPA file: any smoothing that such a file can hold, pruned or not; streamed, sorted by string.
 
 The format is what lmplz writes and KenLM, SRILM and pyctcdecode read: log10 probability, TAB, words, and below the
 highest order TAB and log10 back-off for every n-gram, 0 where it is no context.
@@ -10,6 +10,7 @@ highest order TAB and log10 back-off for every n-gram, 0 where it is no context.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import os
@@ -25,7 +26,7 @@ from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pools import gathered, windowed
-from kvps.lm.statistics import Statistics
+from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.walks import split_sums, survey, walk_shard
 from kvps.ps.runs import bits_for
 from kvps.store import files
@@ -36,18 +37,52 @@ from kvps.units import cpu_count
 BITS = 32                    # of a word's number where it stands alone
 
 
+@dataclasses.dataclass(frozen=True)
+class Choices:
+    """What of a model goes into an ARPA file, in plain types; the names and meanings are lmplz's.
+
+    Attributes:
+        smoothing: NAME[:VALUE].
+        prune: by order, the last one for all higher ones too: leave out n-grams whose raw count is at most this.
+        limit_vocab: leave out n-grams with words that are not in this text (words between white space).
+        interpolate_unigrams: mix unigrams with the uniform distribution; otherwise <unk> gets all that is discounted.
+        vocab_pad: take the vocabulary for at least this large.
+    """
+
+    smoothing: str = DEFAULT
+    prune: tuple[int, ...] = ()
+    limit_vocab: bytes | None = None
+    interpolate_unigrams: bool = True
+    vocab_pad: int = 0
+
+    def cuts(self, top: int) -> list[int] | None:
+        """Return the bounds of raw counts by order 0 to top, None where nothing is pruned; refuse what makes no sense."""
+        given = list(self.prune)
+        if any(a > b for a, b in itertools.pairwise(given)) or any(not 0 <= cut < 1 << 32 for cut in given):
+            raise ArgumentError(f"pruning by {','.join(map(str, given))} is not possible: each order's bound is at least that of "
+                                "the order below, and none is negative")
+        if len(given) > top:
+            raise ArgumentError(f"{len(given)} bounds for a model of order {top}")
+        if self.vocab_pad < 0:
+            raise ArgumentError(f"a vocabulary of {self.vocab_pad} words")
+        if not any(given) and self.limit_vocab is None:
+            return None
+        given = given or [0]
+        return [0, *given, *[given[-1]] * (top - len(given))]
+
+
 def export(store: StoreDirectory, path: str | Path, *, order: int | None = None, labels: Iterable[str] | None = None,
-           threads: int | None = None, scratch: Path | None = None,
+           choices: Choices | None = None, threads: int | None = None, scratch: Path | None = None,
            write: Callable[[bytes], object] | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write the store's last version to an ARPA file, gzipped where its name ends in .gz.
 
     Args:
         write: takes the file's pieces instead of `path`.
-        order, labels, threads, scratch, progress: as arpa_file()'s.
+        order, labels, choices, threads, scratch, progress: as arpa_file()'s.
 
     Returns:
-        {"path", "version", "order", "ngrams": {order: n}, "bytes": written}.
+        {"path", "version", "order", "smoothing", "ngrams": {order: n}, "bytes": written}.
     """
     n_bytes = 0
 
@@ -58,7 +93,7 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
             yield piece
 
     with contextlib.closing(store.run(arpa_file, order=order, labels=None if labels is None else list(labels),
-                                      compress=os.fspath(path).endswith(".gz"),
+                                      choices=dataclasses.asdict(choices or Choices()), compress=os.fspath(path).endswith(".gz"),
                                       here={"threads": threads, "scratch": scratch, "progress": progress})) as pieces:
         head = b""
         while b"\n" not in head:
@@ -71,18 +106,18 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
                 write(piece)
         else:
             files.atomic_write(path, out, private=False)
-    return {"path": os.fspath(path), "version": facts["version"], "order": facts["order"],
-            "ngrams": {int(k): n for k, n in facts["ngrams"].items()}, "bytes": n_bytes}
+    return {"path": os.fspath(path), **facts, "ngrams": {int(k): n for k, n in facts["ngrams"].items()}, "bytes": n_bytes}
 
 
-def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterable[str] | None = None, compress: bool = False,
-              threads: int | None = None, scratch: Path | None = None,
+def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterable[str] | None = None,
+              choices: dict | None = None, compress: bool = False, threads: int | None = None, scratch: Path | None = None,
               progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[bytes]:
-    """Yield a line of JSON, {"version", "order", "ngrams"}, and then the ARPA file of the store's last version in pieces.
+    """Yield a line of JSON, {"version", "order", "smoothing", "ngrams"}, and then the ARPA file of the last version in pieces.
 
     Args:
         order: highest order, at most the store's.
         labels: only the text of these, as in StoreDirectory.snapshot().
+        choices: the fields of Choices.
         compress: gzip the file, not the line before it.
         scratch: folder for temporary files, the store's own by default: of each n-gram and context the bits of its word ids,
             and 4 bytes.
@@ -92,14 +127,17 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
     top = stored if order is None else order
     if not 1 <= top <= stored:
         raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
+    chosen = Choices(**(choices or {}))
     with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
-        model = _Estimates(store, snapshot, top, pool, stack, scratch or store.path)
-        yield json.dumps({"version": snapshot.version, "order": top, "ngrams": model.statistics.ngrams}).encode() + b"\n"
+        model = _Estimates(store, snapshot, top, chosen, pool, stack, scratch or store.path)
+        yield json.dumps({"version": snapshot.version, "order": top, "smoothing": str(model.smoothing),
+                          "ngrams": model.sizes}).encode() + b"\n"
         pieces = model.file(2 * (threads or cpu_count()), progress)
-        yield from _gzipped(pieces) if compress else pieces
+        yield from gzipped(pieces) if compress else pieces
 
 
-def _gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
+def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the pieces of a .gz file."""
     compress = zlib.compressobj(6, wbits=31)       # 31: with a gzip header
     for piece in pieces:
         yield compress.compress(piece)
@@ -109,30 +147,46 @@ def _gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
 class _Estimates:
     """The probabilities and back-offs of one version, in partitions."""
 
-    def __init__(self, store: StoreDirectory, snapshot: StoreSnapshot, top: int, pool: ThreadPoolExecutor,
+    def __init__(self, store: StoreDirectory, snapshot: StoreSnapshot, top: int, choices: Choices, pool: ThreadPoolExecutor,
                  stack: contextlib.ExitStack, scratch: Path) -> None:
         """Run steps 1 and 2."""
+        self.smoothing = parse(choices.smoothing)
+        self.smoothing.back_off_discounts([])          # refuses what is not possible before anything is done
+        if self.smoothing.name != DEFAULT and (choices.vocab_pad or not choices.interpolate_unigrams):
+            raise ArgumentError(f"{self.smoothing} mixes no uniform distribution into its unigrams: a padded vocabulary and "
+                                "unigrams without interpolation are for modified-kneser-ney")
+        cuts = choices.cuts(top)
         vocabulary = Vocabulary(store.root.words())
         stored, n_words, n_shards = store.identity["order"], len(vocabulary), len(snapshot.shards)
         self.top, self.pool, self.words, self.bits = top, pool, Words(vocabulary), bits_for(n_words)
-        self.statistics, self.unigrams, walks = survey(snapshot, stored, n_words, top, pool)
+        modified, raw = self.smoothing.name == DEFAULT, self.smoothing.kind == "raw"
+        statistics, unigrams, occurs, walks = survey(snapshot, stored, n_words, top, pool, raw=raw, raws=cuts is not None)
         sums = split_sums(walks)
         del walks
-        self.discounts = np.array(self.statistics.discounts_or_warn())
-        self.unigram_p = unigram_probabilities(self.statistics, self.unigrams, self.discounts)
-        mass = self.unigrams.copy()
-        mass[BOS] = self.statistics.sentences
+        discounts, types = self.smoothing.back_off_discounts(
+            statistics.discounts_or_warn() if modified else [[0.0] * 4] * (top + 1))
+        self.discounts, self._types = np.array(discounts), types
+        allowed = np.ones(n_words, np.uint8) if choices.limit_vocab is None else _marked(vocabulary, choices.limit_vocab)
+        self.alive = (occurs > (cuts[1] if cuts else 0)) & (allowed > 0)
+        self.alive[:FIRST_WORD] = True                 # the specials are never pruned
+        self.unigram_p = _unigram_probabilities(
+            occurs if raw else unigrams, self.discounts[1] if modified else np.zeros(4), self.alive,
+            choices.vocab_pad if modified and choices.interpolate_unigrams else None)
+        mass = unigrams.copy()
+        mass[BOS] = statistics.sentences
         mass = mass[self.words.by_rank]
-        ngrams = self.statistics.ngrams
-        self.ngrams = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards + 1, mass, scratch) for k in range(2, top + 1)}
+        expected = statistics.ngrams
+        self.sizes = {1: int(self.alive.sum())}
+        self.ngrams = {k: Partitions(stack, k, self.bits, expected[k], n_shards + 1, mass, scratch) for k in range(2, top + 1)}
         # Contexts are dealt as the n-grams that they are, so that both meet in one partition.
-        self.contexts = {k: Partitions(stack, k, self.bits, ngrams[k], n_shards + 1, mass, scratch) for k in range(2, top)}
+        self.contexts = {k: Partitions(stack, k, self.bits, expected[k], n_shards + 1, mass, scratch) for k in range(2, top)}
         self.unigram_backoffs = np.zeros(n_words)
 
         def estimate(shard: int) -> np.ndarray:
             """Walk over a shard, or, n_shards, over the bigrams of split words."""
-            walk = Walk(stored, top, self.bits, n_words, split=snapshot.split if shard < n_shards else ())
-            walk.estimate(self.discounts, self.unigram_p, self.words.rank, *sums)
+            walk = Walk(stored, top, self.bits, n_words, raw=raw, raws=cuts is not None,
+                        split=snapshot.split if shard < n_shards else ())
+            walk.estimate(self.discounts, self.unigram_p, self.words.rank, *sums, types=types, cuts=cuts, kept=allowed)
 
             def drain() -> None:
                 for k, part in self.ngrams.items():
@@ -152,10 +206,11 @@ class _Estimates:
 
         if top > 1:
             self.unigram_backoffs = sum(gathered(pool, estimate, range(n_shards + 1)))
+        self.sizes |= {k: part.n_keys() for k, part in self.ngrams.items()}
 
     def file(self, window: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
         """Run step 3: yield the file in pieces."""
-        ngrams, words = self.statistics.ngrams, self.words
+        ngrams, words = self.sizes, self.words
         total, written = sum(ngrams.values()), ngrams[1]
         strings = words.strings(words.by_rank)
         eos = int(words.rank[EOS])
@@ -165,8 +220,8 @@ class _Estimates:
         progress(written, total)
         for k, part in self.ngrams.items():
             yield b"\n\\%d-grams:\n" % k
-            # An n-gram that was seen before one word only, and once: D1 of the next order, over 1.
-            default = float(np.log10(self.discounts[k + 1, 1])) if k < self.top else 0.0
+            # Of an n-gram that was seen before one word only, and once.
+            default = self._default(k) if k < self.top else 0.0
 
             def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[memoryview, int]:
                 contexts = self.contexts[k].read(partition) if k < self.top else None
@@ -179,11 +234,17 @@ class _Estimates:
                 progress(written, total)
         yield b"\n\\end\\\n"
 
+    def _default(self, k: int) -> float:
+        """Return log10 of the back-off of a context of k words of which Walk.estimate() says nothing: one follower, once."""
+        with np.errstate(divide="ignore"):             # a discount of 0
+            return float(np.log10((self.discounts[k + 1, 1] + self._types) / (1 + self._types)))
+
     def _unigrams(self) -> memoryview:
         """The unigram section: <unk>, <s> and </s> first, then the words in byte order."""
-        log10_p = np.log10(self.unigram_p)
+        with np.errstate(divide="ignore"):             # <unk> may have none
+            log10_p = np.log10(self.unigram_p)
         log10_p[BOS] = 0
-        alive = np.flatnonzero(self.unigrams[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
+        alive = np.flatnonzero(self.alive[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
         alive = alive[np.argsort(self.words.rank[alive])]
         ids = np.concatenate([np.array([UNK, BOS, EOS], np.uint32), alive])
         return memoryview(arpa_lines(_keys(log10_p[ids]), _keys(self.unigram_backoffs[ids]) if self.top > 1 else None, 1,
@@ -196,12 +257,26 @@ def _keys(numbers: np.ndarray) -> np.ndarray:
     return pack_text_keys(places, numbers.astype(np.float32).view(np.uint32), BITS)
 
 
-def unigram_probabilities(statistics: Statistics, unigrams: np.ndarray, discounts: np.ndarray) -> np.ndarray:
+def _marked(vocabulary: Vocabulary, text: bytes) -> np.ndarray:
+    """Return uint8 by word id: 1 for the specials, and for the words of a text."""
+    marks = np.zeros(len(vocabulary), np.uint8)
+    marks[:FIRST_WORD] = 1
+    found = (vocabulary.table.get(word) for word in bytes(text).split())
+    marks[[word for word in found if word is not None]] = 1
+    return marks
+
+
+def _unigram_probabilities(values: np.ndarray, discounts: np.ndarray, kept: np.ndarray, vocab_pad: int | None) -> np.ndarray:
     """Return p(w) of every word id, float64: (a - D(a)) / sum + gamma / V, so gamma / V for <unk> and words gone.
 
-    Without any text gamma is 1.
+    gamma is what was discounted and what is not kept, V the number of words that are, with </s> and <unk>, at least
+    vocab_pad. Without that <unk> alone gets gamma. Without any text gamma is 1.
     """
-    total = float(unigrams.sum())
-    off = discounts[1][np.minimum(unigrams, 3)]
-    gamma = (off.sum() / total if total else 1.0) / (statistics.vocabulary + 2)        # V: the words, </s> and <unk>
-    return (unigrams - off) / max(total, 1.0) + gamma
+    total = float(values.sum())
+    off = np.where(kept, discounts[np.minimum(values, 3)], values)
+    gamma = off.sum() / total if total else 1.0
+    own = (values - off) / max(total, 1.0)
+    if vocab_pad is None:
+        own[UNK] = gamma
+        return own
+    return own + gamma / max(vocab_pad, int(kept[FIRST_WORD:].sum()) + 2)

@@ -100,6 +100,10 @@ class Partitions:
         with files.reporting(self._scratch):
             self._spills[shard].finish()
 
+    def n_keys(self) -> int:
+        """Return how many n-grams there are in all."""
+        return sum(int(spill.sizes().sum()) for spill in self._spills)
+
     def read(self, partition: int) -> np.ndarray:
         """Return the n-grams of a partition, sorted, uint64 (n * width,)."""
         ends = np.cumsum([self.width * int(spill.sizes()[partition]) for spill in self._spills]).tolist()

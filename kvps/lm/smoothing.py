@@ -23,6 +23,7 @@ _NUMBERS = {"modified-kneser-ney": 0, "kneser-ney": 1, "absolute-discounting": 2
             "laplace": 4, "mle": 4, "stupid-backoff": 5}
 _SHORT = {"mkn": "modified-kneser-ney", "kn": "kneser-ney", "ad": "absolute-discounting", "wb": "witten-bell"}
 _DEFAULTS = {"kneser-ney": 0.1, "absolute-discounting": 0.75, "lidstone": None, "stupid-backoff": 0.4}
+_BACK_OFF = ("modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell")
 NAMES = tuple(_NUMBERS)
 DEFAULT = "modified-kneser-ney"
 
@@ -50,6 +51,22 @@ class Smoothing:
         if self == GIVEN:
             return "arpa"
         return "kn" if self.name in ("modified-kneser-ney", "kneser-ney") else "raw"
+
+    def back_off_discounts(self, estimated: list[list[float]]) -> tuple[list[list[float]], float]:
+        """Return what Walk.estimate() takes: discounts by order and count, and `types`.
+
+        estimated: those of modified Kneser-Ney.
+
+        Raises:
+            ArgumentError: it is not of the form p(w | h) = u(w | h) + gamma(h) p(w | h') that a back-off file can hold.
+        """
+        if self.name not in _BACK_OFF:
+            raise ArgumentError(f"a back-off file cannot hold {self}; it can hold {', '.join(_BACK_OFF)}")
+        if self.name == "modified-kneser-ney":
+            return estimated, 0.0
+        if self.name == "witten-bell":
+            return [[0.0] * 4] * len(estimated), 1.0
+        return [[0.0, *[self.kernel_value] * 3]] * len(estimated), 0.0
 
     def __str__(self) -> str:
         return self.name if self.value is None else f"{self.name}:{self.value:g}"

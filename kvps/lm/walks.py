@@ -36,17 +36,20 @@ def walk_shard(snapshot: StoreSnapshot, shard: int, order: int, n_words: int, wa
     drain()
 
 
-def split_sums(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray]:
+def split_sums(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the bigrams of split words, of which each shard's walk set its part aside, summed over the shards.
 
     Returns:
-        (c1, word) uint32 (n, 2), strictly increasing, and their values, uint64 (n,).
+        (c1, word) uint32 (n, 2), strictly increasing; their values, uint64 (n,); their raw counts where these are kept, uint32.
     """
     rows, values = (np.concatenate(column) for column in zip(*(walk.split_ngrams() for walk in walks), strict=True))
     keys, places = np.unique(rows[:, 0].astype(np.uint64) << np.uint64(32) | rows[:, 1], return_inverse=True)
     sums = np.zeros(len(keys), np.uint64)
     np.add.at(sums, places, values)
-    return np.stack([keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32), sums
+    raws = np.zeros(len(keys), np.uint64)
+    np.add.at(raws, places, np.concatenate([walk.split_raws() for walk in walks]))
+    return (np.stack([keys >> np.uint64(32), keys & np.uint64(0xFFFFFFFF)], axis=1).astype(np.uint32), sums,
+            np.minimum(raws, 0xFFFFFFFF).astype(np.uint32))
 
 
 def folded(walks: Sequence[Walk], walk: Walk) -> Walk:
@@ -59,23 +62,28 @@ def folded(walks: Sequence[Walk], walk: Walk) -> Walk:
 
 
 def walk_all(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor, *,
-             raw: bool = False, progress: Callable[[int], None] = lambda n: None) -> list[Walk]:
+             raw: bool = False, raws: bool = False, progress: Callable[[int], None] = lambda n: None) -> list[Walk]:
     """Return walks of order `top`, done, that add up to one over the store: of each shard, and of what split words have."""
     def look(shard: int) -> Walk:
-        walk = Walk(order, top, bits_for(n_words), n_words, raw=raw, split=snapshot.split)
+        walk = Walk(order, top, bits_for(n_words), n_words, raw=raw, raws=raws, split=snapshot.split)
         walk_shard(snapshot, shard, order, n_words, [walk], progress=progress)
         return walk
 
     walks = gathered(pool, look, range(len(snapshot.shards)))
-    return [*walks, folded(walks, Walk(order, top, bits_for(n_words), n_words, raw=raw))]
+    return [*walks, folded(walks, Walk(order, top, bits_for(n_words), n_words, raw=raw, raws=raws))]
 
 
-def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int,
-           pool: ThreadPoolExecutor) -> tuple[Statistics, np.ndarray, list[Walk]]:
-    """Return the statistics of a snapshot as a Kneser-Ney model of order `top`, its adjusted unigram counts, and the walks."""
-    walks = walk_all(snapshot, order, n_words, top, pool)
-    unigrams, raw = summed_unigrams(walks)
-    return statistics_of(snapshot, top, walks, unigrams, raw), unigrams, walks
+
+
+def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor, *, raw: bool = False,
+           raws: bool = False) -> tuple[Statistics, np.ndarray, np.ndarray, list[Walk]]:
+    """Return the statistics of a snapshot as a model of order `top`, its unigram values and raw counts, and the walks.
+
+    raw, raws: as in Walk; statistics of raw counts have no meaningful t.
+    """
+    walks = walk_all(snapshot, order, n_words, top, pool, raw=raw, raws=raws)
+    unigrams, words = summed_unigrams(walks)
+    return statistics_of(snapshot, top, walks, unigrams, words), unigrams, words, walks
 
 
 def summed_unigrams(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray]:

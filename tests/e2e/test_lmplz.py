@@ -130,8 +130,29 @@ def test_arpa(shared, small, tmp_path, order, stored):
     """The exported ARPA file has lmplz's n-grams, no more and no less, with its probabilities and back-offs."""
     path = tmp_path / "small.arpa.gz"
     told = arpa.export(small[stored], path, order=order, threads=2)
+    same_arpa(path, shared / "reference" / f"small.o{order}.arpa.gz", told)
+
+
+@pytest.mark.parametrize("stored", [3, 5])
+@pytest.mark.parametrize(("name", "order", "choices"), [
+    ("small.o3.prune001", 3, arpa.Choices(prune=(0, 0, 1))),
+    ("small.o5.prune00122", 5, arpa.Choices(prune=(0, 0, 1, 2, 2))),
+    ("small.o5.prune00122", 5, arpa.Choices(prune=(0, 0, 1, 2))),
+    ("small.o3.nointerpuni", 3, arpa.Choices(interpolate_unigrams=False)),
+    ("small.o3.vocabpad", 3, arpa.Choices(vocab_pad=100_000))])
+def test_arpa_with_options(shared, small, tmp_path, name, order, choices, stored):
+    """Pruned, without interpolated unigrams or with a padded vocabulary, the file has lmplz's n-grams and numbers, too."""
+    if stored < order:
+        pytest.skip("the store has no n-grams of this order")
+    path = tmp_path / "small.arpa"
+    told = arpa.export(small[stored], path, order=order, choices=choices, threads=2)
+    same_arpa(path, shared / "reference" / f"{name}.arpa.gz", told)
+
+
+def same_arpa(path, other, told):
+    """Compare two ARPA files, n-gram for n-gram."""
     sizes, ours = read_arpa(path)
-    their_sizes, theirs = read_arpa(shared / "reference" / f"small.o{order}.arpa.gz")
+    their_sizes, theirs = read_arpa(other)
 
     assert sizes == their_sizes == told["ngrams"]
     assert ours.keys() == theirs.keys()

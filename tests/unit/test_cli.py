@@ -40,7 +40,7 @@ LEXICON = {
                "remaining_s"},
     "perplexity": {"sentences", "tokens", "oov", "perplexity", "perplexity_excluding_oov", "log10_probability",
                    "zero_probability_tokens", "smoothing", "order", "version"},
-    "export": {"path", "version", "order", "ngrams", "bytes", "elapsed_s"},
+    "export": {"path", "version", "order", "smoothing", "ngrams", "bytes", "elapsed_s"},
     "import": {"path", "order", "ngrams", "bytes", "elapsed_s"},
     "compile": {"path", "kind", "bytes", "elapsed_s"},
     "compact": {"version", "merged_runs", "bytes_before", "bytes"},

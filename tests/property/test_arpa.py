@@ -1,0 +1,223 @@
+"""ARPA files against their definition in plain Python: every smoothing, pruned or not, and their sums; and counts as Google's."""
+import gzip
+import itertools
+import math
+from collections import Counter
+
+import numpy as np
+import pytest
+import reference
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import kvps
+from kvps.errors import ArgumentError
+from kvps.lm import arpa
+from kvps.lm.arpa_read import import_arpa
+from kvps.lm.google import export_counts
+from kvps.lm.model import CompiledModel
+from kvps.store.directory import open_store
+from kvps.text.tokenize import Tokenizer
+
+WORDS = ["a", "b", "c", "the", "a!", "\u732b", "word-of-more-than-sixteen-bytes"]
+SENTENCES = st.lists(st.lists(st.sampled_from(WORDS), max_size=7), min_size=1, max_size=14)
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large,
+                                                       HealthCheck.function_scoped_fixture])
+SPECIALS = {"<unk>", "<s>", "</s>"}
+
+
+class BackOff:
+    """A smoothing of the form p(w | h) = (a - D(a)) / (S + types T) + gamma(h) p(w | h'), pruned: dicts, and float64.
+
+    kept: the n-grams in the file, by order.
+    """
+
+    def __init__(self, sentences, order, choices):
+        name, _, value = choices.smoothing.partition(":")
+        self.raw = {k: reference.raw_counts(sentences, k) for k in range(1, order + 1)}
+        modified = reference.ModifiedKneserNey(sentences, order)
+        counts = modified.adjusted if "kneser" in name else self.raw
+        self.types = 1 if name == "witten-bell" else 0
+        if name == "modified-kneser-ney":
+            self.off = {k: [0, *modified.discounts[k]] for k in counts}
+        else:
+            d = 0 if self.types else float(value or {"kneser-ney": 0.1, "absolute-discounting": 0.75}[name])
+            self.off = {k: [0, d, d, d] for k in counts}
+        cuts = [*choices.prune, *[choices.prune[-1] if choices.prune else 0] * order][:order]
+        allowed = None if choices.limit_vocab is None else {*choices.limit_vocab.decode().split(), *SPECIALS}
+        self.kept = {k: {gram for gram in counts[k] if self.raw[k][gram] > cut and (allowed is None or allowed >= {*gram})}
+                     for k, cut in enumerate(cuts, 1)}
+        self.kept[1] |= {(word,) for word in SPECIALS}
+        self.followers = {}
+        for k in range(2, order + 1):
+            for gram, a in counts[k].items():
+                self.followers.setdefault(gram[:-1], {})[gram[-1]] = a
+        unigrams = {gram[0]: a for gram, a in counts[1].items()}
+        if "kneser" not in name:
+            unigrams["<s>"] = len(sentences)           # as nltk has it
+        total = sum(unigrams.values())
+        own = self.off[1] if name.startswith("mod") else [0] * 4
+        off = {w: own[min(a, 3)] if (w,) in self.kept[1] else a for w, a in unigrams.items()}
+        gamma = sum(off.values()) / total
+        self.unigrams = {w: (unigrams.get(w, 0) - off.get(w, 0)) / total for (w,) in self.kept[1]}
+        if name == "modified-kneser-ney" and choices.interpolate_unigrams:
+            for word in self.unigrams:
+                self.unigrams[word] += gamma / max(choices.vocab_pad, len(self.kept[1]) - 1)
+        else:
+            self.unigrams["<unk>"] += gamma
+
+    def is_kept(self, gram):
+        """Return whether an n-gram is in the file."""
+        return gram in self.kept[len(gram)]
+
+    def gamma(self, context):
+        """Return the back-off of a context."""
+        if context not in self.followers:
+            return 1.0
+        off, values = self.off[len(context) + 1], self.followers[context]
+        total = sum(values.values()) + self.types * len(values)
+        mass = sum(off[min(a, 3)] if self.is_kept((*context, w)) else a for w, a in values.items())
+        return (mass + self.types * len(values)) / total
+
+    def p(self, word, context):
+        """Return the probability of a word after a context."""
+        if not context:
+            return self.unigrams[word]
+        own = 0.0
+        if self.is_kept((*context, word)):
+            a, values = self.followers[context][word], self.followers[context]
+            own = (a - self.off[len(context) + 1][min(a, 3)]) / (sum(values.values()) + self.types * len(values))
+        return own + self.gamma(context) * self.p(word, context[1:])
+
+
+def read(pieces):
+    """Return {n-gram: (log10 p, log10 back-off or None)} of an ARPA file."""
+    lines = [line.split("\t") for line in b"".join(pieces).decode().split("\n") if "\t" in line]
+    found = {tuple(fields[1].split(" ")): (float(fields[0]), float(fields[2]) if len(fields) > 2 else None) for fields in lines}
+    assert len(found) == len(lines)
+    return found
+
+
+@st.composite
+def choices(draw, order):
+    """Return what may be chosen for a file of an order."""
+    smoothing = draw(st.sampled_from(["modified-kneser-ney", "modified-kneser-ney", "kneser-ney", "absolute-discounting:0.5",
+                                      "witten-bell"]))
+    modified = smoothing.startswith("modified")
+    prune = sorted(draw(st.lists(st.integers(0, 3), max_size=order)))
+    vocabulary = draw(st.none() | st.lists(st.sampled_from([*WORDS, "unseen"]), max_size=6).map(lambda w: " ".join(w).encode()))
+    return arpa.Choices(smoothing, tuple(prune), vocabulary, draw(st.booleans()) if modified else True,
+                        draw(st.sampled_from([0, 0, 5, 1000])) if modified else 0)
+
+
+@FEW
+@given(SENTENCES, st.integers(1, 6), st.integers(1, 3), st.data())
+def test_pruned_file_is_as_defined(tmp_path_factory, sentences, order, shards, data):
+    """A file of any smoothing, pruned or not, has the n-grams and numbers of its definition, whose contexts sum to 1."""
+    top = data.draw(st.integers(1, order))
+    chosen = data.draw(choices(top))
+    folder, pieces = tmp_path_factory.mktemp("arpa"), []
+    with kvps.create(folder / "s", order=order, shards=shards) as made:
+        made.train(sentences, threads=1)
+        with open_store(made.path) as store:
+            told = arpa.export(store, "-", order=top, choices=chosen, threads=1, write=lambda piece: pieces.append(bytes(piece)))
+    found, twin = read(pieces), BackOff(sentences, top, chosen)
+
+    assert found.keys() == set().union(*twin.kept.values())
+    assert told["ngrams"] == {k: len(grams) for k, grams in twin.kept.items()}
+    for gram, (log10, backoff) in found.items():
+        # float32 and seven decimals; -99 stands for the logarithm of 0
+        p = 1.0 if gram == ("<s>",) else twin.p(gram[-1], gram[:-1])
+        assert 10 ** log10 == pytest.approx(p, rel=2e-6, abs=1e-15), gram
+        assert (backoff is None) == (len(gram) == top)
+        if backoff is not None:
+            assert 10 ** backoff == pytest.approx(twin.gamma(gram), rel=2e-6, abs=1e-15), gram
+    if chosen.vocab_pad:                       # what pads it has some of the mass
+        return
+    predicted = [word for (word,) in twin.kept[1] if word != "<s>" or not chosen.smoothing.startswith(("mod", "kneser"))]
+    contexts = (gram for k in range(1, top) for gram in twin.kept[k] if gram[-1] not in ("</s>", "<unk>"))
+    for context in [(), *itertools.islice(contexts, 60)]:
+        assert sum(twin.p(word, context) for word in predicted) == pytest.approx(1, abs=1e-9), context
+    # What KenLM and we make of the file sums to 1 as well as its digits allow.
+    (folder / "a.arpa").write_bytes(b"".join(pieces))
+    import_arpa(folder / "a.arpa", folder / "model", tokenizer=Tokenizer.from_spec("whitespace"))
+    model = CompiledModel(folder / "model")
+    if chosen.smoothing.startswith(("mod", "kneser")):
+        for context in itertools.islice(twin.followers, 20):
+            total = np.power(10, model.log10_ngrams([(*context, word) for word in predicted])).sum()
+            assert total == pytest.approx(1, abs=5e-6)
+
+
+@pytest.mark.parametrize("chosen", [
+    arpa.Choices("mle"), arpa.Choices("laplace"), arpa.Choices("lidstone:0.1"), arpa.Choices("stupid-backoff"),
+    arpa.Choices("nonsense"), arpa.Choices(prune=(1, 0)), arpa.Choices(prune=(-1,)), arpa.Choices(prune=(0, 0, 0, 0)),
+    arpa.Choices(vocab_pad=-1), arpa.Choices("witten-bell", vocab_pad=10),
+    arpa.Choices("kneser-ney", interpolate_unigrams=False)])
+def test_choices_that_a_file_cannot_hold(tmp_path, chosen):
+    """What a back-off file cannot hold, and bounds that make no sense, are refused before anything is written."""
+    with kvps.create(tmp_path / "s", order=3) as made:
+        made.train(["a b c"])
+        with open_store(made.path) as store, pytest.raises(ArgumentError):
+            arpa.export(store, tmp_path / "x.arpa", choices=chosen)
+    assert not (tmp_path / "x.arpa").exists()
+
+
+@pytest.mark.parametrize("smoothing", ["kneser-ney", "absolute-discounting", "witten-bell"])
+def test_file_scores_as_the_store(tmp_path, rng, smoothing):
+    """A file of a smoothing gives the scores of the store with that smoothing."""
+    sentences = [[rng.choice(WORDS) for _ in range(rng.randint(0, 12))] for _ in range(200)]
+    with kvps.create(tmp_path / "s", order=4) as made:
+        made.train(sentences)
+        with open_store(made.path) as store:
+            arpa.export(store, tmp_path / "a.arpa", choices=arpa.Choices(smoothing))
+        import_arpa(tmp_path / "a.arpa", tmp_path / "model", tokenizer=Tokenizer.from_spec("whitespace"))
+        with made.model(smoothing) as own, kvps.load(tmp_path / "model") as read_again:
+            asked = [[rng.choice(WORDS) for _ in range(rng.randint(0, 12))] for _ in range(200)]
+            assert read_again.score(asked) == pytest.approx(own.score(asked), abs=1e-5)
+
+
+@FEW
+@given(SENTENCES, st.integers(1, 4))
+def test_counts_as_google_s(tmp_path_factory, sentences, order):
+    """`kvps export --counts` writes every n-gram with its raw count, sorted, and names the first one of each file."""
+    folder = tmp_path_factory.mktemp("counts")
+    with kvps.create(folder / "s", order=order) as made:
+        made.train(sentences)
+        with open_store(made.path) as store:
+            told = export_counts(store, folder / "out")
+    for k in range(1, order + 1):
+        names = ["vocab.gz"] if k == 1 else [f"{k}gm-0000.gz"]
+        (name,) = names
+        path = folder / "out" / f"{k}gms" / name
+        lines = gzip.decompress(path.read_bytes()).split(b"\n")[:-1] if path.exists() else []
+        found = Counter({tuple(line.decode().split("\t")[0].split(" ")): int(line.split(b"\t")[1]) for line in lines})
+        expected = reference.raw_counts(sentences, k)
+        if k == 1:
+            expected = expected | Counter({("<s>",): len(sentences)})
+            assert int((folder / "out/1gms/total").read_bytes()) == sum(expected.values()) - len(sentences)
+        assert found == expected
+        assert lines == sorted(lines)
+        assert told["ngrams"][k] == len(expected)
+        if k > 1 and lines:
+            assert (folder / "out" / f"{k}gms" / f"{k}gm.idx").read_bytes() == b"%s\t%s\n" % (
+                name.encode(), lines[0].split(b"\t")[0])
+    assert math.isfinite(told["bytes"])
+
+
+def test_counts_in_several_files(tmp_path, monkeypatch):
+    """Files of counts are cut at a number of lines; together they are the list."""
+    monkeypatch.setattr("kvps.lm.google.FILE_LINES", 3)
+    with kvps.create(tmp_path / "s", order=2) as made:
+        made.train(["a b c d e f g", "a c e g b d f"])
+        with open_store(made.path) as store:
+            export_counts(store, tmp_path / "out")
+            with pytest.raises(ArgumentError, match="exists already"):
+                export_counts(store, tmp_path / "out")
+        expected = sorted(f"{' '.join(gram)}\t{n}" for gram, n in made.dump(2))
+    files = sorted((tmp_path / "out/2gms").glob("*.gz"))
+    parts = [gzip.decompress(path.read_bytes()).decode().split("\n")[:-1] for path in files]
+    assert sorted(line for part in parts for line in part) == expected
+    assert [len(part) for part in parts] == [*[3] * (len(parts) - 1), len(expected) - 3 * (len(parts) - 1)]
+    index = (tmp_path / "out/2gms/2gm.idx").read_text().split("\n")[:-1]
+    assert index == [f"{path.name}\t{part[0].split(chr(9))[0]}" for path, part in zip(files, parts, strict=True)]
+    assert list(tmp_path.glob("*.tmp-*")) == []
