@@ -158,22 +158,29 @@ def _server(command, ready):
             process.terminate()
 
 
-def served(store, n_keys, batch, seed, transport):
-    """Work on a table of one shard in a server of its own."""
+@contextlib.contextmanager
+def _served(store, socket, transport):
+    """Serve a store over "ipc", at a socket, or "tcp" with keys; give (address, our folder of keys or None)."""
     from pathlib import Path
-
-    from kvps import connect, create
-    create(store).close()
-    command, keys = [sys.executable, "-m", "kvps", "serve", store], None
+    command, keys = [sys.executable, "-m", "kvps", "serve", store, "--bind", f"ipc://{socket}"], None
     if transport == "tcp":
         import zmq
 
         from kvps.ps import curve
-        curve.make(Path(store, "keys"), ["bench"], zmq.curve_keypair)
-        command += ["--bind", "tcp://127.0.0.1:0", "--keys", Path(store, "keys")]
-        keys = Path(store, "keys", "client-bench")
-    with _server(command, "serving at") as line, contextlib.ExitStack() as stack:
-        tables = [stack.enter_context(connect(line.split()[-1], keys=keys)).table("t", kind="count", key_bytes=8)
+        folder = Path(f"{socket}.keys")
+        curve.make(folder, ["bench"], zmq.curve_keypair)
+        command[-1:] = ["tcp://127.0.0.1:0", "--keys", folder]
+        keys = folder / "client-bench"
+    with _server(command, "serving at") as line:
+        yield line.split()[-1], keys
+
+
+def served(store, n_keys, batch, seed, transport):
+    """Work on a table of one shard in a server of its own."""
+    from kvps import connect, create
+    create(store).close()
+    with _served(store, f"{store}/socket", transport) as (address, keys), contextlib.ExitStack() as stack:
+        tables = [stack.enter_context(connect(address, keys=keys)).table("t", kind="count", key_bytes=8)
                   for _ in range(1 + CLIENTS)]
         return _batches(n_keys, batch, seed, tables[0].push, tables[0].pull, [table.push for table in tables[1:]])
 
@@ -186,20 +193,12 @@ def workers(folder, file, order, transport):
     from kvps import create
     create(Path(folder, "store"), order=int(order), shards=4).close()
     kvps = [sys.executable, "-m", "kvps"]
-    command, keys = [*kvps, "serve", Path(folder, "store"), "--bind", f"ipc://{folder}/sock"], []
-    if transport == "tcp":
-        import zmq
-
-        from kvps.ps import curve
-        curve.make(Path(folder, "keys"), ["bench"], zmq.curve_keypair)
-        command[-1:] = ["tcp://127.0.0.1:0", "--keys", str(Path(folder, "keys"))]
-        keys = ["--keys", str(Path(folder, "keys", "client-bench"))]
-    with _server(command, "serving at") as line:
-        address = line.split()[-1]
-        with subprocess.Popen([*kvps, "work", address, "--threads", "1", *keys], stdout=subprocess.DEVNULL) as helper:
+    with _served(Path(folder, "store"), Path(folder, "sock"), transport) as (address, keys):
+        given = [] if keys is None else ["--keys", keys]
+        with subprocess.Popen([*kvps, "work", address, "--threads", "1", *given], stdout=subprocess.DEVNULL) as helper:
             time.sleep(1)                      # it waits for a job then, as a worker on another machine does
             began = time.perf_counter()
-            subprocess.run([*kvps, "train", address, file, "-o", order, "--threads", "1", *keys], check=True,
+            subprocess.run([*kvps, "train", address, file, "-o", order, "--threads", "1", *given], check=True,
                            stdout=subprocess.DEVNULL)
             seconds = time.perf_counter() - began
             helper.terminate()                 # which may have come too late to help with a short text
