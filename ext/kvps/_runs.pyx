@@ -249,6 +249,19 @@ cdef int decode_block(source* s, int order, int bits, uint64_t limit, packed_t* 
     return 0
 
 
+cdef int odd_count(const source* s) noexcept nogil:
+    """Return 0, or an error where the block at hand has a count that no run has."""
+    cdef index_t i
+    cdef bint zero = False, large = False
+    for i in range(s.n):
+        zero |= s.counts[i] == 0
+        large |= s.counts[i] > (<count_t>1 << 62) or s.counts[i] < -(<count_t>1 << 62)
+    return ERR_ENTRY if zero else ERR_OVERFLOW if large else 0
+
+
+REASONS = {ERR_ENTRY: "bytes that are no entry", ERR_ORDER: "keys out of order", ERR_OVERFLOW: "a sum of counts beyond 2**62"}
+
+
 cdef struct merging:
     # A k-way merge between two calls.
     source* sources
@@ -366,7 +379,9 @@ cdef class Merge:
         self.m.sources = <source*>(p + n_sources * block)
         self.m.alive = <int*>(<byte_t*>self.m.sources + n_sources * sizeof(source))
         self.m.n_sources, self.m.order, self.m.bits, self.m.pending = n_sources, order, bits, False
-        self.m.limit = <uint64_t>1 << bits if n_words is None else min(n_words, 1 << bits)
+        self.m.limit = <uint64_t>1 << bits
+        if n_words is not None and <uint64_t>n_words < self.m.limit:
+            self.m.limit = n_words
         for i in range(n_sources):
             self.m.sources[i].keys = p + i * block
             self.m.sources[i].counts = <count_t*>(p + i * block + BLOCK * 8 * self.width)
@@ -408,6 +423,30 @@ cdef class Merge:
         self.chunks[i] += 1
         return 0
 
+    def verify(self):
+        """Read the only source to its end, for its faults alone; return how many keys it has."""
+        cdef source* s = &self.m.sources[0]
+        cdef int status = 0
+        cdef index_t n = 0
+        if self.m.n_sources != 1:
+            raise ValueError(f"{self.m.n_sources} sources")
+        while not s.done:
+            with nogil:
+                while s.left > 0 and status == 0:
+                    if self.width == 1:
+                        status = decode_block(s, self.m.order, self.m.bits, self.m.limit, <u64*>s.keys)
+                    elif self.width == 2:
+                        status = decode_block(s, self.m.order, self.m.bits, self.m.limit, <u128*>s.keys)
+                    else:
+                        status = decode_block(s, self.m.order, self.m.bits, self.m.limit, <u256*>s.keys)
+                    if status == 0:
+                        n += s.n
+                        status = odd_count(s)
+            if status != 0:
+                raise self.fail(0, self.chunks[0] - 1, REASONS[status])
+            self._next_chunk(0)
+        return n
+
     def read(self, uint64_t[::1] keys, count_t[::1] counts):
         """Fill keys (packed, key_width words each) and counts (int64) with the next block.
 
@@ -425,9 +464,7 @@ cdef class Merge:
                 else:
                     n = merge_block[u256](&self.m, <u256*>self.pending, <u256*>&keys[0] + filled, &counts[0] + filled, room - filled)
             if n < 0:
-                reason = {ERR_ENTRY: "bytes that are no entry", ERR_ORDER: "keys out of order",
-                          ERR_OVERFLOW: "a sum of counts beyond 2**62"}[n]
-                raise self.fail(self.m.starving, self.chunks[self.m.starving] - 1, reason)
+                raise self.fail(self.m.starving, self.chunks[self.m.starving] - 1, REASONS[n])
             filled += n
             if self.m.starving < 0:
                 return filled

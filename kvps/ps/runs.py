@@ -106,17 +106,11 @@ def verify_chunks(chunks: list[tuple[bytes, int]], order: int, n_words: int) -> 
     def damaged(_: int, index: int, reason: str) -> DataError:
         return DataError(f"chunk {index} of a run that was sent is not one: {reason}", found=reason)
 
-    bits, n = bits_for(n_words), 0
-    width = key_width(order, bits)
-    keys, counts = np.empty(BLOCK_KEYS * width, np.uint64), np.empty(BLOCK_KEYS, np.int64)
-    merge = Merge(1, order, bits, fetch, damaged, n_words=n_words)
+    merge = Merge(1, order, bits_for(n_words), fetch, damaged, n_words=n_words)
     try:
-        while m := merge.read(keys, counts):
-            n += m
+        merge.verify()
     finally:
         merge.close()
-    if n != sum(n_keys for _, n_keys in chunks):
-        raise DataError(f"a run that was sent has {n} keys, not as many as it says", found=n)
 
 
 def encoded(blocks: Iterator[Block], order: int, bits: int, chunk_bytes: int = CHUNK_BYTES) -> Iterator[tuple[bytes, int]]:

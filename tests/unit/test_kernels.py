@@ -348,6 +348,38 @@ def test_sum_beyond_the_limit():
             merged([encoded([(3,)], [n], 8) for n in counts], 1, 8)
 
 
+def verified(chunks, order, bits, n_words=None):
+    """Return how many keys a run has that holds together."""
+    return Merge(1, order, bits, lambda run, i: chunks[i] if i < len(chunks) else None,
+                 lambda run, i, reason: CorruptionError(f"run {run} chunk {i}: {reason}"), n_words=n_words).verify()
+
+
+@pytest.mark.parametrize(("order", "bits"), [(1, 8), (2, 16), (5, 20), (5, 32), (8, 32)])
+def test_verify_finds_what_a_merge_finds(order, bits, rng):
+    """A run of random bytes changed is refused exactly where reading it is refused, or gives other ids or counts than it may."""
+    n_words = 200
+    rows = sorted({tuple(rng.randrange(n_words) for _ in range(order)) for _ in range(1500)})
+    chunks = encoded(rows, [rng.choice([1, 2, 40, -3, 2**62]) for _ in rows], bits)
+    assert verified(chunks, order, bits, n_words) == len(rows)
+    assert sum(verified([chunk], order, bits) for chunk in chunks) == len(rows)
+    refused = 0
+    for _ in range(400):
+        broken = [(bytearray(payload), n) for payload, n in chunks]
+        payload, _ = rng.choice(broken)
+        payload[rng.randrange(len(payload))] = rng.choice([0, 1, 2, 127, 128, 200, 255, rng.randrange(256)])
+        try:
+            found = merged([broken], order, bits, room=500)
+            sound = len(found) == len(rows) and max(max(row) for row, _ in found) < n_words
+        except CorruptionError:
+            sound = False
+        try:
+            n = verified(broken, order, bits, n_words)
+        except CorruptionError:
+            n, refused = None, refused + 1
+        assert (n == len(rows)) == sound
+    assert refused > 20
+
+
 def payload_of(*entries, restarts=(0,)):
     """Return a chunk of entries made by hand."""
     body = b"".join(bytes(entry) for entry in entries)
@@ -376,6 +408,8 @@ def test_bytes_that_are_no_run(payload, n, reason):
     """Bytes that are no entries, or out of order, are damage that says what it is."""
     with pytest.raises(CorruptionError, match=reason):
         merged([[(payload, n)]], 2, 8)
+    with pytest.raises(CorruptionError, match=reason):
+        verified([(payload, n)], 2, 8)
 
 
 def test_order_across_restarts_and_chunks():
@@ -396,6 +430,8 @@ def test_order_across_restarts_and_chunks():
         merged([[(bytes(broken), n)]], 2, 16)
     with pytest.raises(CorruptionError, match="chunk 1: keys out of order"):
         merged([[(payload, n), (payload, n)]], 2, 16)
+    with pytest.raises(CorruptionError, match="chunk 1: keys out of order"):
+        verified([(payload, n), (payload, n)], 2, 16)
 
 
 def test_words_beyond_the_bits():
