@@ -1,6 +1,7 @@
 """A Model: one version of a store seen through a smoothing, which answers with probabilities."""
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -13,6 +14,7 @@ import numpy as np
 from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.lm import opening
+from kvps.lm.evaluate import document_perplexities
 from kvps.lm.model import CompiledModel, batches
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
@@ -21,6 +23,7 @@ from kvps.store.directory import StoreDirectory
 from kvps.text.tokenize import store_tokenizer
 
 DEFAULT_SMOOTHING = DEFAULT
+DOCUMENTS = 256                # scored at once
 
 
 class WordScore(NamedTuple):
@@ -139,6 +142,23 @@ class Model:
                  for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
                  for tokens in model.score_words(text)]
         return found[0] if isinstance(sentences, str) else found
+
+    def perplexities(self, documents: str | Iterable[str]) -> float | np.ndarray:
+        """Return the perplexity of each document over all of its sentences, float64 (n,); of one str, a float.
+
+        documents: each a str whose sentences end with newlines, a last one without is a sentence too; each has its </s>, and
+            an empty document is one empty sentence. As cc_net defines it; inf where a token has probability 0.
+        """
+        if isinstance(documents, str):
+            return float(self.perplexities([documents])[0])
+        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
+        texts = (document if document.endswith("\n") else document + "\n" for document in documents)
+        found: list[float] = []
+        while batch := list(itertools.islice(texts, DOCUMENTS)):
+            found += document_perplexities(self._model(), [
+                words.prepare(text.encode("utf-8", "surrogatepass"), name=f"document {len(found) + i}", first_line=1)
+                for i, text in enumerate(batch, 1)])
+        return np.array(found, np.float64)
 
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
         """Return tokens, OOVs, log10 probability, and perplexity with and without OOVs, of all sentences together."""

@@ -44,7 +44,8 @@ def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: 
           readable(inputs, choices["temp"], field=field, newline=newline, max_ratio=max_ratio) as found):
         facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
         if per_sentence:
-            for line, score in evaluate.per_sentence(ready, found, words, encoding_errors=encoding_errors):
+            for line, score in evaluate.per_sentence(ready, found, words, threads=choices["threads"] or cpu_count(),
+                                                      encoding_errors=encoding_errors):
                 _show_sentence(line, score.as_dict(), as_json)
             return
         score = evaluate.perplexity(ready, found, words, threads=choices["threads"] or cpu_count(),

@@ -10,7 +10,7 @@ import numpy as np
 
 from kvps.errors import StoreError
 from kvps.lm import cache
-from kvps.lm.model import CompiledModel
+from kvps.lm.model import CompiledModel, rows_of
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import parse
 from kvps.lm.statistics import Statistics
@@ -41,11 +41,13 @@ class RemoteModel:
         """Return the sums over tokenised text."""
         return Score(**self._store.run(score_text, **self._asked, text=text)) if text else Score()
 
+    def score_columns(self, text: bytes) -> dict[str, np.ndarray]:
+        """Return the fields of the Score of each line, an array each."""
+        return self._store.run(score_sentences, **self._asked, text=text)
+
     def score_sentences(self, text: bytes) -> list[Score]:
         """Return one Score per line of tokenised text."""
-        columns = self._store.run(score_sentences, **self._asked, text=text)
-        rows = zip(*(columns[field.name].tolist() for field in dataclasses.fields(Score)), strict=True)
-        return [Score(*row) for row in rows]
+        return rows_of(self.score_columns(text))
 
     def score_words(self, text: bytes) -> Iterator[list[tuple[bytes, int, float, int, bool]]]:
         """Yield what CompiledModel.score_words() does."""
@@ -99,10 +101,7 @@ def score_text(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict
 
 def score_sentences(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict:
     """Return the fields of the Score of each line, an array each."""
-    scores = _opened(store, asked).score_sentences(text.tobytes())
-    return {field.name: np.array([getattr(score, field.name) for score in scores],
-                                 np.float64 if field.name.startswith("log10") else np.int64)
-            for field in dataclasses.fields(Score)}
+    return _opened(store, asked).score_columns(text.tobytes())
 
 
 def score_words(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> list:

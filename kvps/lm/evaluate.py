@@ -1,13 +1,15 @@
-"""Perplexity of text under a model: inputs read, tokenised and scored by several threads, sums in the order of the text."""
+"""Scores of text under a model: inputs read, tokenised and scored by several threads, results in the order of the text."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
+from kvps.errors import DataError
 from kvps.lm.pools import windowed
 from kvps.lm.scorer import Score, Scorer
 from kvps.text.corpus import Input, Split
+from kvps.text.documents import record_of, text_of
 from kvps.text.tokenize import Tokenizer
 
 if TYPE_CHECKING:
@@ -35,12 +37,75 @@ def perplexity(model: Scorer, inputs: list[Input], tokenizer: Tokenizer, *, thre
     return total
 
 
-def per_sentence(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *,
+def per_sentence(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, threads: int = 1,
                  encoding_errors: str = "strict") -> Iterator[tuple[bytes, Score]]:
     """Yield (tokenised line, its Score) of every sentence."""
-    for source, split in _splits(inputs):
-        text = _text(source, split, tokenizer, encoding_errors)
-        yield from zip(text.split(b"\n"), model.score_sentences(text), strict=False)
+    def score(task: tuple[Input, Split]) -> list[tuple[bytes, Score]]:
+        text = _text(*task, tokenizer, encoding_errors)
+        return list(zip(text.split(b"\n"), model.score_sentences(text), strict=False))
+
+    return _scored(inputs, score, threads)
+
+
+def per_word(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, threads: int = 1,
+             encoding_errors: str = "strict") -> Iterator[tuple[bytes, list[tuple[bytes, int, float, int, bool]]]]:
+    """Yield (tokenised line, what CompiledModel.score_words() says of its tokens) of every sentence."""
+    def score(task: tuple[Input, Split]) -> list:
+        text = _text(*task, tokenizer, encoding_errors)
+        return list(zip(text.split(b"\n"), model.score_words(text), strict=False))
+
+    return _scored(inputs, score, threads)
+
+
+def per_record(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, field: str, newline: str = "split",
+               threads: int = 1, encoding_errors: str = "strict") -> Iterator[tuple[bytes, dict, float]]:
+    """Yield (line, record, perplexity) of every record of JSON lines, blank lines left out.
+
+    The perplexity is that of the record's text as a document: 10 ** (-sum of log10 p / number of tokens) over its sentences,
+    which end with newlines, each with its </s>. So it is in cc_net's perplexity.py. Infinite where a token has probability 0.
+
+    Args:
+        inputs: of plain lines, each a JSON object (kvps.text.piped.passing).
+        field: of a record, the one that holds the text.
+        newline: what a newline within it does: "split" ends a sentence, "space" separates words.
+    """
+    def score(task: tuple[Input, Split]) -> list[tuple[bytes, dict, float]]:
+        source, split = task
+        found, texts, place = [], [], 0
+        for line in split.data.split(b"\n"):
+            try:
+                if (record := record_of(line)) is not None:
+                    text = text_of(record, field, newline)
+                    found.append((line, record))
+                    texts.append(tokenizer.prepare(text, errors=encoding_errors, name=source.name,
+                                                   locate=lambda _, place=place: split.locate(place)))
+            except ValueError as error:
+                number, offset = split.locate(place)
+                raise DataError(f"{source.name}: line {number}: {error}", path=source.name, line=number, offset=offset) from error
+            place += len(line) + 1
+        return [(*both, p) for both, p in zip(found, document_perplexities(model, texts), strict=True)]
+
+    return _scored(inputs, score, threads)
+
+
+def document_perplexities(model: CompiledModel, documents: list[bytes]) -> list[float]:
+    """Return the perplexity of each document, whose tokenised sentences all end with a newline, over all of its tokens."""
+    columns = model.score_columns(b"".join(documents))
+    found, start = [], 0
+    for document in documents:
+        here = slice(start, start + document.count(b"\n"))
+        sums = (columns[name][here].sum().item() for name in ("tokens", "log10_probability", "zero_probability_tokens"))
+        tokens, log10_p, zero = sums
+        found.append(Score(tokens=tokens, log10_probability=log10_p, zero_probability_tokens=zero).perplexity)
+        start = here.stop
+    return found
+
+
+def _scored(inputs: list[Input], function: Callable, threads: int) -> Iterator:
+    """Yield all that a function gives for the splits of the inputs, in their order, several threads at work."""
+    with ThreadPoolExecutor(threads) as pool:
+        for rows in windowed(pool, function, _splits(inputs), 2 * threads):
+            yield from rows
 
 
 def _splits(inputs: list[Input]) -> Iterator[tuple[Input, Split]]:

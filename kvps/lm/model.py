@@ -1,6 +1,7 @@
 """A model that answers: a compiled file and a smoothing, scoring sentences, words and n-grams."""
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
@@ -46,13 +47,25 @@ class CompiledModel(Scorer):
                                                                      matched[span].tolist(), strict=True)]
             start = end + 1
 
+    def score_columns(self, text: bytes) -> dict[str, np.ndarray]:
+        """Return the fields of the Score of each line of tokenised text, by name: int64 (n,), the log10 ones float64."""
+        ids, history, n = self.encode(text)
+        log10_p, _ = self.score_ids(ids, history)
+        ends = np.flatnonzero(ids == EOS)
+        starts = np.concatenate([[0], ends[:-1] + 1])[:n]      # of <s>, which has log10 p 0 and is no token
+        oov, zero = ids == UNK, np.isneginf(log10_p)
+        log10_p[zero] = 0
+
+        def sums(values: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(values, starts) if n else values[:0]
+
+        return {"sentences": np.ones(n, np.int64), "tokens": ends - starts, "oov": sums(oov.astype(np.int64)),
+                "log10_probability": sums(log10_p), "log10_oov": sums(np.where(oov, log10_p, 0.0)),
+                "zero_probability_tokens": sums(zero.astype(np.int64)), "zero_oov": sums((zero & oov).astype(np.int64))}
+
     def score_sentences(self, text: bytes) -> list[Score]:
         """Return one Score per line of tokenised text."""
-        ids, history, _ = self.encode(text)
-        log10_p, _ = self.score_ids(ids, history)
-        ends = np.flatnonzero(ids == EOS) + 1
-        starts = np.concatenate([[0], ends[:-1]])
-        return [_summed(ids[a + 1:b], log10_p[a + 1:b], 1) for a, b in zip(starts.tolist(), ends.tolist(), strict=True)]
+        return rows_of(self.score_columns(text))
 
     def ids_of(self, words: Sequence[str | bytes]) -> list[int]:
         """Return the ids of words; an unknown one is <unk>."""
@@ -91,9 +104,7 @@ def batches(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, byt
         yield kind, b"".join(batch)
 
 
-def _summed(ids: np.ndarray, log10_p: np.ndarray, n_sentences: int) -> Score:
-    oov = ids == UNK
-    zero = np.isneginf(log10_p)
-    finite = np.where(zero, 0.0, log10_p)
-    return Score(n_sentences, len(ids), int(oov.sum()), float(finite.sum()), float(finite[oov].sum()), int(zero.sum()),
-                 int((zero & oov).sum()))
+def rows_of(columns: dict[str, np.ndarray]) -> list[Score]:
+    """Return the Scores that score_columns() gives as arrays."""
+    rows = zip(*(columns[field.name].tolist() for field in dataclasses.fields(Score)), strict=True)
+    return [Score(*row) for row in rows]

@@ -26,14 +26,19 @@ def record_text(line: bytes, field: str, newline: str) -> bytes:
     Raises:
         ValueError: the message says what is wrong with the record; the caller knows where it stands.
     """
+    return text_of(record, field, newline) if (record := record_of(line)) is not None else b""
+
+
+def record_of(line: bytes) -> dict | None:
+    """Return one JSON record, its numbers as float; None for a blank line. Raises as record_text()."""
     import json
 
     global _decoder
     if _decoder is None:
-        # Numbers stay text: Python refuses integers of more than 4,300 digits, and none of them is the text we want.
-        _decoder = json.JSONDecoder(parse_int=str)
+        # Python refuses integers of more than 4,300 digits, but no number as a float; and none of them is the text we want.
+        _decoder = json.JSONDecoder(parse_int=float)
     if not line.strip(b" \t\r"):
-        return b""
+        return None
     try:
         record = _decoder.decode(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
     except json.JSONDecodeError as error:
@@ -42,6 +47,11 @@ def record_text(line: bytes, field: str, newline: str) -> bytes:
         raise ValueError("JSON nested too deeply") from error
     if not isinstance(record, dict):
         raise ValueError("not a JSON object")
+    return record
+
+
+def text_of(record: dict, field: str, newline: str) -> bytes:
+    """Return the text of a record, as record_text()."""
     if field not in record:
         raise ValueError(f'no field "{field}"; name the one that holds the text with --field')
     text = record[field]
@@ -55,6 +65,21 @@ def record_text(line: bytes, field: str, newline: str) -> bytes:
         return text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return text.encode("utf-8", "surrogatepass")
+
+
+def with_field(line: bytes, record: dict, name: str, value: float | None) -> bytes:
+    """Return the line of a record with a field added at its end, otherwise byte for byte as it was.
+
+    A record that has the field already is written anew, with the new value in its place.
+    """
+    import json
+
+    body = line.rstrip(b" \t\r").removeprefix(b"\xef\xbb\xbf")
+    if name in record:
+        body = json.dumps(json.loads(body.decode("utf-8", "surrogateescape")) | {name: value}, ensure_ascii=False)
+        return body.encode("utf-8", "surrogateescape")
+    added = f"{', ' if record else ''}{json.dumps(name)}: {json.dumps(value)}}}"
+    return body[:-1] + added.encode()
 
 
 def nltk_corpus(name: str):
@@ -95,3 +120,4 @@ def nltk_files(name: str) -> tuple[str, int]:
     archive = getattr(corpus.root, "zipfile", None)
     place = archive.filename if archive is not None else str(corpus.root)
     return os.path.abspath(place), sum(path.file_size() for path in corpus.abspaths())
+

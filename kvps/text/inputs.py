@@ -197,6 +197,8 @@ class Input:
         return open_stream(self.path, self.options.get("compression"), name=self.name, max_ratio=self._max_ratio)
 
     def _skip(self, stream: BinaryIO, start: int) -> None:
+        if start == 0:
+            return
         if self.kind != "nltk" and "compression" not in self.options:
             reached = min(start, os.fstat(stream.fileno()).st_size)
             stream.seek(reached)

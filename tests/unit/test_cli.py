@@ -47,6 +47,7 @@ LEXICON = {
     "reshard": {"version", "shards_before", "shards", "ngrams", "largest", "elapsed_s"},
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
+    "score": {"sentence", "log10_probability", "tokens", "oov"},
     "counts": {"ngram", "order", "raw", "adjusted"},
     "dump": {"ngram", "count"},
     "check": {"store", "level", "version", "shards", "damage", "warnings", "elapsed_s"},
