@@ -12,21 +12,13 @@ from kvps._buckets cimport (
     BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table)
 from kvps._keys cimport bit_length, fetch, load64, mix, u64
 from kvps._pages cimport Pages, page_view, usable
+from kvps._smoothing cimport GIVEN, LIDSTONE, MODIFIED_KNESER_NEY, STUPID_BACKOFF, kept, shares, smoothing
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     NONE = 0xFFFFFFFF          # no such entry
     LANES = 128                # tokens looked up together, order by order: few enough for the first cache
 
-# Smoothings; numbers are private to this file and kvps/lm/smoothing.py.
-cdef enum:
-    MODIFIED_KNESER_NEY = 0
-    KNESER_NEY = 1
-    ABSOLUTE_DISCOUNTING = 2
-    WITTEN_BELL = 3
-    LIDSTONE = 4
-    STUPID_BACKOFF = 5
-    GIVEN = 6                  # the file holds probabilities and back-offs: an ARPA file's
 
 
 cdef struct exact_rows:
@@ -66,12 +58,9 @@ cdef class Tables:
     cdef const uint32_t* parts             # per word: the part of what has it as its last context word; n_parts: any
     cdef exact_rows ngram_rows[MAX_ORDER + 1]
     cdef exact_rows context_rows[MAX_ORDER + 1]
-    cdef int smoothing
-    cdef double value                      # gamma, d or alpha of the smoothing
-    cdef double discount[MAX_ORDER + 1][4]
+    cdef smoothing rules
     cdef double unigram_total, uniform     # sum of unigram values; 1 / V
     cdef double unigram_gamma              # mass for the uniform distribution, times uniform
-    cdef double vocabulary                 # |V| of Lidstone
     cdef double* weights                   # per totals: 1 / den, then for each depth d >= 1 the mass gamma of its back-off
 
     def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint32_t[::1] unigram_contexts,
@@ -171,7 +160,7 @@ cdef class Tables:
         self.owner.append(parts)
         self.parts, self.n_parts, self.exact = &parts[0], n_parts, True
 
-    def smooth(self, int smoothing, double value, discounts, double vocabulary):
+    def smooth(self, int kind, double value, discounts, double vocabulary):
         """Choose the smoothing.
 
         Args:
@@ -182,7 +171,7 @@ cdef class Tables:
         cdef int k, j
         cdef index_t i
         cdef index_t n_of[4]                       # words whose value is 0, 1, 2, 3 or more
-        cdef double kept = 0
+        cdef double freed = 0
         cdef double* weights
         if len(discounts) != self.order + 1 or any(len(row) != 4 for row in discounts):
             raise ValueError(f"discounts of {len(discounts)} rows for order {self.order}, of {[len(row) for row in discounts]}")
@@ -193,9 +182,9 @@ cdef class Tables:
         self.weights = weights
         for k in range(1, self.order + 1):
             for j in range(4):
-                self.discount[k][j] = discounts[k][j]
-        self.smoothing, self.value, self.vocabulary = smoothing, value, vocabulary
-        if smoothing == GIVEN:
+                self.rules.discount[k][j] = discounts[k][j]
+        self.rules.kind, self.rules.value, self.rules.vocabulary = kind, value, vocabulary
+        if kind == GIVEN:
             # Codes of n-grams are the bits of -log10 p as a float32, plus 1; numbers of totals those of log10 of the back-off.
             self.quarter, self.n_numbers = self.entries.listed, <uint64_t>1 << 32
             return
@@ -207,27 +196,19 @@ cdef class Tables:
             n_of[3 if self.unigrams[i] > 3 else self.unigrams[i]] += 1
         # Counted before it is multiplied: a sum in the order of ids would depend on how the text came, in its last bit.
         for j in range(1, 4):
-            kept += self.discount[1][j] * <double>n_of[j]
+            freed += self.rules.discount[1][j] * <double>n_of[j]
         self.uniform = 1.0 / vocabulary
-        self.unigram_gamma = kept / self.unigram_total * self.uniform if self.unigram_total > 0 else self.uniform
+        self.unigram_gamma = freed / self.unigram_total * self.uniform if self.unigram_total > 0 else self.uniform
 
         cdef const uint64_t* t
-        cdef double den, types
+        cdef double den
         for i in range(self.n_totals):
             t = self.totals + 4 * i
             den = <double>t[0] if t[0] > 0 else 1      # a context has a follower; 0 only where the file is damaged
-            types = <double>(t[1] + t[2] + t[3])
             self.weights[i * self.order] = 1 / den
             for k in range(1, self.order):
-                if smoothing == MODIFIED_KNESER_NEY:
-                    self.weights[i * self.order + k] = (
-                        self.discount[k + 1][1] * <double>t[1] + self.discount[k + 1][2] * <double>t[2]
-                        + self.discount[k + 1][3] * <double>t[3]) / den
-                elif smoothing == WITTEN_BELL:
-                    self.weights[i * self.order] = 1 / (types + den)
-                    self.weights[i * self.order + k] = types / (types + den)
-                else:
-                    self.weights[i * self.order + k] = value * types / den
+                shares(&self.rules, k + 1, den, t[1], t[2], t[3], &self.weights[i * self.order],
+                       &self.weights[i * self.order + k])
 
     def __dealloc__(self):
         free(self.weights)
@@ -395,7 +376,7 @@ cdef class Tables:
             for i in range(n):
                 numbers[d * LANES + i] = own[i] if history[start + i] >= d else <uint32_t>NONE
                 # An n-gram that is given may be listed without its shorter endings.
-                if history[start + i] >= d and (values[(d - 1) * LANES + i] > 0 or self.smoothing == GIVEN):
+                if history[start + i] >= d and (values[(d - 1) * LANES + i] > 0 or self.rules.kind == GIVEN):
                     chain[i] = mix(chain[i], ids[start + i - d])
                     if numbers[d * LANES + i] == <uint32_t>NONE:
                         continue
@@ -418,38 +399,37 @@ cdef class Tables:
                     self.find_entry(grams[i], buckets[i], &values[d * LANES + i], &own[i + 1])
                 if ids[start + i] == EOS:
                     own[i + 1] = <uint32_t>NONE
-                elif own[i + 1] != <uint32_t>NONE and self.smoothing != GIVEN:
+                elif own[i + 1] != <uint32_t>NONE and self.rules.kind != GIVEN:
                     fetch(self.weights + own[i + 1] * <index_t>self.order)
             own_before[d + 1] = own[n]
 
     cdef inline double combine(self, const uint64_t* values, const uint32_t* numbers, int longest) noexcept nogil:
         """Return the probability of a token from what `gather` found; values and numbers step by LANES.
 
-        longest: order of the longest n-gram asked for.
-        Sources: modified Kneser-Ney, Chen and Goodman 1998 section 3, interpolated as lmplz does; the others as nltk.lm.
+        longest: order of the longest n-gram asked for. Formulas and their sources: _smoothing.pxd.
         """
         cdef int d, top = longest
         cdef uint64_t a = values[0]
         cdef const double* w
-        cdef double p, den, kept
-        if self.smoothing == LIDSTONE or self.smoothing == STUPID_BACKOFF:
+        cdef double p, den
+        if self.rules.kind == LIDSTONE or self.rules.kind == STUPID_BACKOFF:
             p = 1
-            if self.smoothing == STUPID_BACKOFF:
+            if self.rules.kind == STUPID_BACKOFF:
                 while top > 1 and values[(top - 1) * LANES] == 0:
-                    p *= self.value
+                    p *= self.rules.value
                     top -= 1
             a = values[(top - 1) * LANES]
             den = self.unigram_total
             if top > 1:
                 den = <double>self.totals[4 * <index_t>numbers[(top - 1) * LANES]] if numbers[(top - 1) * LANES] != <uint32_t>NONE else 0
-            if self.smoothing == LIDSTONE:
-                den += self.value * self.vocabulary
-                return (<double>a + self.value) / den if den > 0 else 0
+            if self.rules.kind == LIDSTONE:
+                den += self.rules.value * self.rules.vocabulary
+                return (<double>a + self.rules.value) / den if den > 0 else 0
             return p * <double>a / den if den > 0 else 0
-        if self.smoothing == MODIFIED_KNESER_NEY:
+        if self.rules.kind == MODIFIED_KNESER_NEY:
             p = self.unigram_gamma
             if a > 0:
-                p += (<double>a - self.discount[1][3 if a > 3 else a]) / self.unigram_total
+                p += kept(&self.rules, 1, a) / self.unigram_total
         else:
             p = <double>a / self.unigram_total if self.unigram_total > 0 else 0
         for d in range(1, longest):
@@ -459,13 +439,7 @@ cdef class Tables:
             w = self.weights + numbers[d * LANES] * <index_t>self.order
             p *= w[d]
             if a > 0:
-                if self.smoothing == MODIFIED_KNESER_NEY:
-                    kept = <double>a - self.discount[d + 1][3 if a > 3 else a]
-                elif self.smoothing == WITTEN_BELL:
-                    kept = <double>a
-                else:
-                    kept = <double>a - self.value if <double>a > self.value else 0
-                p += kept * w[0]
+                p += kept(&self.rules, d + 1, a) * w[0]
         return p
 
     cdef double backed_off(self, const uint64_t* values, const uint32_t* numbers, int longest) noexcept nogil:
@@ -528,7 +502,7 @@ cdef class Tables:
                         out[start + i], matched[start + i] = 0, 1
                         continue
                     longest = history[start + i] + 1 if history[start + i] < self.order else self.order
-                    out[start + i] = (self.backed_off(values + i, numbers + i, longest) if self.smoothing == GIVEN
+                    out[start + i] = (self.backed_off(values + i, numbers + i, longest) if self.rules.kind == GIVEN
                                       else log10(self.combine(values + i, numbers + i, longest)))
                     matched[start + i] = <uint8_t>self.longest_seen(values + i, longest)
                 start += block
@@ -560,7 +534,7 @@ cdef class Tables:
                         continue
                     longest = history[start + i] + 1 if history[start + i] < self.order else self.order
                     tokens += 1
-                    if self.smoothing == GIVEN:
+                    if self.rules.kind == GIVEN:
                         p = self.backed_off(values + i, numbers + i, longest)
                         oov += ids[start + i] == UNK
                         if isinf(p):
@@ -593,6 +567,18 @@ cdef class Tables:
         self.refuse_damage()
         return tokens, oov, total + log10(product), total_oov, zero, zero_oov
 
+    def unigram_probabilities(self, double[::1] out):
+        """Fill out[w], float64 (n_words,), with the probability of each word after no context."""
+        cdef index_t w
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        if out.shape[0] != self.n_words or self.weights == NULL:
+            raise ValueError(f"room for {out.shape[0]} of {self.n_words} words")
+        with nogil:
+            for w in range(self.n_words):
+                values[0] = self.unigrams[w] if w != UNK else 0
+                out[w] = self.combine(values, numbers, 1)
+
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4)).
 
@@ -608,8 +594,8 @@ cdef class Tables:
         v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
         cdef uint64_t[:, ::1] v = v_array
         cdef uint64_t[:, :, ::1] t = t_array
-        if history.shape[0] != n or self.weights == NULL or self.smoothing == GIVEN:
-            raise ValueError(f"{n} ids, {history.shape[0]} histories, smoothing {self.smoothing}")
+        if history.shape[0] != n or self.weights == NULL or self.rules.kind == GIVEN:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories, smoothing {self.rules.kind}")
         self.refuse_unknown(ids)
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE

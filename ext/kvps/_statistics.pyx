@@ -23,7 +23,7 @@ from kvps._keys cimport (
     VALUE_BITS, bit_length, key_words64, low32, mix, packed_t, shl, shr, store, text_key_words64, u64, u128, u256,
 )
 from kvps._totals cimport NO_TUPLE, TotalsTable, totals
-from kvps._types cimport BOS, EOS, MAX_ORDER, byte_t, count_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+from kvps._types cimport BOS, EOS, LARGE_CODE, MAX_ORDER, byte_t, count_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     SHORT_LIST = 32            # a list up to this long is sorted by insertion, a longer one through dense counters
@@ -41,6 +41,12 @@ cdef struct pair_list:
     pair* items
     index_t n, room
     bint sorted                # words strictly increasing, because all came from one leaf
+
+cdef struct follower:
+    # What follows a context, as it is listed.
+    uint64_t value
+    uint32_t rank              # of the word, in byte order
+    word_t word
 
 cdef struct node:
     # A closed context, waiting for its parents to close.
@@ -68,6 +74,16 @@ cdef inline byte_t* claim(buffer* b, index_t n_bytes) noexcept nogil:
     data = b.data + b.n
     b.n += n_bytes
     return data
+
+
+cdef extern from "<algorithm>" namespace "std" nogil:
+    # As in libcpp.algorithm, which takes an exception of the comparison into account; ours raises none.
+    void sort(follower*, follower*, bint (*)(const follower&, const follower&) noexcept nogil) noexcept
+
+
+cdef bint comes_before(const follower& a, const follower& b) noexcept nogil:
+    """Whether a follower is listed before another: by value, the greatest first, then by byte order."""
+    return a.value > b.value or a.value == b.value and a.rank < b.rank
 
 
 cpdef uint64_t chain_start(uint64_t seed) noexcept:
@@ -109,7 +125,7 @@ cdef class Walk:
         seed: of the hashes.
         split: words whose contexts of depth 1 are set aside, for split_ngrams(), because other shards have parts of them.
 
-    With `estimate` it yields probabilities instead (see there).
+    With `estimate` it yields probabilities instead (see there), with `list_followers` what follows each context.
     """
     cdef int order, top, bits
     cdef index_t n_words
@@ -140,6 +156,19 @@ cdef class Walk:
     cdef buffer context_numbers[MAX_ORDER + 1]
     cdef readonly TotalsTable table
     cdef int status
+    # what `list_followers` needs: columns of the contexts of each depth, as take_followers() gives them
+    cdef object ranks_owner
+    cdef const uint32_t* ranks             # NULL: followers are not listed
+    cdef buffer listed                     # followers of the context at hand
+    cdef buffer node_words[MAX_ORDER]
+    cdef buffer node_children[MAX_ORDER]
+    cdef buffer node_followers[MAX_ORDER]
+    cdef buffer follower_words[MAX_ORDER]
+    cdef buffer follower_codes[MAX_ORDER]
+    cdef buffer large_places[MAX_ORDER]
+    cdef buffer large_followers[MAX_ORDER]
+    cdef uint64_t n_followers[MAX_ORDER]   # listed so far
+    cdef uint32_t n_children[MAX_ORDER + 1]
     # what `estimate` needs
     cdef bint estimates
     cdef object estimate_owner
@@ -189,6 +218,10 @@ cdef class Walk:
         cdef int d
         for d in range(MAX_ORDER):
             free(self.lists[d].items)
+            for p in (<size_t>self.node_words[d].data, <size_t>self.node_children[d].data, <size_t>self.node_followers[d].data,
+                      <size_t>self.follower_words[d].data, <size_t>self.follower_codes[d].data,
+                      <size_t>self.large_places[d].data, <size_t>self.large_followers[d].data):
+                free(<void*><size_t>p)
         for d in range(MAX_ORDER + 1):
             free(self.rows[d].data)
             free(self.row_values[d].data)
@@ -199,8 +232,62 @@ cdef class Walk:
         for p in (<size_t>self.dense_raw, <size_t>self.split_raws_.data, <size_t>self.nodes.data, <size_t>self.pairs.data, <size_t>self.unigram_backoffs, <size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
                   <size_t>self.words_raw, <size_t>self.unigram_contexts, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
                   <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data,
-                  <size_t>self.split, <size_t>self.split_rows.data, <size_t>self.split_values.data):
+                  <size_t>self.listed.data, <size_t>self.split, <size_t>self.split_rows.data, <size_t>self.split_values.data):
             free(<void*><size_t>p)
+
+    def list_followers(self, const uint32_t[::1] ranks):
+        """Collect what follows each context, for `take_followers`.
+
+        ranks: uint32 (n_words,), the place of each word in byte order; borrowed.
+        """
+        if ranks.shape[0] != self.n_words:
+            raise ValueError(f"{ranks.shape[0]} ranks of {self.n_words} words")
+        self.ranks_owner, self.ranks = ranks, &ranks[0]
+
+    cdef inline void record(self, buffer* column, uint32_t value) noexcept nogil:
+        """Add a number to a column."""
+        cdef byte_t* place = claim(column, 4)
+        if place == NULL:
+            self.status = ERR_MEMORY
+        else:
+            (<uint32_t*>place)[0] = value
+
+    cdef void list_context(self, int d, index_t n) noexcept nogil:
+        """Put a closed context and its n followers into the columns; those below it are there already."""
+        cdef const pair* items = self.lists[d].items
+        cdef index_t i
+        cdef byte_t* place
+        cdef follower* found
+        cdef word_t* words
+        cdef byte_t* codes
+        self.listed.n = 0
+        found = <follower*>claim(&self.listed, n * sizeof(follower))
+        words, codes = <word_t*>claim(&self.follower_words[d], 4 * n), claim(&self.follower_codes[d], n)
+        if n > 0 and (found == NULL or words == NULL or codes == NULL):
+            self.status = ERR_MEMORY
+            return
+        for i in range(n):
+            found[i].value, found[i].word, found[i].rank = items[i].value, items[i].word, self.ranks[items[i].word]
+        if n > 1:
+            sort(found, found + n, &comes_before)
+        for i in range(n):
+            words[i] = found[i].word
+            codes[i] = <byte_t>found[i].value if found[i].value < LARGE_CODE else LARGE_CODE
+            if found[i].value >= LARGE_CODE:
+                place = claim(&self.large_places[d], 8)
+                if place != NULL:
+                    (<uint64_t*>place)[0] = self.n_followers[d] + <uint64_t>i
+                    place = claim(&self.large_followers[d], 8)
+                if place == NULL:
+                    self.status = ERR_MEMORY
+                    return
+                (<uint64_t*>place)[0] = found[i].value
+        self.n_followers[d] += <uint64_t>n
+        self.record(&self.node_words[d], self.path[d])
+        self.record(&self.node_children[d], self.n_children[d + 1])
+        self.record(&self.node_followers[d], <uint32_t>n)
+        self.n_children[d + 1] = 0
+        self.n_children[d] += 1
 
     def estimate(self, const double[:, ::1] discounts, const double[::1] unigram_p, const uint32_t[::1] rank,
                  const uint32_t[:, ::1] split_rows=None, const uint64_t[::1] split_values=None,
@@ -384,6 +471,10 @@ cdef class Walk:
         if (self.hashes and (hashes == NULL or values == NULL)) or (emit_rows and (rows == NULL or row_values == NULL)):
             self.status = ERR_MEMORY
             return
+        if self.ranks != NULL:
+            self.list_context(d, l.n)
+            if self.status != 0:
+                return
         self.stats[d + 1][0] += l.n
         for i in range(l.n):
             value = l.items[i].value
@@ -438,6 +529,10 @@ cdef class Walk:
         cdef uint32_t* raws
         cdef index_t i, low = 0, high = self.n_sums, middle
         cdef totals t
+        if self.ranks != NULL:
+            self.list_context(1, 0)            # its followers come with fold(), in a context that has no children
+            if self.status != 0:
+                return
         if not self.estimates:
             rows = <word_t*>claim(&self.split_rows, 8 * l.n)
             values = <uint64_t*>claim(&self.split_values, 8 * l.n)
@@ -587,6 +682,31 @@ cdef class Walk:
     def unigram_backoffs_log10(self):
         """Return log10 of each word's back-off, float64 (n_words,); 0 where it is no context of this shard."""
         return np.asarray(<double[:self.n_words]>self.unigram_backoffs).copy()
+
+    def followers_bytes(self):
+        """Return how many bytes `take_followers` would give, of all depths."""
+        cdef int d
+        cdef index_t n = 0
+        for d in range(1, self.top):
+            n += 3 * self.node_words[d].n + self.follower_words[d].n + self.follower_codes[d].n
+        return n
+
+    def take_followers(self, int d):
+        """Return and clear the contexts of depth d that were listed, in context order, and what follows them.
+
+        Returns:
+            words: uint32 (n,), the words c_d; the contexts of depth d - 1 that they belong to say how many are theirs.
+            children: uint32 (n,), how many contexts of depth d + 1 go on from each.
+            followers: uint32 (n,), how many words follow each: so many of these, context after context,
+            next words: uint32 (m,), by value, the greatest first, then in byte order,
+            codes: uint8 (m,), their values, LARGE_CODE for that and more,
+            places: uint64 (k,), which of all followers of this depth since the beginning these larger ones are, and
+            large: uint64 (k,), their values.
+        """
+        return (take(&self.node_words[d], np.uint32, True), take(&self.node_children[d], np.uint32, True),
+                take(&self.node_followers[d], np.uint32, True), take(&self.follower_words[d], np.uint32, True),
+                take(&self.follower_codes[d], np.uint8, True), take(&self.large_places[d], np.uint64, True),
+                take(&self.large_followers[d], np.uint64, True))
 
     def take_contexts(self, int d):
         """Return and clear (word ids uint32 (n, d) in context order, numbers of their totals uint32 (n,))."""

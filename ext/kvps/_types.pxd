@@ -12,3 +12,4 @@ cdef enum:
     EOS = 2                    # id of </s>; do not change: stored
     FIRST_WORD = 3             # id of the first word of the text; do not change: stored
     MAX_ORDER = 8              # 8 ids of 32 bits fill the widest key, 256 bits
+    LARGE_CODE = 255           # of a follower whose count stands in a list of its own

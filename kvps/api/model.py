@@ -15,12 +15,14 @@ from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.lm import opening
 from kvps.lm.evaluate import document_perplexities
+from kvps.lm.followers import FollowingModel, context_of, load_following
 from kvps.lm.model import CompiledModel, batches
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.store.directory import StoreDirectory
 from kvps.text.tokenize import store_tokenizer
+from kvps.units import cpu_count
 
 DEFAULT_SMOOTHING = DEFAULT
 DOCUMENTS = 256                # scored at once
@@ -84,9 +86,11 @@ class Model:
         self._turn = threading.Lock()
         self._compiled: CompiledModel | None = self._open()
 
-    def _open(self) -> CompiledModel:
-        return opening.load(self._directory, CompiledModel, self._smoothing, self._highest, exact=self._exact, labels=self._labels,
-                            stale=self._stale, threads=self._threads)
+    def _open(self, *, following: bool = False) -> CompiledModel:
+        how: dict[str, Any] = {"exact": self._exact, "labels": self._labels, "stale": self._stale, "threads": self._threads}
+        if following:
+            return load_following(self._directory, self._smoothing, self._highest, **how)
+        return opening.load(self._directory, CompiledModel, self._smoothing, self._highest, **how)
 
     def refresh(self) -> bool:
         """Switch to the store's last version; return whether that is another one than before.
@@ -97,7 +101,7 @@ class Model:
             before = self._model()
             if before.version == self._directory.root.state()["version"]:
                 return False
-            self._compiled = after = self._open()
+            self._compiled = after = self._open(following=isinstance(before, FollowingModel))
             return after.version != before.version
 
     @property
@@ -178,6 +182,28 @@ class Model:
         """
         return self._model().log10(word, words_of(context, 1))
 
+    def next(self, contexts: Ngram | Iterable[Ngram], k: int | None = 10) -> Any:
+        """Return the k best next words after each context, as a list of NextWords; of one str, its NextWords alone.
+
+        NextWords has words, probabilities float64 (k,) and cumulative float64 (k,), best first, equal ones in byte order; all
+        words that can come with k None: then the probabilities add up to 1. The first call makes a file in the store's models.
+
+        contexts: each a str, that the store's tokenizer makes words of, or a list of words. The first word may be "<s>"; the
+            last order - 1 count.
+
+        Raises:
+            ArgumentError: k below 1, or stupid back-off, which gives scores and no distribution.
+            StoreError: the store has another version by now, refresh() first; or it is behind a server.
+        """
+        if k is not None and k < 1:
+            raise ArgumentError(f"the number of words is 1 or more, or None for all, not {k}")
+        model = self._following()
+        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
+        asked = [context_of(context, words) if isinstance(context, str) else words_of(context, i)
+                 for i, context in enumerate([contexts] if isinstance(contexts, str) else contexts, 1)]
+        found = list(model.next_words(asked, k, self._threads or cpu_count()))
+        return found[0] if isinstance(contexts, str) else found
+
     def close(self) -> None:
         """Let go of the compiled model and the store."""
         with self._turn:
@@ -201,6 +227,18 @@ class Model:
         if model is None:
             raise StoreError(f"{self.path}: the model is closed", path=str(self.path))
         return model
+
+    def _following(self) -> FollowingModel:
+        """Return the model with what follows each context, which is opened when it is first asked for."""
+        with self._turn:
+            model = self._model()
+            if not isinstance(model, FollowingModel):
+                made = self._open(following=True)
+                if made.version != model.version:
+                    raise StoreError(f"{self.path}: version {model.version} answers, and the store has version {made.version}; "
+                                     "refresh() the model", path=str(self.path))
+                self._compiled = model = made
+            return model
 
     def _texts(self, sentences: Iterable[Sentence]) -> Iterator[bytes]:
         """Yield tokenised lines, a batch of sentences at a time."""

@@ -182,6 +182,9 @@ class RemoteVocabulary(dict):
 class _RemotelyModelled(Model):
     """A Model whose compiled file is elsewhere."""
 
-    def _open(self) -> Any:
+    def _open(self, *, following: bool = False) -> Any:
+        if following:
+            raise StoreError(f"{self.path}: next words are looked up in the files of a store; open its folder, where it lies",
+                             path=str(self.path))
         return RemoteModel(self._directory, str(self._smoothing), self._highest, exact=self._exact, labels=self._labels,
                            stale=self._stale)

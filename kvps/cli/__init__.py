@@ -31,6 +31,7 @@ COMMANDS = {
     "checkpoint": "Make, list, verify, delete and restore checkpoints of a store.",
     "perplexity": "Score text with a model.",
     "score": "Print the log10 probability of every sentence, word or JSON record.",
+    "next": "Show the words that may come after a context, and how probable each is.",
     "export": "Write the model as an ARPA file, or its counts.",
     "import": "Make a model of an ARPA file, to score text with.",
     "compile": "Make the compiled model of a store now.",

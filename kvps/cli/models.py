@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kvps.cli.output import name_warnings
 from kvps.cli.progress import Progress
+from kvps.errors import ArgumentError
 from kvps.lm import opening
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import parse
@@ -22,14 +23,17 @@ S = TypeVar("S", bound=Scorer)
 
 
 @contextlib.contextmanager
-def compiled(path: str, progress: Progress, kind: type[S] = Scorer, *, tokenizer: str | None, order: int | None, smoothing: str,
-             labels: list[str] | None, threads: int | None, exact: bool, stale: str,
+def compiled(path: str, progress: Progress, kind: type[S] = Scorer, *, following: bool = False, tokenizer: str | None,
+             order: int | None, smoothing: str, labels: list[str] | None, threads: int | None, exact: bool, stale: str,
              temp: str | None) -> Iterator[tuple[S | RemoteModel, Tokenizer]]:
     """Give a model as a `kind`, made if need be, or one that a server answers for, and the tokenizer.
 
+    following: a FollowingModel is wanted, for next words; it is none that a server answers for.
     tokenizer: only to name the model's MODULE:FUNC again.
     """
     name_warnings()
+    if following and address(path) is not None:
+        raise ArgumentError(f"{path}: next words are looked up in the files of a store; name its folder, where it lies")
     chosen = parse(smoothing)
     with opening.open_model_place(path) as store:
         words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
@@ -38,8 +42,14 @@ def compiled(path: str, progress: Progress, kind: type[S] = Scorer, *, tokenizer
 
             yield RemoteModel(store, smoothing, order, exact=exact, labels=labels, stale=stale), words
             return
-        model = opening.load(store, kind, chosen, order, exact=exact, labels=labels, stale=stale, threads=threads,
-                             scratch=temp and Path(temp), progress=progress.stage("compiling"))
+        how = {"exact": exact, "labels": labels, "stale": stale, "threads": threads, "scratch": temp and Path(temp),
+               "progress": progress.stage("compiling")}
+        if following:
+            from kvps.lm.followers import load_following
+
+            model = load_following(store, chosen, order, **how)
+        else:
+            model = opening.load(store, kind, chosen, order, **how)
     yield model, words
 
 

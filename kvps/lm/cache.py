@@ -1,12 +1,14 @@
 """Where compiled models lie, and who makes them: found when fresh, otherwise made by one process while others wait.
 
-A model's file is STORE/models/KIND-oORDER[-exact][-lLABELS]-vVERSION.kvm (LABELS is a hash); a reader that cannot write
+A model's file is STORE/models/KIND-oORDER[-exact|-next][-lLABELS]-vVERSION.kvm (LABELS is a hash; -next is a followers file,
+which lists what follows each context); a reader that cannot write
 in STORE makes it in the user's cache folder instead. Files of older versions are removed once a newer one is there; who
 has them mapped keeps them until it refreshes.
 """
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -26,12 +28,12 @@ log = logging.getLogger("kvps")
 T = TypeVar("T")
 
 KINDS = ("kn", "raw")
-FILE_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact)?(?:-l[0-9a-f]{16})?)-v(?P<version>\d+)\.kvm")
+FILE_NAME = re.compile(r"(?P<stem>(?:kn|raw)-o\d(?:-exact|-next)?(?:-l[0-9a-f]{16})?)-v(?P<version>\d+)\.kvm")
 # How long to wait for another process that compiles: longer than any compilation.
 WAIT_S = 24 * 3600.0
 
 
-def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, exact: bool = False,
+def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, exact: bool = False, followers: bool = False,
            labels: Iterable[str] | None = None, stale: str = "wait", threads: int | None = None, scratch: Path | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Return the file of the compiled model of the store's last version, making it when there is none.
@@ -40,6 +42,7 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
         kind: "kn" or "raw".
         top: its highest order; the store's by default.
         exact: without fingerprints.
+        followers: not the model but the file that lists what follows each context; of any model that is `exact` or not.
         labels: of only the text of these labels, as in StoreDirectory.snapshot().
         stale: what to do while another process makes it: "wait" for it, or "ok": go on with an older one.
         scratch: folder for temporary files; beside the model by default.
@@ -54,7 +57,8 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
     if kind == "raw":
         top = order                            # raw counts of all orders serve every lower one
     labels = labels and sorted(set(labels))
-    stem = f"{kind}-o{top}{'-exact' if exact else ''}{f'-l{_hash(labels)}' if labels else ''}"
+    what = "-next" if followers else "-exact" if exact else ""
+    stem = f"{kind}-o{top}{what}{f'-l{_hash(labels)}' if labels else ''}"
     folder = _folder(store)
     if (fresh := _usable(folder, stem, store.root.state()["version"], store)) is not None:
         return fresh
@@ -75,12 +79,16 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
                 progress(done, total)
 
             # Here: scoring with a model that is there needs none of it.
-            from kvps.lm.compile import compile_model
+            if followers:
+                from kvps.lm.followers import compile_followers as make
+            else:
+                from kvps.lm.compile import compile_model
+
+                make = functools.partial(compile_model, exact=exact)
             from kvps.text.vocabulary import Vocabulary
 
-            compile_model(snapshot, Vocabulary(store.root.words()), path, kind=kind, top=top, exact=exact,
-                          threads=threads or cpu_count(), scratch=scratch or folder, uuid=store.identity["uuid"],
-                          order=order, progress=advance)
+            make(snapshot, Vocabulary(store.root.words()), path, kind=kind, top=top, threads=threads or cpu_count(),
+                 scratch=scratch or folder, uuid=store.identity["uuid"], order=order, progress=advance)
         _remove_older(folder, stem, path)
         return path
 

@@ -1,4 +1,4 @@
-"""The smoothings: their names, the counts they stand on, and their parameters. Formulas: ext/kvps/_model.pyx `combine`.
+"""The smoothings: their names, the counts they stand on, and their parameters. Formulas: ext/kvps/_smoothing.pxd.
 
 With c counts, N(h) = sum of c(h x) over words x, T(h) = how many words follow h, h' = h without its first word:
 

@@ -47,6 +47,7 @@ LEXICON = {
     "reshard": {"version", "shards_before", "shards", "ngrams", "largest", "elapsed_s"},
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
+    "next": {"context", "words"},
     "score": {"sentence", "log10_probability", "tokens", "oov"},
     "counts": {"ngram", "order", "raw", "adjusted"},
     "dump": {"ngram", "count"},
@@ -284,6 +285,19 @@ def test_perplexity_per_sentence(store):
 
     assert [row["sentence"] for row in rows] == [line.split("\t")[-1] for line in lines] == TEXT.splitlines()
     assert sum(row["log10_probability"] for row in rows) == pytest.approx(whole["log10_probability"])
+
+
+def test_next(store):
+    """Next words come with their probability and the sum so far; of several contexts each line names its own."""
+    found = answer("next", store, "the cat", "--top", "0")
+    lines = kvps("next", store, "the cat", "-", "-k", "2", text="<s> the\n").stdout.splitlines()
+
+    assert set(found) == LEXICON["next"] and set(found["words"][0]) == {"word", "probability", "cumulative"}
+    assert found["words"][-1]["cumulative"] == pytest.approx(1)
+    assert [line.split("\t")[0] for line in lines] == ["the cat"] * 2 + ["<s> the"] * 2
+    assert lines[0].split("\t")[3] == found["words"][0]["word"]
+    assert kvps("next", store, "the cat", "-k", "1").stdout.split("\t")[2] == found["words"][0]["word"] + "\n"
+    assert "name its folder" in kvps("next", "kvps://127.0.0.1:1", "the cat", code=2).stderr
 
 
 def test_exact_scores_alike(store):

@@ -1,0 +1,232 @@
+"""What follows a context, as a file lists it and a model adds it up: distributions, best words and drawn text."""
+import contextlib
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+import kvps
+from kvps._followers import Followers, Workspace
+from kvps.errors import ArgumentError, CorruptionError, StoreError
+from kvps.lm import cache, container, followers
+from kvps.lm.followers import FollowingModel, context_of, load_following
+from kvps.ps import router
+from kvps.store.directory import open_store
+from kvps.text.tokenize import Tokenizer
+
+WORDS = ["a", "b", "c", "the", "a\u00a0b", "\u732b", "a!", "word-of-more-than-sixteen-bytes"]
+SENTENCES = st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, max_size=12)
+ORDERS = st.integers(1, 8)
+DISTRIBUTIONS = ["modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell", "lidstone:0.1", "laplace", "mle"]
+CONTEXTS = st.lists(st.lists(st.sampled_from([*WORDS, "<s>", "</s>", "unheard-of"]), max_size=9), min_size=1, max_size=8)
+FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+
+
+@contextlib.contextmanager
+def new_store(order, shards=2, share=0.5):
+    """Give an empty store in a folder of its own, whose words are split when they have more than a share of a shard."""
+    folder = Path(tempfile.mkdtemp(prefix="kvps-followers-"))
+    try:
+        with (mock.patch.object(router, "MIN_SPLIT", 1), mock.patch.object(router, "SPLIT_ABOVE", share),
+              kvps.create(folder / "store", order=order, shards=shards) as store):
+            yield store
+    finally:
+        shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Return an order-3 store whose words are seen so often that counts have no code of their own."""
+    path = tmp_path_factory.mktemp("followers") / "store"
+    with kvps.create(path, order=3, shards=2) as store:
+        store.train([*["the cat sat"] * 300, *["the cat ran"] * 256, "the cat", "the dog", "a dog", *["a cat"] * 255], threads=1)
+    return path
+
+
+def check_answers(model, contexts, smoothing):
+    """Compare all that a FollowingModel says of next words with the probabilities of the words one by one."""
+    words = [model.words.word(i).decode() for i in model.by_ground[0].tolist()]
+    for context, every in zip(contexts, model.next_words(contexts, None), strict=True):
+        vector = model.distribution(context)
+        each = {word: vector[model.ids_of([word])[0]] if word != "<unk>" else vector[0] for word in words}
+        if smoothing != "mle" or every.words:
+            assert math.fsum(vector) == pytest.approx(1, abs=1e-9), (smoothing, context)
+        for word, p in each.items():
+            if word == "<s>" and not context[max(0, len(context) - model.order + 1):]:
+                continue                       # it begins a sentence then, with probability 1
+            assert p == pytest.approx(10 ** model.log10(word, context), rel=1e-9, abs=1e-300), (smoothing, context, word)
+        ranked = sorted(((-p, word.encode()) for word, p in each.items() if p > 0))
+        assert every.words == [word.decode() for _, word in ranked], (smoothing, context)
+        assert every.probabilities.tolist() == [-p for p, _ in ranked]
+        assert every.cumulative.tolist() == np.cumsum(every.probabilities).tolist()
+    for k in (1, 2, 5):
+        for best, every in zip(model.next_words(contexts, k), model.next_words(contexts, None), strict=True):
+            assert best.words == every.words[:k]
+            assert best.probabilities.tolist() == every.probabilities[:k].tolist()
+
+
+@FEW
+@given(SENTENCES, ORDERS, st.integers(1, 4), st.sampled_from([0.01, 0.3, 1.0]), CONTEXTS, st.data())
+@example([["a"] * 9] * 3, 3, 3, 0.01, [["a"], ["a", "a"], ["b", "a"], []], None)
+def test_next_words_are_a_distribution(sentences, order, shards, share, contexts, data):
+    """Whatever the context, of words seen or not, next words sum to 1 and have the probabilities that scoring gives them.
+
+    For every smoothing and order, with contexts that are spread over shards; the best k are the first of all, by
+    probability and then in byte order.
+    """
+    top = data.draw(st.integers(1, order)) if data else order
+    with new_store(order, shards, share) as made:
+        made.train(sentences, threads=1)
+        contexts = [*contexts, [], *(["<s>", *sentence][:1 + len(sentence) // 2] for sentence in sentences)]
+        with open_store(made.path) as store:
+            for smoothing in DISTRIBUTIONS:
+                check_answers(load_following(store, smoothing, top, threads=1), contexts, smoothing)
+
+
+@FEW
+@given(SENTENCES, SENTENCES, st.integers(1, 5), st.integers(0, 2**64 - 1), st.data())
+def test_next_words_do_not_know_how_counts_came(a, b, order, seed, data):
+    """A store that was updated and forgot names and draws the same words, in the same order, as one made from scratch."""
+    smoothing = data.draw(st.sampled_from(DISTRIBUTIONS[:-1]))
+    with new_store(order, 3) as grown, new_store(order, 1) as fresh:
+        grown.train(b, threads=1)
+        grown.update(a, again=True, threads=1)
+        grown.forget(b, threads=1)
+        fresh.train(a, threads=1)
+        with grown.model(smoothing, threads=1) as x, fresh.model(smoothing, threads=1) as y:
+            asked = [[], ["a"], ["<s>", "the"]]
+            for one, other in zip(x.next(asked, None), y.next(asked, None), strict=True):
+                assert one.words == other.words
+                assert one.probabilities.tolist() == other.probabilities.tolist()
+
+
+def test_larger_counts(small):
+    """Counts of 255 and more, which have no code, count in full."""
+    with open_store(small) as store:
+        for smoothing in DISTRIBUTIONS:
+            model = load_following(store, smoothing, threads=1)
+            check_answers(model, [["the", "cat"], ["cat"], ["the"], ["a"], ["<s>", "a"]], smoothing)
+        found = next(load_following(store, "mle", threads=1).next_words([["the", "cat"]], 3))
+    assert found.words == ["sat", "ran", "</s>"]
+    assert found.probabilities.tolist() == [300 / 557, 256 / 557, 1 / 557]
+
+
+def test_empty_store(tmp_path):
+    """Before there is text, modified Kneser-Ney shares out between </s> and <unk>, and MLE knows no word."""
+    with kvps.create(tmp_path / "s", order=3) as store, store.model() as model, store.model("mle") as mle:
+        assert model.next(["a", []], None)[0].words == ["</s>", "<unk>"]
+        assert model.next("a", None).cumulative.tolist() == [0.5, 1]
+        assert mle.next("a").words == []
+
+
+def test_file_is_made_once_and_anew(small, tmp_path):
+    """The file lies with the models, is found again, follows the store, and a model that is older says so."""
+    shutil.copytree(small, tmp_path / "s")
+    with kvps.open(tmp_path / "s") as store, store.model() as model:
+        assert model.next("the").words[0] == "cat"
+        (path,) = (tmp_path / "s" / "models").glob("kn-o3-next-v1.kvm")
+        made = path.stat().st_mtime_ns
+        with store.model() as other, store.model(exact=True) as third:
+            assert other.next("the").words == third.next("the").words == model.next("the").words
+        assert path.stat().st_mtime_ns == made
+        with store.model() as late:
+            store.update(["the zebra"] * 9, threads=1)
+            assert model.next("the").words[0] == "cat"
+            with pytest.raises(StoreError, match="version 1 answers, and the store has version 2; refresh"):
+                late.next("the")
+            assert late.refresh()
+            late_words = late.next("the").words
+            assert "zebra" in late_words
+        assert model.refresh() and sorted(model.next("the").words) == sorted(late_words)
+        assert not path.exists()
+    assert kvps.check(tmp_path / "s", "full") == []
+
+
+def test_damage_is_refused(small, tmp_path):
+    """Whichever byte of the file is damaged, answers are right or refused, and a file that cannot be opened is made again."""
+    shutil.copytree(small, tmp_path / "s")
+    with open_store(tmp_path / "s") as store:
+        contexts = [["the", "cat"], ["a"], []]
+        expected = [(found.words, found.probabilities.tolist()) for found in load_following(store).next_words(contexts, None)]
+        path, listing = cache.ensure(store), cache.ensure(store, followers=True)
+        whole, refused = listing.read_bytes(), 0
+        for place in range(0, len(whole), 512):
+            damaged = bytearray(whole)
+            damaged[place + place // 512 % 64 if place + 64 < len(whole) else place] ^= 0x55
+            listing.unlink()
+            listing.write_bytes(damaged)
+            try:
+                found = FollowingModel(path, listing).next_words(contexts, None)
+                assert [(row.words, row.probabilities.tolist()) for row in found] == expected
+            except CorruptionError as error:
+                assert str(listing) in str(error)
+                refused += 1
+        assert refused > 10
+        listing.unlink()
+        listing.write_bytes(whole[:-3])
+        assert [row.words for row in load_following(store).next_words(contexts, None)] == [words for words, _ in expected]
+
+
+def test_wide_columns(small):
+    """Where contexts begin may take 8 bytes; and arrays that do not fit together are refused."""
+    with open_store(small) as store:
+        model, listing = load_following(store), cache.ensure(store, followers=True)
+        _, arrays = container.read(listing)
+        levels = [tuple(arrays.get(f"{name}.{depth}") for name in followers.COLUMNS) for depth in (1, 2)]
+        wide = [tuple(np.array(column, np.uint64) if name in followers.STARTS and column is not None else column
+                      for name, column in zip(followers.COLUMNS, level, strict=True)) for level in levels]
+        rest = arrays["starts"], arrays["parts"], arrays["ranks"]
+        twin, expected = Followers(3, wide, *rest), model.distribution(["the", "cat"])
+        grounds = list(zip((model.ground, model.alone), model.by_ground, strict=True))
+        with pytest.raises(ValueError, match="a workspace"):
+            twin.distribution(Workspace(model.n_words), np.zeros(1, np.uint32), expected)
+        twin.smooth(0, 0.0, model.discounts, 7.0, grounds)
+        out = np.empty(model.n_words)
+        twin.distribution(Workspace(model.n_words), np.array(model.ids_of(["the", "cat"]), np.uint32), out)
+        assert out.tolist() == expected.tolist()
+
+        for arguments in ((4, levels, *rest), (3, levels, rest[0], rest[1], rest[2][1:]),
+                          (3, [(levels[0][0][1:], *levels[0][1:]), levels[1]], *rest),
+                          (3, levels, np.array([0, 99, 99], np.uint64), *rest[1:])):
+            with pytest.raises(ValueError):
+                Followers(*arguments)
+        with pytest.raises(ValueError, match="words in order|in order|of"):
+            twin.smooth(0, 0.0, model.discounts, 7.0, [(model.ground[1:], model.by_ground[0])] * 2)
+        with pytest.raises(ValueError, match="room for"):
+            twin.distribution(Workspace(model.n_words), np.zeros(1, np.uint32), np.empty(1))
+
+
+def test_scores_are_refused(small):
+    """Stupid back-off is no distribution, a context has no newline, and at least one word is asked for."""
+    with kvps.load(small, "stupid-backoff") as model, pytest.raises(ArgumentError, match="not a distribution"):
+        model.next("the")
+    with kvps.load(small) as model:
+        for wrong in (("a\nb",), ("a", 0)):
+            with pytest.raises(ArgumentError):
+                model.next(*wrong)
+
+
+def test_stupid_backoff_ranks(small):
+    """The kernel adds stupid back-off up to its scores too, for what only compares."""
+    with open_store(small) as store:
+        model = load_following(store, "stupid-backoff")
+        for context in (["the", "cat"], ["zebra", "cat"], ["zebra"], ["cat", "zebra"]):
+            vector = model.distribution(context)
+            for word in ("sat", "ran", "dog", "</s>", "the"):
+                assert vector[model.ids_of([word])[0]] == pytest.approx(10 ** model.log10(word, context), rel=1e-12)
+
+
+def test_context_of():
+    """A context is tokenised but for <s> at its beginning."""
+    words = Tokenizer.from_spec("wordpunct", True)
+
+    assert context_of("<s> The cat,", words) == ["<s>", "the", "cat", ","]
+    assert context_of("The <s>", words) == ["the", "<", "s", ">"]
+    assert context_of(" <s>", words) == ["<s>"] and context_of("", words) == []
+    assert context_of("a  b\tc", Tokenizer.from_spec("whitespace")) == ["a", "b", "c"]
