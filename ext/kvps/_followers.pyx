@@ -11,6 +11,7 @@ cimport cython
 from libc.math cimport pow
 from libc.stdint cimport int64_t
 from libc.stdlib cimport calloc, free, malloc
+from libc.string cimport memset
 
 from kvps._keys cimport mix
 from kvps._pages cimport Pages, page_view, usable
@@ -19,6 +20,7 @@ from kvps._types cimport BOS, EOS, LARGE_CODE, MAX_ORDER, UNK, byte_t, index_t, 
 
 cdef enum:
     NO_WORD = 0xFFFFFFFF
+    LONG_LIST = 256            # worth setting apart what was seen once
     TRIES = 1000               # to draw a word that is neither <s> nor <unk>
 
 cdef struct numbers:
@@ -94,6 +96,10 @@ cdef class Workspace:
     cdef candidate* heap
     cdef candidate* chosen
     cdef index_t n_words
+    cdef uint64_t* marks                   # bit per word: touched
+    # The words of a long list that were seen once with the context, many and all alike, are only marked.
+    cdef uint64_t* once                    # bit per word, if it is not touched
+    cdef double once_share                 # what each of them gets; 0: there are none
     cdef double scale                      # of the ground
     cdef bint alone                        # there is no context, so the ground is that of unigrams
 
@@ -103,7 +109,8 @@ cdef class Workspace:
         self.touched = <word_t*>malloc((n_words + 1) * sizeof(word_t))
         self.heap = <candidate*>malloc((n_words + 1) * sizeof(candidate))
         self.chosen = <candidate*>malloc((n_words + 1) * sizeof(candidate))
-        if self.sums == NULL or self.touched == NULL or self.heap == NULL or self.chosen == NULL:
+        self.marks, self.once = <uint64_t*>calloc(n_words // 64 + 1, 8), <uint64_t*>calloc(n_words // 64 + 1, 8)
+        if self.marks == NULL or self.once == NULL or self.sums == NULL or self.touched == NULL or self.heap == NULL or self.chosen == NULL:
             raise MemoryError(f"no memory for the probabilities of {n_words} words")
 
     def __dealloc__(self):
@@ -111,6 +118,11 @@ cdef class Workspace:
         free(self.touched)
         free(self.heap)
         free(self.chosen)
+        free(self.marks)
+        free(self.once)
+
+    cdef inline bint marked(self, const uint64_t* bits, word_t word) noexcept nogil:
+        return bits[word >> 6] >> (word & 63) & 1
 
     cdef inline void add(self, word_t word, double share, bint instead) noexcept nogil:
         """Add to what a word gets, or give it that instead. A share of 0 changes nothing, so does not touch the word."""
@@ -119,13 +131,18 @@ cdef class Workspace:
         if self.sums[word] == 0:
             self.touched[self.n_touched] = word
             self.n_touched += 1
+            self.marks[word >> 6] |= <uint64_t>1 << (word & 63)
         self.sums[word] = share if instead else self.sums[word] + share
 
     cdef void clear(self) noexcept nogil:
         cdef index_t i
         for i in range(self.n_touched):
             self.sums[self.touched[i]] = 0
+            self.marks[self.touched[i] >> 6] = 0
         self.n_touched = 0
+        if self.once_share > 0:
+            memset(self.once, 0, 8 * (self.n_words // 64 + 1))
+        self.once_share = 0
 
 
 @cython.final
@@ -378,8 +395,32 @@ cdef class Followers:
             ws.add(l.words[i], coefficient * kept_of[l.codes[i]], instead)
             i += 1
 
-    cdef void sum_up(self, Workspace ws, const word_t* last, int n) noexcept nogil:
-        """Add up what the words that follow a context get, beyond their share of the ground; REQUIRES a clear workspace."""
+    cdef void spread_long(self, Workspace ws, const listing* x, double coefficient) noexcept nogil:
+        """As spread(), as the last one: words with the value 1, of which most long lists are made, are only marked."""
+        cdef const level* l = &self.levels[x.d]
+        cdef double share = coefficient * self.kept_of[x.d + 1][1]
+        cdef listing head = x[0]
+        cdef index_t i
+        cdef word_t word
+        head.end -= <index_t>x.n1
+        self.spread(ws, &head, coefficient, False)
+        if share <= 0:
+            return
+        for i in range(head.end, x.end):
+            word = l.words[i]
+            if <index_t>word >= self.n_words:
+                continue
+            if ws.marked(ws.marks, word):
+                ws.sums[word] += share
+            else:
+                ws.once[word >> 6] |= <uint64_t>1 << (word & 63)
+        ws.once_share = share
+
+    cdef void sum_up(self, Workspace ws, const word_t* last, int n, bint marking) noexcept nogil:
+        """Add up what the words that follow a context get, beyond their share of the ground; REQUIRES a clear workspace.
+
+        marking: the words of a long list that were seen once may be marked instead.
+        """
         cdef listing lists[MAX_ORDER + 1]
         cdef double coefficients[MAX_ORDER + 1]
         cdef int d, seen, most = self.order - 1
@@ -403,14 +444,17 @@ cdef class Followers:
                 coefficients[d] = product * lists[d].scale
                 product *= lists[d].gamma
             ws.scale = product
-            for d in range(1, seen + 1):
-                self.spread(ws, &lists[d], coefficients[d], False)
+            for d in range(seen, 0, -1):
+                if marking and d == 1 and lists[1].n1 >= LONG_LIST:
+                    self.spread_long(ws, &lists[1], coefficients[1])
+                else:
+                    self.spread(ws, &lists[d], coefficients[d], False)
 
     cdef inline double probability(self, Workspace ws, word_t word) noexcept nogil:
         """The probability of a word, once the workspace has what it gets."""
         if ws.sums[word] > 0 and self.rules.kind == STUPID_BACKOFF:
             return ws.sums[word]
-        return ws.sums[word] + ws.scale * self.ground[ws.alone][word]
+        return ws.scale * self.ground[ws.alone][word] + ws.sums[word]
 
     cdef index_t best(self, Workspace ws, index_t k, bint drawn_from) noexcept nogil:
         """Find the k best words: ws.heap[:n], best first, without those of probability 0; return n.
@@ -420,17 +464,28 @@ cdef class Followers:
         cdef candidate c
         cdef index_t i, n = 0
         cdef const uint32_t* order = self.by_ground[ws.alone]
+        cdef double most = ws.scale * self.ground[ws.alone][order[0]]
         for i in range(ws.n_touched):
             c.word = ws.touched[i]
-            c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
+            if n == k and ws.sums[c.word] + most < ws.heap[0].p:
+                continue                       # most of them: neither their share of the ground nor their rank is looked at
+            c.p = self.probability(ws, c.word)
+            if n == k and c.p < ws.heap[0].p:
+                continue
+            c.rank = self.ranks[c.word]
             n = offer(ws.heap, n, k, &c)
         for i in range(self.n_ground[ws.alone]):
             c.word = order[i]
-            if ws.sums[c.word] > 0 or drawn_from and (c.word == BOS or c.word == UNK):
+            c.p = ws.scale * self.ground[ws.alone][c.word]
+            if ws.once_share + c.p <= 0 or n == k and ws.once_share + c.p < ws.heap[0].p:
+                break                          # nor can any of those that come be better
+            if ws.marked(ws.marks, c.word) or drawn_from and (c.word == BOS or c.word == UNK):
                 continue
-            c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
-            if c.p <= 0 or n == k and not better(c, ws.heap[0]):
-                break                          # and none of those that come is better
+            if ws.once_share > 0 and ws.marked(ws.once, c.word):
+                c.p += ws.once_share
+            if c.p <= 0 or n == k and c.p < ws.heap[0].p:
+                continue
+            c.rank = self.ranks[c.word]
             n = offer(ws.heap, n, k, &c)
         sort_heap(ws.heap, ws.heap + n, &better)
         return n
@@ -449,7 +504,7 @@ cdef class Followers:
             raise ValueError(f"room for {words.shape[0]} times {words.shape[1]} of {n} times {k} words")
         with nogil:
             for i in range(n):
-                self.sum_up(ws, &ids[0] + ends[i] - 1, <int>min(<index_t>MAX_ORDER, ends[i] - start))
+                self.sum_up(ws, &ids[0] + ends[i] - 1, <int>min(<index_t>MAX_ORDER, ends[i] - start), True)
                 found[i] = self.best(ws, k, False)
                 for j in range(found[i]):
                     words[i, j], p[i, j] = ws.heap[j].word, ws.heap[j].p
@@ -464,7 +519,7 @@ cdef class Followers:
             raise ValueError(f"room for {out.shape[0]} of {self.n_words} words")
         self.refuse_shape(ws, context, None)
         with nogil:
-            self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]))
+            self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]), False)
             for w in range(self.n_words):
                 out[w] = self.probability(ws, <word_t>w)
             ws.clear()
@@ -544,7 +599,7 @@ cdef class Followers:
         cdef double total = 0, rest, r, ground, reached = 0
         cdef candidate c, other
         cdef bint from_heap
-        self.sum_up(ws, last, n)
+        self.sum_up(ws, last, n, top_k > 0)
         order = self.by_ground[ws.alone]
         if top_k > 0:
             n_chosen = self.best(ws, top_k, True)

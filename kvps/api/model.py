@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import itertools
+import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from os import PathLike
@@ -15,7 +16,7 @@ from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.lm import opening
 from kvps.lm.evaluate import document_perplexities
-from kvps.lm.followers import FollowingModel, context_of, load_following
+from kvps.lm.followers import MAX_WORDS, FollowingModel, context_of, load_following
 from kvps.lm.model import CompiledModel, batches
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
@@ -203,6 +204,33 @@ class Model:
                  for i, context in enumerate([contexts] if isinstance(contexts, str) else contexts, 1)]
         found = list(model.next_words(asked, k, self._threads or cpu_count()))
         return found[0] if isinstance(contexts, str) else found
+
+    def generate(self, prompt: Ngram = "", count: int = 1, *, temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, seed: int | None = None, max_words: int = MAX_WORDS) -> list[str]:
+        """Return sentences that begin with a prompt, drawn word by word from the model until </s>.
+
+        <s> and <unk> are never drawn; their share is that of all others. The same seed gives the same sentences, whatever the
+        number of threads, and the first ones of a larger count.
+
+        Args:
+            prompt: of each sentence its beginning; a str, that the store's tokenizer makes words of, or a list of words.
+            count: how many sentences.
+            temperature: each word is drawn by the power 1 / temperature of its probability.
+            top_k: only the k best words are drawn from.
+            top_p: only the best words are, those that have this share of the probability, after temperature and top_k.
+            seed: from 0 to 2**64 - 1; by default another one each time.
+            max_words: that are drawn for a sentence that does not end.
+
+        Raises:
+            ArgumentError: a number that is not possible, stupid back-off, or no word has a probability (MLE).
+            StoreError: as next().
+        """
+        model = self._following()
+        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
+        begun = context_of(prompt, words) if isinstance(prompt, str) else words_of(prompt, 1)
+        drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,
+                               seed=secrets.randbits(64) if seed is None else seed, threads=self._threads or cpu_count())
+        return [" ".join([*begun, *sentence.words]) for sentence in drawn]
 
     def close(self) -> None:
         """Let go of the compiled model and the store."""

@@ -32,6 +32,7 @@ COMMANDS = {
     "perplexity": "Score text with a model.",
     "score": "Print the log10 probability of every sentence, word or JSON record.",
     "next": "Show the words that may come after a context, and how probable each is.",
+    "generate": "Draw sentences from a model.",
     "export": "Write the model as an ARPA file, or its counts.",
     "import": "Make a model of an ARPA file, to score text with.",
     "compile": "Make the compiled model of a store now.",

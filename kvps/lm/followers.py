@@ -20,6 +20,7 @@ to 160 ms, the ten best words from this file 0.1 ms.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -53,6 +54,10 @@ DRAIN_BYTES = 4 << 20
 PIECE_BYTES = 1 << 20                  # read back at once
 # Contexts answered in one call of the kernel, and words that one may return.
 CONTEXTS, WORDS = 64, 1 << 20
+SENTENCES = 32                         # drawn in one call of the kernel
+MAX_WORDS = 100                        # of a drawn sentence, unless more are wanted
+# How the kernel says that a sentence ended.
+ENDED, NOTHING = 1, 2
 
 
 # Making the file
@@ -169,6 +174,13 @@ class NextWords(NamedTuple):
     cumulative: np.ndarray                 # float64 (k,): of each word and those before it
 
 
+class Drawn(NamedTuple):
+    """A sentence that was drawn: its words after the prompt, and whether it came to its </s>."""
+
+    words: list[str]
+    ended: bool
+
+
 class OtherVersion(Exception):
     """The two files are of different versions of the store."""
 
@@ -257,6 +269,43 @@ class FollowingModel(CompiledModel):
         with ThreadPoolExecutor(threads) as pool:
             for answer in windowed(pool, lambda part: self.top(part, k), parts, 2 * threads):
                 yield from self._named(*answer)
+
+    def generate(self, prompt: Sequence[str], count: int, *, temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, seed: int = 0, max_words: int = MAX_WORDS, threads: int = 1) -> Iterator[Drawn]:
+        """Yield `count` sentences that begin with a prompt, drawn word by word; see Model.generate().
+
+        Sentence i depends on the seed and i alone, not on how many there are or on the number of threads.
+        """
+        self.refuse_scores()
+        for name, value, possible in (("temperature", temperature, 0 < temperature < math.inf),
+                                      ("top k", top_k, top_k is None or top_k >= 1),
+                                      ("top p", top_p, top_p is None or 0 < top_p <= 1), ("count", count, count >= 0),
+                                      ("number of words", max_words, max_words >= 1), ("seed", seed, 0 <= seed < 1 << 64)):
+            if not possible:
+                raise ArgumentError(f"a {name} of {value} is not possible")
+        alone = int(self.order == 1)
+        ground, by_ground = (self.ground, self.alone)[alone], self.by_ground[alone]
+        tempered = np.where(ground > 0, ground, 1) ** (1 / temperature)
+        tempered[(ground == 0) | np.isin(np.arange(self.n_words), (UNK, BOS))] = 0
+        start = np.array([BOS, *self.ids_of(prompt)], np.uint32)
+        choices = (temperature, top_k or 0, 1.0 if top_p is None else top_p, np.cumsum(ground[by_ground]),
+                   np.append(tempered, math.fsum(tempered)))
+
+        def drawn(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            n = min(SENTENCES, count - first)
+            words, lengths, ends = np.empty((n, max_words), np.uint32), np.empty(n, np.int64), np.empty(n, np.uint8)
+            with self.workspace() as space:
+                self.followers.generate(space, start, seed, first, max_words, *choices, words, lengths, ends)
+            return words, lengths, ends
+
+        with ThreadPoolExecutor(threads) as pool:
+            for rows, lengths, ends in windowed(pool, drawn, range(0, count, SENTENCES), 2 * threads):
+                for row, n, end in zip(rows, lengths.tolist(), ends.tolist(), strict=True):
+                    words = [self.words.word(i).decode() for i in row[:n].tolist()]
+                    if end == NOTHING:
+                        raise ArgumentError(f"{self.smoothing} gives no word a probability after "
+                                            f"{' '.join(['<s>', *prompt, *words])!r}")
+                    yield Drawn(words, end == ENDED)
 
     def _named(self, ids: np.ndarray, p: np.ndarray, found: np.ndarray) -> Iterator[NextWords]:
         for row, shares, n in zip(ids, p, found.tolist(), strict=True):

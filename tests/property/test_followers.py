@@ -3,6 +3,7 @@ import contextlib
 import math
 import shutil
 import tempfile
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -104,6 +105,101 @@ def test_next_words_do_not_know_how_counts_came(a, b, order, seed, data):
             for one, other in zip(x.next(asked, None), y.next(asked, None), strict=True):
                 assert one.words == other.words
                 assert one.probabilities.tolist() == other.probabilities.tolist()
+            for choices in ({}, {"top_k": 2}, {"top_p": 0.7, "temperature": 0.8}, {"temperature": 1.5}):
+                assert x.generate(count=5, seed=seed, **choices) == y.generate(count=5, seed=seed, **choices)
+
+
+def expected_draws(model, context, temperature=1.0, top_k=None, top_p=None):
+    """Return {word: probability} of the next word that is drawn, by way of the whole distribution."""
+    (found,) = model.next_words([context], None)
+    words = [(word, p ** (1 / temperature)) for word, p in zip(found.words, found.probabilities.tolist(), strict=True)
+             if word not in ("<s>", "<unk>")][:top_k]
+    total, reached, kept = math.fsum(p for _, p in words), 0.0, {}
+    for word, p in words:
+        kept[word] = p
+        reached += p
+        if top_p is not None and reached >= top_p * total:
+            break
+    return {word: p / reached for word, p in kept.items()}
+
+
+@pytest.mark.parametrize("choices", [
+    {}, {"temperature": 0.6}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.8}, {"top_k": 4, "top_p": 0.7, "temperature": 1.4},
+    {"top_p": 0.6, "temperature": 0.7}], ids=str)
+@pytest.mark.parametrize("smoothing", DISTRIBUTIONS)
+def test_draws_have_the_distribution(smoothing, choices, small, seed):
+    """Words are drawn as often as their probability says, after temperature, top k and top p, <s> and <unk> left out.
+
+    4,000 draws of a word each: its share is within 5 standard deviations of what is expected.
+    """
+    n = 4000
+    with open_store(small) as store:
+        model = load_following(store, smoothing, threads=1)
+        for prompt in (["the"], ["the", "cat"], ["zebra", "a"]):
+            if smoothing == "mle" and prompt[0] == "zebra":
+                continue
+            sentences = model.generate(prompt, n, seed=seed, max_words=1, **choices)
+            drawn = Counter(words[0] if words else "</s>" for words, _ in sentences)
+            expected = expected_draws(model, ["<s>", *prompt], **choices)
+            assert set(drawn) <= set(expected)
+            for word, p in expected.items():
+                assert abs(drawn[word] - n * p) <= 5 * math.sqrt(n * p * (1 - p)) + 1e-6, (prompt, word, drawn[word], n * p)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_long_lists(order, tmp_path, seed):
+    """Words that were seen once after a word of very many are set apart, and get what is theirs; for every order."""
+    rng = np.random.default_rng(seed)
+    names = [f"w{i}" for i in range(2000)]
+    text = [f"the {a} {b}" for a, b in zip(names, rng.choice(names[:300], 2000), strict=True)]
+    with kvps.create(tmp_path / "s", order=order, shards=2) as store:
+        store.train([*text, *(f"the {name}" for name in names[:50]), "the w7 the w8"], threads=1)
+    with open_store(tmp_path / "s") as store:
+        for smoothing in DISTRIBUTIONS:
+            check_answers(load_following(store, smoothing), [["the"], ["w7", "the"], ["<s>", "the"], ["zebra", "the"]], smoothing)
+
+
+def test_generated_text_is_the_seeds(small):
+    """The same seed gives the same sentences on any number of threads and in any number; another seed gives others."""
+    with kvps.load(small, "witten-bell", threads=1) as one, kvps.load(small, "witten-bell", threads=3) as three:
+        for choices in ({}, {"top_k": 3}, {"top_p": 0.9}, {"temperature": 1.2}):
+            text = one.generate("the", 100, seed=5, **choices)
+            assert text == three.generate(["the"], 100, seed=5, **choices)
+            assert text[:7] == three.generate("the", 7, seed=5, **choices)
+            assert text != one.generate("the", 100, seed=6, **choices)
+        assert one.generate("the", 20) != one.generate("the", 20)
+        assert one.generate("the", 0) == []
+        assert all(line.startswith("the ") or line == "the" for line in text)
+        assert max(len(line.split()) for line in one.generate("", 50, temperature=9.0, max_words=4)) == 4
+
+
+def test_generate_greedily(small):
+    """With top_k 1 each word is the best one, for a temperature of any height."""
+    with kvps.load(small) as model:
+        words = ["<s>"]
+        while (best := next(word for word in model.next([words], None)[0].words if word not in ("<s>", "<unk>"))) != "</s>":
+            words.append(best)
+        assert model.generate(count=2, top_k=1, temperature=3.0) == [" ".join(words[1:])] * 2
+        assert model.generate(count=2, top_p=1e-9) == [" ".join(words[1:])] * 2
+
+
+def test_generate_what_was_seen(small):
+    """MLE draws nothing but n-grams of the text, and says after which words it knows none."""
+    with kvps.load(small, "mle") as model:
+        assert set(model.generate(count=500, seed=1)) <= {"the cat sat", "the cat ran", "the cat", "the dog", "a dog", "a cat"}
+        with pytest.raises(ArgumentError, match="no word a probability after '<s> the zebra'"):
+            model.generate("the zebra")
+
+
+@pytest.mark.parametrize("choices", [
+    {"temperature": 0}, {"temperature": math.inf}, {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1},
+    {"count": -1}, {"max_words": 0}, {"seed": -1}, {"seed": 2**64}], ids=str)
+def test_generate_refuses(choices, small):
+    """A number that is not possible is refused; so are scores that are no probabilities."""
+    with kvps.load(small) as model, pytest.raises(ArgumentError, match="is not possible"):
+        model.generate(**choices)
+    with kvps.load(small, "stupid-backoff") as model, pytest.raises(ArgumentError, match="not a distribution"):
+        model.generate()
 
 
 def test_larger_counts(small):

@@ -48,6 +48,7 @@ LEXICON = {
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
     "next": {"context", "words"},
+    "generate": {"text", "words", "ended", "seed"},
     "score": {"sentence", "log10_probability", "tokens", "oov"},
     "counts": {"ngram", "order", "raw", "adjusted"},
     "dump": {"ngram", "count"},
@@ -298,6 +299,19 @@ def test_next(store):
     assert lines[0].split("\t")[3] == found["words"][0]["word"]
     assert kvps("next", store, "the cat", "-k", "1").stdout.split("\t")[2] == found["words"][0]["word"] + "\n"
     assert "name its folder" in kvps("next", "kvps://127.0.0.1:1", "the cat", code=2).stderr
+
+
+def test_generate(store):
+    """Sentences begin with the prompt, end by themselves or are cut, and are told with the seed that gives them again."""
+    found = answer("generate", store, "--prompt", "the cat", "--max-words", "50")
+    again = kvps("generate", store, "--prompt", "the cat", "--count", "3", "--seed", str(found["seed"]), "--max-words", "50")
+    cut = answer("generate", store, "--max-words", "1", "--top-k", "1")
+
+    assert set(found) == LEXICON["generate"] and found["ended"]
+    assert again.stdout.splitlines()[0] == found["text"] and len(again.stdout.splitlines()) == 3
+    assert found["text"].split()[:2] == ["the", "cat"] and found["words"] == len(found["text"].split()) - 2
+    assert (cut["words"], cut["ended"]) == (1, False)
+    assert "is not possible" in kvps("generate", store, "--top-p", "0", code=2).stderr
 
 
 def test_exact_scores_alike(store):
