@@ -456,6 +456,49 @@ cdef class Tables:
                 total += <double>(<float*>&bits)[0]
         return total
 
+    cdef void take_apart(self, const uint64_t* values, const uint32_t* numbers, int longest, double* share, double* discount,
+                         double* backoff) noexcept nogil:
+        """Fill in how `combine` comes to a probability; arguments as there.
+
+        OUT share[k]: what the n-gram of order k gives to it, k = 0 being what all words get; they add up to the probability.
+        discount[k]: what is taken off its count. backoff[d]: by what the context of d words multiplies what the shorter ones
+        give; 1 where it was not seen. REQUIRES share and discount of 0, backoff of 1.
+        """
+        cdef int d, top = longest
+        cdef double weight = 1, den
+        cdef const double* w
+        if self.rules.kind == LIDSTONE or self.rules.kind == STUPID_BACKOFF:
+            while self.rules.kind == STUPID_BACKOFF and top > 1 and values[(top - 1) * LANES] == 0:
+                top -= 1
+                backoff[top] = self.rules.value
+                weight *= self.rules.value
+            den = self.unigram_total
+            if top > 1:
+                den = <double>self.totals[4 * <index_t>numbers[(top - 1) * LANES]] if numbers[(top - 1) * LANES] != <uint32_t>NONE else 0
+            if self.rules.kind == LIDSTONE:
+                den += self.rules.value * self.rules.vocabulary
+                share[0] = self.rules.value / den if den > 0 else 0
+            share[top] = weight * <double>values[(top - 1) * LANES] / den if den > 0 else 0
+            return
+        top = 1
+        while top < longest and numbers[top * LANES] != <uint32_t>NONE:
+            top += 1
+        for d in range(top - 1, 0, -1):
+            w = self.weights + numbers[d * LANES] * <index_t>self.order
+            if values[d * LANES] > 0:
+                share[d + 1] = weight * kept(&self.rules, d + 1, values[d * LANES]) * w[0]
+                discount[d + 1] = <double>values[d * LANES] - kept(&self.rules, d + 1, values[d * LANES])
+            backoff[d] = w[d]
+            weight *= w[d]
+        if self.rules.kind == MODIFIED_KNESER_NEY:
+            share[0] = weight * self.unigram_gamma
+            backoff[0] = self.unigram_gamma / self.uniform
+            if values[0] > 0:
+                share[1] = weight * kept(&self.rules, 1, values[0]) / self.unigram_total
+                discount[1] = <double>values[0] - kept(&self.rules, 1, values[0])
+        elif self.unigram_total > 0:
+            share[1] = weight * <double>values[0] / self.unigram_total
+
     cdef inline int longest_seen(self, const uint64_t* values, int longest) noexcept nogil:
         """The order of the longest n-gram that ends at a token; 0 for an unknown word."""
         while longest > 0 and values[(longest - 1) * LANES] == 0:
@@ -580,9 +623,10 @@ cdef class Tables:
                 out[w] = self.combine(values, numbers, 1)
 
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
-        """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4)).
+        """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4), parts).
 
-        values[i, k - 1] is that of the k-gram that ends at token i; totals[i, d] those of its context of d words.
+        values[i, k - 1] is that of the k-gram that ends at token i; totals[i, d] those of its context of d words, d = 0 left out.
+        parts: float64 (3, n, order + 1): shares, discounts and back-offs, as `take_apart` has them.
         """
         cdef index_t n = ids.shape[0], start = 0, i, block
         cdef int d, j
@@ -594,6 +638,9 @@ cdef class Tables:
         v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
         cdef uint64_t[:, ::1] v = v_array
         cdef uint64_t[:, :, ::1] t = t_array
+        p_array = np.zeros((3, n, self.order + 1))
+        p_array[2] = 1
+        cdef double[:, :, ::1] p = p_array
         if history.shape[0] != n or self.weights == NULL or self.rules.kind == GIVEN:
             raise ValueError(f"{n} ids, {history.shape[0]} histories, smoothing {self.rules.kind}")
         self.refuse_unknown(ids)
@@ -608,9 +655,11 @@ cdef class Tables:
                     if d > 0 and numbers[d * LANES + i] != <uint32_t>NONE:
                         for j in range(4):
                             t[start + i, d, j] = self.totals[4 * numbers[d * LANES + i] + j]
+                self.take_apart(values + i, numbers + i, min(history[start + i] + 1, self.order), &p[0, start + i, 0],
+                                &p[1, start + i, 0], &p[2, start + i, 0])
             start += block
         self.refuse_damage()
-        return v_array, t_array
+        return v_array, t_array, p_array
 
 
 def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):

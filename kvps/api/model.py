@@ -16,6 +16,7 @@ from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.lm import opening
 from kvps.lm.evaluate import document_perplexities
+from kvps.lm.explain import explain
 from kvps.lm.followers import MAX_WORDS, FollowingModel, context_of, load_following
 from kvps.lm.model import CompiledModel, batches
 from kvps.lm.scorer import Score
@@ -164,6 +165,23 @@ class Model:
                 words.prepare(text.encode("utf-8", "surrogatepass"), name=f"document {len(found) + i}", first_line=1)
                 for i, text in enumerate(batch, 1)])
         return np.array(found, np.float64)
+
+    def explain(self, sentences: Sentence | Iterable[Sentence]) -> list[Any]:
+        """Return a list of ExplainedWord per sentence, </s> being its last; of one str, its list alone.
+
+        An ExplainedWord has word, log10, probability, order, ngram, oov, and parts: for each order what its n-gram gives to the
+        probability, the longest first. The shares of the parts add up to the probability.
+
+        Raises:
+            StoreError: the store is behind a server.
+        """
+        model = self._model()
+        if not isinstance(model, CompiledModel):
+            raise StoreError(f"{self.path}: this looks into a compiled model; open the folder of the store, where it lies",
+                             path=str(self.path))
+        found = [words for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
+                 for words in explain(model, text)]
+        return found[0] if isinstance(sentences, str) else found
 
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
         """Return tokens, OOVs, log10 probability, and perplexity with and without OOVs, of all sentences together."""

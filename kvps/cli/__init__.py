@@ -33,6 +33,7 @@ COMMANDS = {
     "score": "Print the log10 probability of every sentence, word or JSON record.",
     "next": "Show the words that may come after a context, and how probable each is.",
     "generate": "Draw sentences from a model.",
+    "explain": "Show why a sentence has its probability: what each order of n-grams gives to each word.",
     "export": "Write the model as an ARPA file, or its counts.",
     "import": "Make a model of an ARPA file, to score text with.",
     "compile": "Make the compiled model of a store now.",

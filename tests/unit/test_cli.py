@@ -48,6 +48,7 @@ LEXICON = {
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
     "next": {"context", "words"},
+    "explain": {"sentence", "log10_probability", "words"},
     "generate": {"text", "words", "ended", "seed"},
     "score": {"sentence", "log10_probability", "tokens", "oov"},
     "counts": {"ngram", "order", "raw", "adjusted"},

@@ -679,7 +679,7 @@ def test_buckets_hold_what_was_put_in(code_bytes, rng):
     tables.use_hashes(region, code_bytes, 1, np.empty(0, np.uint64), np.empty(0, np.uint32))
     tables.smooth(4, 1.0, np.zeros((3, 4)), float(n_words))
     asked = [(a, b) for a in words for b in words]
-    found, totals = tables.look(np.array(asked, np.uint32).reshape(-1), np.array([0, 1] * len(asked), np.uint8))
+    found, totals, _ = tables.look(np.array(asked, np.uint32).reshape(-1), np.array([0, 1] * len(asked), np.uint8))
     expected = dict(zip(grams, counts, strict=True))
 
     assert found[1::2, 1].tolist() == [expected.get(gram, 0) for gram in asked]
