@@ -525,6 +525,76 @@ cdef class Followers:
             ws.clear()
         self.refuse_damage()
 
+    cdef int64_t rank_of(self, Workspace ws, word_t word, word_t* first) noexcept nogil:
+        """Return the place, from 1 on, of a word among all but <s> and <unk>, best first; 0 for one of probability 0 or of these.
+
+        OUT first: the best word; NO_WORD where none has a probability.
+        """
+        cdef candidate ours, best, c
+        cdef index_t i, low = 0, high = self.n_ground[ws.alone], middle
+        cdef int64_t before = 0
+        cdef const uint32_t* order = self.by_ground[ws.alone]
+        cdef const double* ground = self.ground[ws.alone]
+        ours.word = word
+        ours.p, ours.rank = self.probability(ws, word), self.ranks[word]
+        best.p, best.rank, best.word = 0, 0xFFFFFFFF, <word_t>NO_WORD
+        for i in range(ws.n_touched):
+            c.word = ws.touched[i]
+            c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
+            before += better(c, ours)
+            if better(c, best):
+                best = c
+            c.p = ws.scale * ground[c.word]
+            before -= better(c, ours)          # it will be among those that come before by their share of the ground
+        for i in range(high):
+            c.word = order[i]
+            if c.word != BOS and c.word != UNK and not ws.marked(ws.marks, c.word):
+                c.p, c.rank = ws.scale * ground[c.word], self.ranks[c.word]
+                if c.p > 0 and better(c, best):
+                    best = c
+                break
+        first[0] = best.word
+        if ours.p <= 0 or word == UNK or word == BOS:
+            return 0
+        while low < high:
+            middle = (low + high) // 2
+            c.p, c.rank = ws.scale * ground[order[middle]], self.ranks[order[middle]]
+            if better(c, ours):
+                low = middle + 1
+            else:
+                high = middle
+        before += low
+        for i in range(2):
+            c.word = BOS if i == 0 else UNK
+            c.p, c.rank = ws.scale * ground[c.word], self.ranks[c.word]
+            before -= ground[c.word] > 0 and better(c, ours)
+        return before + 1
+
+    def places(self, Workspace ws, const uint32_t[::1] ids, const uint8_t[::1] history, int64_t[::1] out, uint32_t[::1] first):
+        """Find the place of each token among all next words, and the best of these.
+
+        Args:
+            ids, history: as those of Tables.score().
+            out: int64 (n,), OUT: the place from 1 on; 0 for an unknown word, one of probability 0, and <s> without history.
+            first: uint32 (n,), OUT: the best word by the model; NO_WORD where none has a probability.
+        """
+        cdef index_t i, n = ids.shape[0]
+        self.refuse_shape(ws, ids, None)
+        if history.shape[0] != n or out.shape[0] < n or first.shape[0] < n:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories, room for {out.shape[0]} places")
+        for i in range(n):
+            if <index_t>ids[i] >= self.n_words or <index_t>history[i] > i:
+                raise ValueError(f"token {i}: word {ids[i]} of {self.n_words} after {history[i]}")
+        with nogil:
+            for i in range(n):
+                out[i], first[i] = 0, <word_t>NO_WORD
+                if ids[i] == BOS and history[i] == 0:
+                    continue
+                self.sum_up(ws, &ids[0] + i - 1, history[i], False)
+                out[i] = self.rank_of(ws, ids[i], &first[i])
+                ws.clear()
+        self.refuse_damage()
+
     cdef int refuse_shape(self, Workspace ws, const uint32_t[::1] ids, const int64_t[::1] ends) except -1:
         cdef index_t i, start = 0
         if ws.n_words != self.n_words or self.n_ground[0] == 0:

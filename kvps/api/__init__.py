@@ -15,10 +15,11 @@ from kvps.api.store import Change, Store, check, connect, create, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.followers import NextWords
+from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
 from kvps.ps.table import CountTable
 from kvps.store.findings import Finding
 
-__all__ = ["Change", "CountTable", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score", "Statistics", "Store",
-           "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore"]
+__all__ = ["Change", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score", "Statistics",
+           "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore"]

@@ -19,6 +19,8 @@ from kvps.lm.evaluate import document_perplexities
 from kvps.lm.explain import explain
 from kvps.lm.followers import MAX_WORDS, FollowingModel, context_of, load_following
 from kvps.lm.model import CompiledModel, batches
+from kvps.lm.prediction import Evaluation
+from kvps.lm.prediction import evaluate as measured
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
@@ -189,6 +191,19 @@ class Model:
         for text in self._texts([sentences] if isinstance(sentences, str) else sentences):
             total += model.score_text(text)
         return total
+
+    def measure(self, sentences: Sentence | Iterable[Sentence]) -> Evaluation:
+        """Return how well the model foresees all sentences together, each next word being predicted from those before.
+
+        An Evaluation has score (what evaluate() returns), hits (int64 (order + 1,), tokens by the order of the longest n-gram
+        that was seen), oov_rate, cross_entropy_bits, accuracy (at 1, 5 and 10), mean_reciprocal_rank, and macro: precision,
+        recall and F1 of the best word, as means over the words. Takes some 0.1 ms a word; on all threads.
+
+        Raises:
+            StoreError: as next().
+        """
+        return measured(self._following(), self._texts([sentences] if isinstance(sentences, str) else sentences),
+                        self._threads or cpu_count())
 
     def perplexity(self, sentences: Sentence | Iterable[Sentence]) -> float:
         """Return the perplexity of sentences: tokens are words and one </s> each; inf where one has probability 0."""

@@ -108,6 +108,12 @@ def _scored(inputs: list[Input], function: Callable, threads: int) -> Iterator:
             yield from rows
 
 
+def texts(inputs: list[Input], tokenizer: Tokenizer, encoding_errors: str = "strict") -> Iterator[bytes]:
+    """Yield the tokenised text of the inputs, split by split."""
+    for source, split in _splits(inputs):
+        yield _text(source, split, tokenizer, encoding_errors)
+
+
 def _splits(inputs: list[Input]) -> Iterator[tuple[Input, Split]]:
     for source in inputs:
         for split in source.splits(SPLIT_BYTES):

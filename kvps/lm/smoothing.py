@@ -26,6 +26,8 @@ _DEFAULTS = {"kneser-ney": 0.1, "absolute-discounting": 0.75, "lidstone": None, 
 _BACK_OFF = ("modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell")
 NAMES = tuple(_NUMBERS)
 DEFAULT = "modified-kneser-ney"
+# One of each, for who compares them.
+ALL = tuple("lidstone:0.1" if name == "lidstone" else name for name in NAMES)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -202,6 +202,40 @@ def test_generate_refuses(choices, small):
         model.generate()
 
 
+@FEW
+@given(SENTENCES, SENTENCES, st.integers(1, 4), st.data())
+def test_predictions_are_those_of_next_words(sentences, text, order, data):
+    """Places, accuracy, precision, recall and F1 are those that the list of all next words gives, for every smoothing."""
+    text = [*text, ["unheard-of", "a", "<unheard>"]]
+    smoothing = data.draw(st.sampled_from([*DISTRIBUTIONS]))
+    with new_store(order, 2) as store:
+        store.train(sentences, threads=1)
+        with store.model(smoothing, threads=data.draw(st.integers(1, 3))) as model:
+            found = model.measure(text)
+            known = set(store.vocabulary) | {"</s>"}
+            places, pairs = [], []
+            for sentence in text:
+                words = ["<s>", *sentence, "</s>"]
+                for i in range(1, len(words)):
+                    (after,) = model.next([words[:i]], None)
+                    ranked = [word for word in after.words if word not in ("<s>", "<unk>")]
+                    places.append(ranked.index(words[i]) + 1 if words[i] in ranked else 0)
+                    pairs.append((words[i] if words[i] in known else "<unk>", ranked[0] if ranked else None))
+            assert model.evaluate(text) == found.score
+    n = len(places)
+    assert found.accuracy == {k: pytest.approx(sum(0 < place <= k for place in places) / n) for k in (1, 5, 10)}
+    assert found.mean_reciprocal_rank == pytest.approx(sum(1 / place for place in places if place) / n)
+    assert found.oov_rate == sum(true == "<unk>" for true, _ in pairs) / n
+    scores = []
+    for word in {word for pair in pairs for word in pair if word is not None}:
+        right = sum(pair == (word, word) for pair in pairs)
+        true, predicted = sum(pair[0] == word for pair in pairs), sum(pair[1] == word for pair in pairs)
+        scores.append((right / predicted if predicted else 0, right / true if true else 0, 2 * right / (true + predicted)))
+    assert found.macro == pytest.approx(tuple(np.mean(scores, axis=0)))
+    if not found.score.zero_probability_tokens:
+        assert found.cross_entropy_bits == pytest.approx(-found.score.log10_probability / n / math.log10(2), abs=1e-12)
+
+
 def test_larger_counts(small):
     """Counts of 255 and more, which have no code, count in full."""
     with open_store(small) as store:

@@ -48,6 +48,9 @@ LEXICON = {
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
     "next": {"context", "words"},
+    "evaluate": {"smoothing", "order", "version", "sentences", "tokens", "oov", "perplexity", "perplexity_excluding_oov",
+                 "log10_probability", "zero_probability_tokens", "oov_rate", "cross_entropy_bits", "accuracy_at_1", "accuracy_at_5",
+                 "accuracy_at_10", "mean_reciprocal_rank", "macro_precision", "macro_recall", "macro_f1", "hits"},
     "explain": {"sentence", "log10_probability", "words"},
     "generate": {"text", "words", "ended", "seed"},
     "score": {"sentence", "log10_probability", "tokens", "oov"},
@@ -313,6 +316,23 @@ def test_generate(store):
     assert found["text"].split()[:2] == ["the", "cat"] and found["words"] == len(found["text"].split()) - 2
     assert (cut["words"], cut["ended"]) == (1, False)
     assert "is not possible" in kvps("generate", store, "--top-p", "0", code=2).stderr
+
+
+def test_evaluate(store):
+    """A model is measured, every order and every smoothing side by side, with the perplexity that perplexity prints."""
+    found = answer("evaluate", store, "b.txt")
+    rows = [json.loads(line) for line in
+            kvps("evaluate", store, "b.txt", "--by-order", "--smoothing", "all", "--json").stdout.splitlines()]
+    lines = kvps("evaluate", store, "b.txt", "--by-order").stdout.splitlines()
+
+    assert set(found) == LEXICON["evaluate"]
+    assert found.items() >= answer("perplexity", store, "b.txt").items()
+    assert len(rows) == 3 * 8 and [row["order"] for row in rows[:3]] == [1, 2, 3]
+    assert {row["smoothing"] for row in rows} > {"modified-kneser-ney", "laplace", "lidstone:0.1"}
+    assert all(sum(row["hits"].values()) == row["tokens"] == 6 for row in rows)
+    assert lines[1].split() == ["order", "1", "2", "3"] and lines[-1].startswith("matched by order 3")
+    assert "infinite" in kvps("evaluate", store, "b.txt", "--smoothing", "mle").stdout
+    assert "undefined" in kvps("evaluate", store, "-", text="").stdout
 
 
 def test_exact_scores_alike(store):

@@ -123,6 +123,8 @@ def test_heat_map(store, tmp_path):
     found = []
 
     class Reader(html.parser.HTMLParser):
+        """Notes the tags of a page."""
+
         def handle_starttag(self, tag, attrs):
             """Note the tags."""
             found.append((tag, dict(attrs)))
