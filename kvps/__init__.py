@@ -18,6 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvps import errors as errors
     from kvps.api import Change as Change
+    from kvps.api import Completion as Completion
     from kvps.api import CountTable as CountTable
     from kvps.api import Evaluation as Evaluation
     from kvps.api import ExplainedWord as ExplainedWord
@@ -52,8 +53,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # as in pyproject.toml
 
-_API = ("Change", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score", "Statistics",
-        "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore")
+_API = ("Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
+        "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

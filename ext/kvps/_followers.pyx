@@ -20,6 +20,7 @@ from kvps._types cimport BOS, EOS, LARGE_CODE, MAX_ORDER, UNK, byte_t, index_t, 
 
 cdef enum:
     NO_WORD = 0xFFFFFFFF
+    FEW_WORDS = 4096           # are gone through one by one
     LONG_LIST = 256            # worth setting apart what was seen once
     TRIES = 1000               # to draw a word that is neither <s> nor <unk>
 
@@ -155,7 +156,7 @@ cdef class Followers:
             places u64, large u64), of which children and followers are u32 or u64; see kvps/lm/followers.py.
         starts: uint64 (n_parts + 1,), where the nodes of depth 1 of each part begin.
         parts: uint32 (n_words,), the part of what has a word as its last context word; n_parts: any.
-        ranks: uint32 (n_words,), the place of each word in byte order.
+        ranks: uint32 (n_words,), the place of each word in byte order; by_rank: uint32 (n_words,), the words in it.
         pages: of the file.
     """
     cdef object owner
@@ -168,6 +169,7 @@ cdef class Followers:
     cdef uint32_t n_parts
     cdef const uint32_t* parts
     cdef const uint32_t* ranks
+    cdef const uint32_t* by_rank
     cdef readonly index_t n_words
     cdef smoothing rules
     cdef double kept_of[MAX_ORDER + 1][256]        # of a value below LARGE_CODE, by order
@@ -177,19 +179,21 @@ cdef class Followers:
     cdef index_t n_ground[2]
 
     def __cinit__(self, int order, list levels, const uint64_t[::1] starts, const uint32_t[::1] parts, const uint32_t[::1] ranks,
-                  Pages pages=None):
+                  const uint32_t[::1] by_rank, Pages pages=None):
         cdef const uint32_t[::1] nodes, words
         cdef const byte_t[::1] codes
         cdef const uint64_t[::1] places, large
         cdef level* l
         cdef int d
         cdef index_t i
-        if not 1 <= order <= MAX_ORDER or len(levels) < order - 1 or parts.shape[0] != ranks.shape[0] or starts.shape[0] < 2:
+        if not 1 <= order <= MAX_ORDER or len(levels) < order - 1 or parts.shape[0] != ranks.shape[0] \
+                or by_rank.shape[0] != ranks.shape[0] or starts.shape[0] < 2:
             raise ValueError(f"{len(levels)} levels for order {order}, {parts.shape[0]} parts and {ranks.shape[0]} ranks")
-        self.owner = [levels, starts, parts, ranks]
+        self.owner = [levels, starts, parts, ranks, by_rank]
         self.pages, self.page = pages, &self.no_pages if pages is None else &pages.view
         self.order, self.n_words, self.n_parts = order, parts.shape[0], <uint32_t>(starts.shape[0] - 1)
         self.starts, self.parts, self.ranks = &starts[0], &parts[0], &ranks[0]
+        self.by_rank = &by_rank[0]
         self.compare(&starts[0], 8 * starts.shape[0])
         self.compare(&parts[0], 4 * parts.shape[0])
         self.compare(&ranks[0], 4 * ranks.shape[0])
@@ -456,15 +460,16 @@ cdef class Followers:
             return ws.sums[word]
         return ws.scale * self.ground[ws.alone][word] + ws.sums[word]
 
-    cdef index_t best(self, Workspace ws, index_t k, bint drawn_from) noexcept nogil:
+    cdef index_t best(self, Workspace ws, index_t k, bint drawn_from, index_t low, index_t high) noexcept nogil:
         """Find the k best words: ws.heap[:n], best first, without those of probability 0; return n.
 
-        drawn_from: <s> and <unk> do not count.
+        drawn_from: <s> and <unk> do not count. low, high: only words whose place in byte order is in [low, high).
         """
         cdef candidate c
         cdef index_t i, n = 0
         cdef const uint32_t* order = self.by_ground[ws.alone]
         cdef double most = ws.scale * self.ground[ws.alone][order[0]]
+        cdef bint every = low == 0 and high >= self.n_words
         for i in range(ws.n_touched):
             c.word = ws.touched[i]
             if n == k and ws.sums[c.word] + most < ws.heap[0].p:
@@ -473,22 +478,82 @@ cdef class Followers:
             if n == k and c.p < ws.heap[0].p:
                 continue
             c.rank = self.ranks[c.word]
-            n = offer(ws.heap, n, k, &c)
-        for i in range(self.n_ground[ws.alone]):
-            c.word = order[i]
-            c.p = ws.scale * self.ground[ws.alone][c.word]
-            if ws.once_share + c.p <= 0 or n == k and ws.once_share + c.p < ws.heap[0].p:
-                break                          # nor can any of those that come be better
-            if ws.marked(ws.marks, c.word) or drawn_from and (c.word == BOS or c.word == UNK):
-                continue
-            if ws.once_share > 0 and ws.marked(ws.once, c.word):
-                c.p += ws.once_share
-            if c.p <= 0 or n == k and c.p < ws.heap[0].p:
-                continue
-            c.rank = self.ranks[c.word]
-            n = offer(ws.heap, n, k, &c)
+            if every or low <= <index_t>c.rank < high:
+                n = offer(ws.heap, n, k, &c)
+        if high - low < FEW_WORDS:
+            for i in range(low, high):
+                self.consider(ws, self.by_rank[i], &n, k, drawn_from)
+        else:
+            for i in range(self.n_ground[ws.alone]):
+                c.word = order[i]
+                c.p = ws.once_share + ws.scale * self.ground[ws.alone][c.word]
+                if c.p <= 0 or n == k and c.p < ws.heap[0].p:
+                    break                      # nor can any of those that come be better
+                if every or low <= <index_t>self.ranks[c.word] < high:
+                    self.consider(ws, c.word, &n, k, drawn_from)
         sort_heap(ws.heap, ws.heap + n, &better)
         return n
+
+    cdef inline void consider(self, Workspace ws, word_t word, index_t* n, index_t k, bint drawn_from) noexcept nogil:
+        """Keep a word that is not touched if it is one of the k best."""
+        cdef candidate c
+        if <index_t>word >= self.n_words or ws.marked(ws.marks, word) or drawn_from and (word == BOS or word == UNK):
+            return
+        c.word = word
+        c.p = ws.scale * self.ground[ws.alone][word]
+        if ws.once_share > 0 and ws.marked(ws.once, word):
+            c.p += ws.once_share
+        if c.p > 0 and (n[0] < k or c.p >= ws.heap[0].p):
+            c.rank = self.ranks[word]
+            n[0] = offer(ws.heap, n[0], k, &c)
+
+    cdef index_t best_often(self, Workspace ws, const word_t* last, int known, index_t k, index_t low, index_t high,
+                            uint64_t least) noexcept nogil:
+        """As best() of drawn words, but only those seen at least so often after the longest context that was seen at all."""
+        cdef listing lists[MAX_ORDER + 1]
+        cdef int d = self.find(last, min(known, self.order - 1), lists)
+        cdef const level* l = &self.levels[d]
+        cdef candidate c
+        cdef index_t i, n = 0
+        if d == 0:
+            return 0
+        for i in range(lists[d].start, lists[d].end):
+            if (self.large_value(l, &lists[d], i) if l.codes[i] == LARGE_CODE else <uint64_t>l.codes[i]) < least:
+                break                          # they are listed by their counts
+            c.word = l.words[i]
+            if <index_t>c.word < self.n_words and low <= <index_t>self.ranks[c.word] < high:
+                c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
+                n = offer(ws.heap, n, k, &c)
+        sort_heap(ws.heap, ws.heap + n, &better)
+        return n
+
+    def extend(self, Workspace ws, const uint32_t[::1] ids, const int64_t[::1] ends, index_t k, index_t low, index_t high,
+               uint64_t least, uint32_t[:, ::1] words, double[:, ::1] p, int64_t[::1] found):
+        """As top(), but of words that may go on with a text: neither <s> nor <unk>, and others on conditions.
+
+        Args:
+            low, high: only words whose place in byte order is in [low, high).
+            least: only words that were seen so often after the longest context that was seen at all; 0: any.
+        """
+        cdef index_t i, j, start = 0, n = ends.shape[0]
+        cdef int known
+        self.refuse_shape(ws, ids, ends)
+        if (words.shape[0] < n or p.shape[0] < n or words.shape[1] < k or p.shape[1] < k or found.shape[0] < n
+                or not 1 <= k <= self.n_words or not 0 <= low <= high <= self.n_words):
+            raise ValueError(f"room for {words.shape[0]} times {words.shape[1]} of {n} times {k} words")
+        with nogil:
+            for i in range(n):
+                known = <int>min(<index_t>MAX_ORDER, ends[i] - start)
+                self.sum_up(ws, &ids[0] + ends[i] - 1, known, least == 0)
+                if least == 0:
+                    found[i] = self.best(ws, k, True, low, high)
+                else:
+                    found[i] = self.best_often(ws, &ids[0] + ends[i] - 1, known, k, low, high, least)
+                for j in range(found[i]):
+                    words[i, j], p[i, j] = ws.heap[j].word, ws.heap[j].p
+                ws.clear()
+                start = ends[i]
+        self.refuse_damage()
 
     def top(self, Workspace ws, const uint32_t[::1] ids, const int64_t[::1] ends, index_t k, uint32_t[:, ::1] words,
             double[:, ::1] p, int64_t[::1] found):
@@ -505,7 +570,7 @@ cdef class Followers:
         with nogil:
             for i in range(n):
                 self.sum_up(ws, &ids[0] + ends[i] - 1, <int>min(<index_t>MAX_ORDER, ends[i] - start), True)
-                found[i] = self.best(ws, k, False)
+                found[i] = self.best(ws, k, False, 0, self.n_words)
                 for j in range(found[i]):
                     words[i, j], p[i, j] = ws.heap[j].word, ws.heap[j].p
                 ws.clear()
@@ -672,7 +737,7 @@ cdef class Followers:
         self.sum_up(ws, last, n, top_k > 0)
         order = self.by_ground[ws.alone]
         if top_k > 0:
-            n_chosen = self.best(ws, top_k, True)
+            n_chosen = self.best(ws, top_k, True, 0, self.n_words)
             for i in range(n_chosen):
                 ws.chosen[i] = ws.heap[i]
                 ws.chosen[i].p = raised(ws.heap[i].p, sharpness)

@@ -13,6 +13,7 @@ What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this
 from kvps.api.model import Model, WordScore, load
 from kvps.api.store import Change, Store, check, connect, create, open, restore
 from kvps.api.words import Vocabulary
+from kvps.lm.completion import Completion
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.followers import NextWords
 from kvps.lm.prediction import Evaluation
@@ -21,5 +22,5 @@ from kvps.lm.statistics import Statistics
 from kvps.ps.table import CountTable
 from kvps.store.findings import Finding
 
-__all__ = ["Change", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score", "Statistics",
-           "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore"]
+__all__ = ["Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
+           "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore"]

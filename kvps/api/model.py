@@ -5,6 +5,7 @@ import itertools
 import secrets
 import threading
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -14,11 +15,12 @@ import numpy as np
 
 from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
-from kvps.lm import opening
+from kvps.lm import completion, opening
 from kvps.lm.evaluate import document_perplexities
 from kvps.lm.explain import explain
 from kvps.lm.followers import MAX_WORDS, FollowingModel, context_of, load_following
 from kvps.lm.model import CompiledModel, batches
+from kvps.lm.pools import windowed
 from kvps.lm.prediction import Evaluation
 from kvps.lm.prediction import evaluate as measured
 from kvps.lm.scorer import Score
@@ -237,6 +239,34 @@ class Model:
                  for i, context in enumerate([contexts] if isinstance(contexts, str) else contexts, 1)]
         found = list(model.next_words(asked, k, self._threads or cpu_count()))
         return found[0] if isinstance(contexts, str) else found
+
+    def complete(self, texts: str | Iterable[str], k: int = 10, *, min_count: int = 0, max_words: int = completion.MAX_WORDS,
+                 beam: int = completion.BEAM) -> list[Any]:
+        """Return a list of the k most probable Completions of each text, best first; of one str, its list alone.
+
+        A text is the beginning of a sentence, as it is being typed: where it does not end with a blank, its last word may be half
+        there. A Completion has text (all of it), probability (that it goes on so, given what was typed), and ended.
+
+        Args:
+            min_count: each word that is added has been seen at least so often after the longest part of what stands before it
+                that was seen at all, so that rare sentences never come up; 0: any word may come.
+            max_words: that are added. beam: how many beginnings go on at once; see kvps.lm.completion.
+
+        Raises:
+            ArgumentError: a number that is not possible, or stupid back-off. StoreError: as next().
+        """
+        model = self._following()
+        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
+
+        def answer(text: str) -> list[completion.Completion]:
+            typed, partial = completion.split_typed(text, context_of(text, words))
+            return completion.complete(model, typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+
+        if isinstance(texts, str):
+            return answer(texts)
+        threads = self._threads or cpu_count()
+        with ThreadPoolExecutor(threads) as pool:
+            return list(windowed(pool, answer, texts, 2 * threads))
 
     def generate(self, prompt: Ngram = "", count: int = 1, *, temperature: float = 1.0, top_k: int | None = None,
                  top_p: float | None = None, seed: int | None = None, max_words: int = MAX_WORDS) -> list[str]:

@@ -197,10 +197,13 @@ class FollowingModel(CompiledModel):
             raise OtherVersion
         levels = [tuple(arrays.get(f"{name}.{depth}") for name in COLUMNS) for depth in range(1, meta["order"])]
         self.ranks = np.frombuffer(arrays["ranks"], np.uint32)
-        self.followers = Followers(self.order, levels, arrays["starts"], arrays["parts"], arrays["ranks"],
-                                   container.pages(listing, arrays))
+        pages = container.pages(listing, arrays)
+        pages.compare(arrays["ranks"].cast("B"))
+        self.n_words = len(self.ranks)
+        self.by_rank = np.empty(self.n_words, np.uint32)
+        self.by_rank[self.ranks] = np.arange(self.n_words, dtype=np.uint32)
+        self.followers = Followers(self.order, levels, arrays["starts"], arrays["parts"], arrays["ranks"], self.by_rank, pages)
         self._spaces: list[Workspace] = []         # of threads that asked before
-        self.n_words = self.followers.n_words
         alone = np.empty(self.n_words)
         self.tables.unigram_probabilities(alone)
         there = np.asarray(self.unigrams) > 0

@@ -130,7 +130,8 @@ def expected_draws(model, context, temperature=1.0, top_k=None, top_p=None):
 def test_draws_have_the_distribution(smoothing, choices, small, seed):
     """Words are drawn as often as their probability says, after temperature, top k and top p, <s> and <unk> left out.
 
-    4,000 draws of a word each: its share is within 5 standard deviations of what is expected.
+    4,000 draws of a word each: its share is within 5 standard deviations of what is expected, and 5 draws, since draws of a
+    rare word are not normally distributed.
     """
     n = 4000
     with open_store(small) as store:
@@ -143,7 +144,7 @@ def test_draws_have_the_distribution(smoothing, choices, small, seed):
             expected = expected_draws(model, ["<s>", *prompt], **choices)
             assert set(drawn) <= set(expected)
             for word, p in expected.items():
-                assert abs(drawn[word] - n * p) <= 5 * math.sqrt(n * p * (1 - p)) + 1e-6, (prompt, word, drawn[word], n * p)
+                assert abs(drawn[word] - n * p) <= 5 * math.sqrt(n * p * (1 - p)) + 5, (prompt, word, drawn[word], n * p)
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
@@ -311,7 +312,7 @@ def test_wide_columns(small):
         levels = [tuple(arrays.get(f"{name}.{depth}") for name in followers.COLUMNS) for depth in (1, 2)]
         wide = [tuple(np.array(column, np.uint64) if name in followers.STARTS and column is not None else column
                       for name, column in zip(followers.COLUMNS, level, strict=True)) for level in levels]
-        rest = arrays["starts"], arrays["parts"], arrays["ranks"]
+        rest = arrays["starts"], arrays["parts"], arrays["ranks"], model.by_rank
         twin, expected = Followers(3, wide, *rest), model.distribution(["the", "cat"])
         grounds = list(zip((model.ground, model.alone), model.by_ground, strict=True))
         with pytest.raises(ValueError, match="a workspace"):
@@ -321,7 +322,7 @@ def test_wide_columns(small):
         twin.distribution(Workspace(model.n_words), np.array(model.ids_of(["the", "cat"]), np.uint32), out)
         assert out.tolist() == expected.tolist()
 
-        for arguments in ((4, levels, *rest), (3, levels, rest[0], rest[1], rest[2][1:]),
+        for arguments in ((4, levels, *rest), (3, levels, *rest[:2], rest[2][1:], rest[3]),
                           (3, [(levels[0][0][1:], *levels[0][1:]), levels[1]], *rest),
                           (3, levels, np.array([0, 99, 99], np.uint64), *rest[1:])):
             with pytest.raises(ValueError):

@@ -48,6 +48,7 @@ LEXICON = {
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
     "next": {"context", "words"},
+    "complete": {"text", "completions"},
     "evaluate": {"smoothing", "order", "version", "sentences", "tokens", "oov", "perplexity", "perplexity_excluding_oov",
                  "log10_probability", "zero_probability_tokens", "oov_rate", "cross_entropy_bits", "accuracy_at_1", "accuracy_at_5",
                  "accuracy_at_10", "mean_reciprocal_rank", "macro_precision", "macro_recall", "macro_f1", "hits"},
@@ -333,6 +334,19 @@ def test_evaluate(store):
     assert lines[1].split() == ["order", "1", "2", "3"] and lines[-1].startswith("matched by order 3")
     assert "infinite" in kvps("evaluate", store, "b.txt", "--smoothing", "mle").stdout
     assert "undefined" in kvps("evaluate", store, "-", text="").stdout
+
+
+def test_complete(store):
+    """A text is completed from arguments and from stdin, each on a line with its probability."""
+    found = answer("complete", store, "the ca", "-k", "2")
+    lines = kvps("complete", store, "-", "-k", "1", text="the ca\nthe dog \n").stdout.splitlines()
+
+    assert set(found) == LEXICON["complete"] and len(found["completions"]) == 2
+    assert set(found["completions"][0]) == {"text", "probability", "ended"}
+    assert lines[0].split("\t")[1] == found["completions"][0]["text"] and lines[0].split("\t")[1].startswith("the cat")
+    assert lines[1].split("\t")[1].startswith("the dog ")
+    assert kvps("complete", store, "the ca", "--min-count", "9").stdout == ""
+    assert "not possible" in kvps("complete", store, "the ca", "-k", "0", code=2).stderr
 
 
 def test_exact_scores_alike(store):

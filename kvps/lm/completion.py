@@ -1,0 +1,129 @@
+"""How a text that is being typed may go on: a beam over words, of which the first may be half there.
+
+A beam keeps the most probable beginnings, all of the same number of words, lets each go on with its most probable next words,
+and keeps the best of these again. What came to the end of its sentence is put aside. So a suggestion's probability is exact,
+and one that is less probable in its first words than `beam` others may be missed.
+"""
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from kvps.errors import ArgumentError
+from kvps.lm.followers import FollowingModel
+from kvps.text.vocabulary import EOS
+
+# Measured on novels (order 5): 2 ms a text, 3.7 ms for one in a hundred; time grows with both.
+BEAM, MAX_WORDS = 5, 5
+
+
+class Completion(NamedTuple):
+    """A text that was typed, and how it may go on."""
+
+    text: str                              # with what was typed
+    probability: float                     # that it goes on so, given what was typed
+    ended: bool                            # it is a whole sentence; otherwise more may follow
+
+
+class _Beginning(NamedTuple):
+    log_p: float                           # of the words that were added
+    words: list[int]                       # these
+
+
+def complete(model: FollowingModel, typed: Sequence[str], partial: str, k: int = 10, *, beam: int = BEAM,
+             max_words: int = MAX_WORDS, min_count: int = 0) -> list[Completion]:
+    """Return the k most probable completions of a text, best first, those of equal probability in byte order.
+
+    Args:
+        typed: the whole words that stand there, without <s>.
+        partial: the beginning of the word that is being typed; "": none.
+        beam: how many beginnings go on.
+        max_words: that are added, the half one counting; what has not ended by then is as good as what has.
+        min_count: each word that is added has been seen at least so often after the longest part of what stands before it that
+            was seen at all (at most order - 1 words). 0: any word of the vocabulary may come.
+
+    Raises:
+        ArgumentError: a number that is not possible; stupid back-off.
+    """
+    model.refuse_scores()
+    if min(k, beam, max_words) < 1 or min_count < 0:
+        raise ArgumentError(f"{k} completions of at most {max_words} words by a beam of {beam}, seen {min_count} times, are not "
+                            "possible")
+    before = model.ids_of(["<s>", *typed])
+    low, high = _range(model, partial.encode("utf-8", "surrogateescape"))
+    # What the words that begin so have together: the suggestions' probabilities are shares of it.
+    all_words = math.log(mass) if partial and (mass := _mass(model, before, low, high)) > 0 else 0.0
+    unfinished, done = [_Beginning(-all_words, [])], []
+    for step in range(max_words):
+        bounds = (low, high) if step == 0 else (0, model.n_words)
+        grown = []
+        for beginning, ids, p in _extended(model, before, unfinished, max(beam, k) + 1, bounds, min_count):
+            for word, share in zip(ids, p, strict=True):
+                added = _Beginning(beginning.log_p + math.log(share), [*beginning.words, word])
+                if word != EOS:
+                    grown.append(added)
+                elif step > 0:                 # nothing but the end would be no completion
+                    done.append(added)
+        unfinished = heapq.nsmallest(beam if step + 1 < max_words else k, grown, key=_order(model))
+        done = heapq.nsmallest(k, done, key=_order(model))
+        if not unfinished or (len(done) == k and done[-1].log_p >= unfinished[0].log_p):
+            unfinished = []
+            break
+    return [_shown(model, typed, found) for found in heapq.nsmallest(k, [*done, *unfinished], key=_order(model))]
+
+
+def split_typed(text: str, words: list[str]) -> tuple[list[str], str]:
+    """Return (whole words, the half one or "") of a text that is being typed and that a tokenizer has made these words of."""
+    return (words[:-1], words[-1]) if words and text[-1:].strip(" \t\r\0") else (words, "")
+
+
+def _order(model: FollowingModel) -> Callable[[_Beginning], tuple]:
+    return lambda found: (-found.log_p, [int(model.ranks[word]) for word in found.words])
+
+
+def _range(model: FollowingModel, partial: bytes) -> tuple[int, int]:
+    """Return which words in byte order begin with some bytes."""
+    def first(reached: Callable[[bytes], bool]) -> int:
+        low, high = 0, model.n_words
+        while low < high:
+            middle = (low + high) // 2
+            if reached(model.words.word(int(model.by_rank[middle]))):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    return first(lambda word: word >= partial), first(lambda word: word[:len(partial)] > partial)
+
+
+def _mass(model: FollowingModel, before: list[int], low: int, high: int) -> float:
+    """Return the probability that the next word is one of a range in byte order."""
+    out = np.empty(model.n_words)
+    with model.workspace() as space:
+        model.followers.distribution(space, np.array(before, np.uint32), out)
+    return math.fsum(out[model.by_rank[low:high]])
+
+
+def _extended(model: FollowingModel, before: list[int], beginnings: list[_Beginning], k: int, bounds: tuple[int, int],
+              min_count: int) -> list[tuple[_Beginning, list[int], list[float]]]:
+    """Return each beginning with the best words to go on with, and their probabilities."""
+    keep = max(model.order - 1, 1)
+    contexts = [[*before, *beginning.words][-keep:] for beginning in beginnings]
+    n, k = len(contexts), min(k, model.n_words)
+    ids, p, found = np.zeros((n, k), np.uint32), np.zeros((n, k)), np.empty(n, np.int64)
+    ends = np.cumsum([len(context) for context in contexts], dtype=np.int64)
+    with model.workspace() as space:
+        model.followers.extend(space, np.array([i for context in contexts for i in context], np.uint32), ends, k, *bounds,
+                               min_count, ids, p, found)
+    return [(beginning, ids[i, :m].tolist(), p[i, :m].tolist())
+            for i, (beginning, m) in enumerate(zip(beginnings, found.tolist(), strict=True))]
+
+
+def _shown(model: FollowingModel, typed: Sequence[str], found: _Beginning) -> Completion:
+    words = [model.words.word(word).decode() for word in found.words]
+    ended = words[-1:] == ["</s>"]
+    return Completion(" ".join([*typed, *words[:-1 if ended else None]]), math.exp(found.log_p), ended)

@@ -1,0 +1,105 @@
+"""How a text goes on while it is typed: kvps complete and Model.complete."""
+import itertools
+import math
+
+import pytest
+
+import kvps
+from kvps.errors import ArgumentError
+from kvps.lm.completion import split_typed
+from kvps.text.tokenize import Tokenizer
+
+QUERIES = [*["how to make bread"] * 9, *["how to make a cake"] * 6, *["how to mend a bike"] * 4, *["how to mail a letter"] * 3,
+           "how to make my neighbour john doe move", "how far is the moon", *["weather"] * 5, *["makers"] * 2]
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Return an order-3 store of queries."""
+    with kvps.create(tmp_path_factory.mktemp("completion") / "store", order=3, shards=2) as store:
+        store.train(QUERIES, threads=1)
+        yield store
+
+
+def every_completion(model, typed, partial, max_words):
+    """Return {text: probability} of all completions of so many words, by going through the whole vocabulary."""
+    vocabulary = [*model.next([[]], None)[0].words, "</s>"]
+    words = sorted(set(vocabulary) - {"<s>", "<unk>"})
+    first = [word for word in words if word.startswith(partial) and word != "</s>"]
+    total = math.fsum(10 ** model.log10(word, ["<s>", *typed]) for word in first) if partial else 1.0
+    found = {}
+    for n in range(1, max_words + 1):
+        for added in itertools.product(first, *[words] * (n - 1)):
+            if "</s>" in added[:-1] or (added[-1] != "</s>" and n < max_words):
+                continue
+            whole = ["<s>", *typed, *added]
+            log10 = sum(model.log10(whole[i], whole[:i]) for i in range(len(typed) + 1, len(whole)))
+            found[" ".join([*typed, *(word for word in added if word != "</s>")])] = 10 ** log10 / total
+    return found
+
+
+@pytest.mark.parametrize("smoothing", ["modified-kneser-ney", "witten-bell", "kneser-ney", "absolute-discounting", "lidstone:0.1"])
+@pytest.mark.parametrize(("typed", "partial"), [(["how", "to"], "ma"), (["how"], ""), ([], "m"), (["zebra"], "how"), ([], "")])
+def test_best_of_all_completions(smoothing, typed, partial, store):
+    """With a beam as wide as the vocabulary the completions are the best of all that there are, with their probabilities."""
+    text = " ".join([*typed, partial]) if partial or not typed else " ".join(typed) + " "
+    with store.model(smoothing) as model:
+        expected = sorted(every_completion(model, typed, partial, 2).items(), key=lambda found: -found[1])
+        found = model.complete(text, 8, max_words=2, beam=1000)
+
+        assert [row.probability for row in found] == pytest.approx([p for _, p in expected[:8]], rel=1e-9)
+        assert all(dict(expected)[row.text] == pytest.approx(row.probability) for row in found)
+
+
+def test_half_words_and_whole_ones(store):
+    """A last word without a blank behind it may be half there, or a word of its own; with one it stands."""
+    with store.model("witten-bell") as model:
+        assert model.complete("how to ma", 3, max_words=6)[0].text == "how to make bread"
+        assert {row.text.split()[2] for row in model.complete("how to ma", 20, max_words=1)} == {"make", "mail", "makers"}
+        assert model.complete("how to make", 3)[0] == model.complete("how to mak", 3)[0]._replace(
+            probability=model.complete("how to make", 3)[0].probability)
+        assert model.complete("how to make ", 1)[0].text == "how to make bread"
+        assert all(row.text.startswith("how to make ") for row in model.complete("how to make ", 9))
+        assert model.complete("how to zz") == []
+        assert model.complete("weather", 1)[0] == ("weather", pytest.approx(model.complete("weather", 1)[0].probability), True)
+
+
+def test_rare_queries_never_surface(store):
+    """With min_count no completion has a word that was seen more rarely after the words before it."""
+    with store.model("witten-bell") as model:
+        shown = {row.text for text in ("h", "how to make ", "how to make my ", "how to m", "john ", "w", "")
+                 for row in model.complete(text, 50, max_words=8, beam=50, min_count=4)}
+        assert not any(word in text for text in shown for word in ("neighbour", "john", "mail", "far", "moon"))
+        assert shown >= {"how to make bread", "how to make a cake", "how to mend a bike", "weather"}
+        every = {row.text for row in model.complete("how to make ", 50, max_words=8, beam=50, min_count=1)}
+        assert "how to make my neighbour john doe move" in every
+        assert model.complete("how to make ", min_count=10) == []
+        assert model.complete("zebra ", min_count=1) == []
+
+
+def test_many_texts(store):
+    """Texts are answered in order, on all threads, each as alone; of the same probability by their bytes."""
+    texts = ["how to ma", "w", "", "how far", "makers"] * 8
+    with store.model("witten-bell", threads=3) as model:
+        assert model.complete(texts, 4) == [model.complete(text, 4) for text in texts]
+        assert model.complete([]) == []
+        ranked = [(-row.probability, row.text) for row in model.complete("", 30, max_words=1, beam=30)]
+        assert ranked == sorted(ranked)
+
+
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"beam": 0}, {"max_words": 0}, {"min_count": -1}], ids=str)
+def test_complete_refuses(wrong, store):
+    """A number that is not possible is refused; so are scores."""
+    with store.model() as model, pytest.raises(ArgumentError, match="not possible"):
+        model.complete("a", **wrong)
+    with store.model("stupid-backoff") as model, pytest.raises(ArgumentError, match="not a distribution"):
+        model.complete("a")
+
+
+def test_split_typed():
+    """What is typed ends with a whole word where a separator follows it."""
+    plain = Tokenizer.from_spec("whitespace")
+
+    for text, expected in (("a b", (["a"], "b")), ("a b ", (["a", "b"], "")), ("a b\t", (["a", "b"], "")), ("", ([], "")),
+                           (" ", ([], ""))):
+        assert split_typed(text, plain.prepare(text.encode()).decode().split()) == expected
