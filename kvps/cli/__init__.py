@@ -36,6 +36,7 @@ COMMANDS = {
     "explain": "Show why a sentence has its probability: what each order of n-grams gives to each word.",
     "evaluate": "Measure how well models foresee a text.",
     "complete": "Complete a text that is being typed.",
+    "rescore": "Add the model's opinion to n-best lists, best first.",
     "export": "Write the model as an ARPA file, or its counts.",
     "import": "Make a model of an ARPA file, to score text with.",
     "compile": "Make the compiled model of a store now.",

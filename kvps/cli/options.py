@@ -86,15 +86,16 @@ exact = click.option("--exact", is_flag=True,
 stale = click.option("--stale", type=click.Choice(["ok", "wait"]), default="wait", show_default=True,
                      help="While another process compiles: use an older model, or wait.")
 
+encoding_errors = click.option("--encoding-errors", type=click.Choice(["strict", "replace"]), default="strict", show_default=True,
+                               help="Bytes that are not UTF-8: refuse, or read as U+FFFD.")
+field = click.option("--field", default="text", show_default=True, metavar="NAME", help="The text's field in .jsonl records.")
+max_ratio = click.option("--max-ratio", type=int, default=200, show_default=True, metavar="N",
+                         help="Refuse compressed files whose text is more than N times as long; 0 for no limit.")
 reading = _all(
-    click.option("--encoding-errors", type=click.Choice(["strict", "replace"]), default="strict", show_default=True,
-                 help="Bytes that are not UTF-8: refuse, or read as U+FFFD."),
-    click.option("--field", default="text", show_default=True, metavar="NAME",
-                 help="The text's field in .jsonl records."),
+    encoding_errors, field,
     click.option("--newline", type=click.Choice(["split", "space"]), default="split", show_default=True,
                  help="A newline inside a field: ends a sentence, or is a space."),
-    click.option("--max-ratio", type=int, default=200, show_default=True, metavar="N",
-                 help="Refuse compressed files whose text is more than N times as long; 0 for no limit."))
+    max_ratio)
 reserved = click.option("--reserved", type=click.Choice(["error", "skip"]), default="error", show_default=True,
                         help="<s>, </s>, <unk> in the text: refuse, or skip them.")
 

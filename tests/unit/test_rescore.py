@@ -1,0 +1,115 @@
+"""N-best lists with the model's opinion: kvps rescore."""
+import gzip
+import json
+import math
+
+import pytest
+from click.testing import CliRunner
+
+import kvps
+from kvps.cli import main
+from kvps.lm import rescore as rescoring
+
+TEXT = ["the cat sat on the mat", "the dog sat", "a cat saw the dog on the mat", "the mat"]
+MOSES = """0 ||| cat the sat ||| LM0= -3 TM= -1.5 -2 ||| -4.5 ||| 0-0 1-1
+0 ||| the cat sat ||| LM0= -3 TM= -1.5 -2 ||| -5.25
+1 ||| the dog ||| ||| 0
+0 ||| the zebra
+"""
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Return an order-3 store with TEXT."""
+    with kvps.create(tmp_path_factory.mktemp("rescore") / "store", order=3, shards=2) as store:
+        store.train(TEXT, threads=1)
+        yield store
+
+
+@pytest.fixture(scope="module")
+def ln(store):
+    """Return a function from a sentence to the natural logarithm of its probability."""
+    with store.model() as model:
+        yield lambda sentence: math.log(10) * model.score(sentence)
+
+
+def rescore(store, *arguments, text="", code=0):
+    """Return the lines that kvps rescore prints."""
+    result = CliRunner().invoke(main, ["rescore", str(store.path), *map(str, arguments)], input=text)
+    assert result.exit_code == code, result.output
+    return result.stdout.splitlines() if code == 0 else result.stderr
+
+
+def test_moses(store, ln):
+    """A feature is added behind the others and the score grows by weight times it; lists are sorted, the rest stays."""
+    good, bad = ln("the cat sat"), ln("cat the sat")
+
+    assert rescore(store, "--weight", "2", text=MOSES) == [
+        f"0 ||| the cat sat ||| LM0= -3 TM= -1.5 -2 kvps= {good:.6f} ||| {-5.25 + 2 * good:.6f}",
+        f"0 ||| cat the sat ||| LM0= -3 TM= -1.5 -2 kvps= {bad:.6f} ||| {-4.5 + 2 * bad:.6f} ||| 0-0 1-1",
+        f"1 ||| the dog ||| kvps= {ln('the dog'):.6f} ||| {2 * ln('the dog'):.6f}",
+        f"0 ||| the zebra ||| kvps= {ln('the zebra'):.6f} ||| {2 * ln('the zebra'):.6f}"]
+
+
+def test_replaced_feature(store, ln):
+    """A feature that is there is replaced where it stands, and the score changes by what it changed by."""
+    lines = rescore(store, "--feature", "LM0", "--weight", "0.5", text=MOSES)
+
+    good = ln("the cat sat")
+    assert lines[0] == f"0 ||| the cat sat ||| LM0= {good:.6f} TM= -1.5 -2 ||| {-5.25 + 0.5 * (good + 3):.6f}"
+    once = rescore(store, text=MOSES)
+    assert rescore(store, text="\n".join(once) + "\n") == once
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_lists_stay_apart(threads, store, monkeypatch):
+    """However the text is cut and whoever works on it, lists come in their order and whole, ties as they were."""
+    text = "".join(f"{i} ||| the mat ||| x= {j} ||| 0\n" for i in range(40) for j in range(i % 5 + 1))
+    whole = rescore(store, text=text)
+    monkeypatch.setattr(rescoring, "BATCH_BYTES", 64)
+
+    assert rescore(store, "--threads", threads, text=text) == whole
+    assert [line.split(" kvps=")[0] + " ||| 0" for line in whole] == text.splitlines()
+
+
+def test_json_lines(store, ln, tmp_path):
+    """JSON records get the feature as a field and a new score, and keep what else they have; compressed files too."""
+    records = [{"id": 7, "text": "cat the sat", "score": -1, "n": 10**20}, {"id": 7, "text": "the\ncat sat"},
+               {"id": "b", "text": "the dog", "score": None, "lm": -1.0}]
+    path = tmp_path / "n.jsonl.gz"
+    path.write_bytes(gzip.compress("\n".join(map(json.dumps, records)).encode()))
+
+    rows = [json.loads(line) for line in rescore(store, path, "--feature", "lm")]
+
+    good, bad, dog = ln("the cat sat"), ln("cat the sat"), ln("the dog")
+    assert rows == [{"id": 7, "text": "the\ncat sat", "lm": pytest.approx(good), "score": pytest.approx(good)},
+                    {"id": 7, "text": "cat the sat", "score": pytest.approx(bad - 1), "n": 10**20, "lm": pytest.approx(bad)},
+                    {"id": "b", "text": "the dog", "score": pytest.approx(dog + 1), "lm": pytest.approx(dog)}]
+
+
+def test_zero_probability(store):
+    """What cannot be comes last: -inf, null in JSON."""
+    lines = rescore(store, "--smoothing", "mle", text="0 ||| zebra\n0 ||| the cat sat on the mat\n")
+    rows = [json.loads(line) for line in rescore(store, "--smoothing", "mle", text='{"id": 1, "text": "zebra"}\n')]
+
+    assert lines[1] == "0 ||| zebra ||| kvps= -inf ||| -inf"
+    assert rows == [{"id": 1, "text": "zebra", "kvps": None, "score": None}]
+
+
+@pytest.mark.parametrize(("line", "message"), [
+    (b"0 ||| \xff".decode("utf-8", "surrogateescape"), "not UTF-8"),
+    ("no list", "neither a JSON object nor"), ("{", "not JSON"), ('{"text": "a"}', 'no field "id"'),
+    ('{"id": 1}', 'no field "text"'),
+    ("0 ||| a ||| kvps= 1 2 ||| 0", "has 2 values"), ("0 ||| a ||| x= 1 ||| high", "could not convert"),
+    ('{"id": 1, "text": "a", "score": "x"}', "are numbers")])
+def test_bad_line_is_one_line(line, message, store):
+    """A line that cannot be read ends the command with one line that names it."""
+    error = rescore(store, text=f"0 ||| a\n\n{line}\n".encode("utf-8", "surrogateescape"), code=1)
+
+    assert message in error and "line 3" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [("--feature", "a b"), ("--feature", ""), ("--weight", "nan"), ("--feature", "a=")])
+def test_usage(arguments, store):
+    """A feature's name has no signs of the format in it, and a weight is a number."""
+    assert "a feature has a name" in rescore(store, *arguments, code=2)
