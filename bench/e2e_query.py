@@ -77,3 +77,40 @@ def startup(setting):
     cpu = times(runs, "cpu_s")
     setting.figure("help_cpu_s", {"kvps": cpu["kvps --help"]}, goal="below 0.15")
     setting.figure("score_one_sentence_cpu_s", {"kvps": cpu["kvps perplexity"]}, goal="below 0.45")
+
+
+CONTEXTS = 1000
+DRAWN_WORDS = {True: 1_000_000, False: 10_000}  # by whether the size is full
+
+
+@benchmark("next", "next words after a context, and drawn text: ms a context, words/s with and without top k and top p")
+def next_words(setting):
+    """Answer 1,000 contexts of the held-out text in one process, and draw sentences from one; the files are made before.
+
+    A context is the words before the middle of a line. What starting a process costs is in all figures but the first.
+    """
+    store, contexts = setting.scratch("store"), setting.scratch("contexts.txt")
+    setting.train_kvps(store, setting.train)
+    with open(setting.heldout, encoding="utf-8") as lines, open(contexts, "w", encoding="utf-8") as out:
+        for line, _ in zip(lines, range(CONTEXTS), strict=False):
+            words = line.split()
+            out.write(" ".join(words[:len(words) // 2 + 1]) + "\n")
+    asked = contexts.read_text(encoding="utf-8").splitlines()
+    made = setting.kvps("next", store, "a")
+    words = DRAWN_WORDS[setting.full]
+    # Sentences are as long as those of the text, on the average.
+    count = max(1, words * text.count_lines(setting.train) // text.count_words(setting.train))
+    draw = ["generate", store, "--count", count, "--seed", setting.seed]
+    runs = measure.interleave(setting.runs, {
+        "one": lambda: setting.kvps("next", store, "a"),
+        "contexts": lambda: setting.kvps("next", store, *asked),
+        "plain": lambda: setting.kvps(*draw), "top k and top p": lambda: setting.kvps(*draw, "--top-k", "40", "--top-p", "0.9")})
+    took = times(runs, "wall_s")
+    setting.figure("next_build_s", {"kvps": [made.wall_s]}, better="less")
+    setting.figure("next_ms_per_context", {"kvps": [1000 * max(many - one, 0) / len(asked) for many, one in
+                                                    zip(took["contexts"], took["one"], strict=True)]}, goal="below 1")
+    for name in ("plain", "top k and top p"):
+        n = len(runs[name][0].stdout.split())
+        setting.figure("drawn_words_per_s" + ("" if name == "plain" else "_top_k_top_p"),
+                       {"kvps": [n / wall_s for wall_s in took[name]]}, better="more",
+                       goal="100,000" if name == "plain" else "16,700")

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 import kvps
 from kvps.cli import main
-from kvps.errors import DataError
+from kvps.errors import ArgumentError, DataError
 from kvps.jobs import train as jobs
 from kvps.lm import arpa
 from kvps.lm.arpa_read import import_arpa
@@ -315,3 +315,23 @@ def test_command(tmp_path):
         assert "tiny.kvm" in run("perplexity", model, tmp_path / "text.txt", *options, code=2).stderr
     model.write_bytes(model.read_bytes()[:-1])
     assert "import again" in run("perplexity", model, tmp_path / "text.txt", code=3).stderr
+
+
+def test_imported_models_and_counts(tmp_path):
+    """An imported model scores sentences, words and n-best lists as a store does; what takes counts refuses it in one line."""
+    (tmp_path / "tiny.arpa").write_bytes(TINY)
+    model, text = str(tmp_path / "m"), "a b\nb zebra\n"
+    assert CliRunner().invoke(main, ["import", model, str(tmp_path / "tiny.arpa")]).exit_code == 0
+
+    with kvps.load(model) as loaded:
+        lines = CliRunner().invoke(main, ["score", model], input=text).stdout.splitlines()
+        assert lines == [f"{p:.6f}\t{line}" for p, line in zip(loaded.score(text.splitlines()), text.splitlines(), strict=True)]
+        rows = CliRunner().invoke(main, ["score", model, "--add", "p"], input='{"text": "a b"}\n').stdout
+        assert json.loads(rows)["p"] == loaded.perplexities("a b")
+        assert CliRunner().invoke(main, ["rescore", model], input="0 ||| a b\n").stdout.startswith("0 ||| a b ||| kvps= -")
+        for refused in (lambda: loaded.next("a"), lambda: loaded.generate(), lambda: loaded.explain("a")):
+            with pytest.raises(ArgumentError, match="was imported"):
+                refused()
+    for command in ("next", "explain", "complete", "evaluate"):
+        result = CliRunner().invoke(main, [command, model, "-"], input="a\n")
+        assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "was imported" in result.stderr

@@ -60,6 +60,7 @@ def reads(there, keys, folder):
         "stats": {name: stats[name] for name in ("version", "tokens", "sentences", "ngrams", "t", "discounts", "shards", "order")},
         "perplexity": [run("perplexity", there, folder / "held", "--smoothing", name, *keys).stdout
                        for name in ("mkn", "witten-bell", "stupid-backoff")],
+        "scores": [run("score", there, folder / "held", *how, *keys).stdout for how in ([], ["--words"], ["--json"])],
         "sentences": run("perplexity", there, folder / "held", "--per-sentence", "-o", "2", *keys).stdout,
         "history": [{name: row[name] for name in ("version", "command", "tokens", "label")}
                     for row in map(json.loads, run("history", there, "--json", *keys).stdout.splitlines())],
