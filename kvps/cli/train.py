@@ -29,8 +29,8 @@ def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokeni
     Given again after an interruption it goes on, given again after it was done it says so and changes nothing.
     With --dry-run it says how much disk it would need, and does nothing.
 
-    An INPUT is a file with a sentence a line (plain, .gz, .bz2, .xz, .zst), a folder, a glob, - for stdin,
-    a .jsonl file (see --field), or nltk:NAME.
+    An INPUT is a file with a sentence a line (plain, .gz, .bz2, .xz, .zst), a folder, a glob, a URL of these that
+    fsspec knows (s3://BUCKET/NAME), - for stdin, a .jsonl file (see --field), or nltk:NAME.
 
     \b
     Example:

@@ -15,6 +15,7 @@ from kvps.store import files
 from kvps.store.directory import StoreDirectory
 from kvps.store.layout import SPOOL
 from kvps.text.corpus import Input
+from kvps.text.urls import is_url
 
 
 def spool_folder(store: StoreDirectory, temp: str | Path | None) -> Path:
@@ -35,6 +36,8 @@ def drop_spool(store: StoreDirectory, folder: str | Path) -> None:
 
 def recorded(store: StoreDirectory, path: str | Path) -> str:
     """Return a path as a record has it: what lies where copies do by its place in the store."""
+    if is_url(str(path)):
+        return str(path)
     path, spool = Path(path), store.spool
     return str(path.relative_to(store.path) if spool in (path, path.parent) and spool.is_relative_to(store.path) else path)
 
@@ -48,7 +51,7 @@ def to_records(store: StoreDirectory, inputs: Sequence[Input], digests: Sequence
 def from_record(path: Path, record: dict) -> Input:
     """Return an input of which a job or the history of the store at `path` has a record."""
     item = Input.from_json(record)
-    return dataclasses.replace(item, path=os.path.join(path, item.path))
+    return item if is_url(item.path) else dataclasses.replace(item, path=os.path.join(path, item.path))
 
 
 def gone_text(path: Path, job: dict) -> str | None:

@@ -18,6 +18,7 @@ from kvps.text.documents import nltk_corpus, nltk_files
 from kvps.text.inputs import KINDS, MAX_LINE_BYTES, Input, Split
 from kvps.text.spool import spool, spool_stream
 from kvps.text.streams import DEFAULT_MAX_RATIO, SUFFIXES
+from kvps.text.urls import as_path, find, is_url
 
 __all__ = ["DEFAULT_MAX_RATIO", "KINDS", "MAX_LINE_BYTES", "Input", "Split", "read_once", "resolve", "spool"]
 
@@ -39,7 +40,7 @@ def resolve(
     Args:
         arguments: a file (plain, .gz, .bz2, .xz, .zst), a folder (searched to the bottom, hidden files left out), a
             glob, `-` for stdin, FILE.jsonl[.gz|...], or nltk:NAME. An existing file is taken as it is before its name
-            is read as a glob.
+            is read as a glob. Files, folders and globs may be URLs that fsspec knows.
         field: of .jsonl records, the one that holds the text.
         newline: what a newline within it does: "split" ends a sentence, "space" separates words.
         max_ratio: how many times as long as a compressed file its text may be; 0 for no limit.
@@ -58,7 +59,7 @@ def resolve(
     inputs = []
     seen_stdin = False
     for argument in arguments:
-        name = os.fsdecode(argument)
+        name = as_path(os.fsdecode(argument))
         if "\0" in name:
             raise ArgumentError(f"{name}: no file can have a NUL in its name")
         if name == "-":
@@ -70,6 +71,8 @@ def resolve(
             corpus = name.removeprefix("nltk:")
             nltk_corpus(corpus)
             inputs.append(Input(name, nltk_files(corpus)[0], "nltk", {"corpus": corpus}))
+        elif is_url(name):
+            inputs += [_text(url, url, field, newline, max_ratio) for url in find(name)]
         else:
             for path in _find(name):
                 inputs.append(_file(path, field, newline, max_ratio, spool_dir))
@@ -137,6 +140,11 @@ def _file(name: str, field: str, newline: str, max_ratio: int, spool_dir: str | 
         raise DataError(f"{name}: not a file, a folder or a pipe", path=name)
     if not os.access(name, os.R_OK):
         raise DataError(f"{name}: cannot read it: permission denied", path=name)
+    return _text(name, os.path.abspath(name), field, newline, max_ratio)
+
+
+def _text(name: str, path: str, field: str, newline: str, max_ratio: int) -> Input:
+    """Return the Input that a file is by its name, after a look at its beginning."""
     base = name.lower()
     options = {}
     for suffix, compression in SUFFIXES.items():
@@ -147,9 +155,9 @@ def _file(name: str, field: str, newline: str, max_ratio: int, spool_dir: str | 
     if base.endswith(_CONTAINERS):
         raise DataError(f"{name}: is an archive, not text; unpack it first", path=name)
     if base.endswith(".jsonl"):
-        found = Input(name, os.path.abspath(name), "jsonl", {**options, "field": field, "newline": newline})
+        found = Input(name, path, "jsonl", {**options, "field": field, "newline": newline})
     else:
-        found = Input(name, os.path.abspath(name), "text", options)
+        found = Input(name, path, "text", options)
     found.probe()
     return found
 

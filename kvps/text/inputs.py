@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from kvps.errors import ArgumentError, DataError, InputGone
+from kvps.text import urls
 from kvps.text.documents import nltk_documents, nltk_files, record_text
 from kvps.text.streams import BLOCK_BYTES, DEFAULT_MAX_RATIO, RATIO_FREE_BYTES, IteratorStream, failures_named, open_stream
 
@@ -59,7 +60,7 @@ class Input:
 
     Attributes:
         name: as the user gave it, for messages.
-        path: absolute; of the NLTK corpus for kind "nltk".
+        path: absolute, or a URL; of the NLTK corpus for kind "nltk".
         kind: one of KINDS.
         options: "compression" (gz, bz2, xz, zst) and, with it, "max_ratio" (see open_stream); for jsonl "field" and
             "newline"; for nltk "corpus".
@@ -92,6 +93,8 @@ class Input:
             if self.kind == "nltk":
                 path, size = nltk_files(self.options["corpus"])
                 return {"size": size, "mtime_ns": os.stat(path).st_mtime_ns}
+            if urls.is_url(self.path):
+                return urls.fingerprint(self.path)
             found = os.stat(self.path)
         return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
@@ -111,7 +114,7 @@ class Input:
         them. Streams, and releases the GIL.
         """
         hasher = self.hasher()
-        with failures_named(self.name), self._open() if self.kind == "nltk" else open(self.path, "rb") as file:
+        with failures_named(self.name), self._open() if self.kind == "nltk" else urls.open_file(self.path) as file:
             while block := file.read(BLOCK_BYTES):
                 hasher.update(block)
         return hasher.hexdigest()
@@ -200,7 +203,7 @@ class Input:
         if start == 0:
             return
         if self.kind != "nltk" and "compression" not in self.options:
-            reached = min(start, os.fstat(stream.fileno()).st_size)
+            reached = min(start, stream.seek(0, os.SEEK_END))
             stream.seek(reached)
         else:
             reached = 0

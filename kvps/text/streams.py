@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import BinaryIO
 
 from kvps.errors import DataError, InputGone
+from kvps.text.urls import failure, is_url, open_file
 
 BLOCK_BYTES = 1 << 20  # read and hashed at once: large enough that system calls do not show, small enough for a cache
 SUFFIXES = {".gz": "gz", ".bz2": "bz2", ".xz": "xz", ".zst": "zst"}
@@ -122,9 +123,9 @@ def open_stream(path: str, compression: str | None, *, name: str | None = None,
         max_ratio: refuse (DataError) text that is so many times as long as what was read of the file, once
             RATIO_FREE_BYTES of it are there; 0 for no limit.
     """
-    file = open(path, "rb", buffering=0)  # noqa: SIM115 - the stream closes it
+    file = open_file(path)
     try:
-        if compression is None or os.fstat(file.fileno()).st_size == 0:
+        if compression is None or file.seek(0, os.SEEK_END) == file.seek(0):
             return Stream(file, BLOCK_BYTES)
         return UnpackedStream(file, name or path, compression, max_ratio)
     except BaseException:
@@ -251,6 +252,8 @@ def failures_named(name: str, compression: str | None = None) -> Iterator[None]:
         # zlib.error, LZMAError and ZstdError, named without importing their modules.
         if type(error).__module__.split(".")[0] in ("zlib", "_lzma", "zstandard"):
             raise _damaged(name, compression, error) from error
+        if is_url(name):                   # what its driver raises
+            raise failure(name, error) from error
         raise
 
 

@@ -11,7 +11,7 @@ import pytest
 import zstandard
 
 from kvps.errors import ArgumentError, DataError
-from kvps.text import inputs, streams
+from kvps.text import inputs, streams, urls
 from kvps.text.corpus import Input, resolve
 from kvps.text.streams import failures_named, open_stream
 
@@ -201,7 +201,7 @@ def test_probe_reads_little(tmp_path, monkeypatch):
             lengths.append(n)
             return super().read(n)
 
-    monkeypatch.setattr(streams, "open", lambda path, *more, **options: Watched(path), raising=False)
+    monkeypatch.setattr(urls, "open", lambda path, *more, **options: Watched(path), raising=False)
 
     resolve([write(tmp_path / "a.gz", gzip.compress(b"line\n" + os.urandom(1_000_000).hex().encode()))])
 
