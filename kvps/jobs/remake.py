@@ -15,6 +15,7 @@ from kvps.ps.merging import tidy
 from kvps.ps.router import Router
 from kvps.store import rebuild
 from kvps.store.directory import StoreDirectory
+from kvps.store.root import Root
 from kvps.store.shard import Shard
 from kvps.text.tokenize import Tokenizer, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
@@ -88,7 +89,7 @@ def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vo
     """Count text into the new shards alone."""
     how = options.job
     target = types.SimpleNamespace(
-        identity=store.identity, root=_KnownWords(store.path, store.root.routing()), claim=store.claim,
+        identity=store.identity, root=_KnownWords(store.path, store.root), claim=store.claim,
         elsewhere=False,
         shards=[made.get(number) or _Nowhere(number) for number in range(store.identity["shards"])])
     total, done = sum(abs(text.times) * finder.find(text).size for text in texts), 0
@@ -125,11 +126,14 @@ class _Nowhere:
 class _KnownWords:
     """Stands for a root that takes no word: text that was counted has none that it does not know."""
 
-    def __init__(self, path: Path, routing: dict | None) -> None:
-        self._path, self._routing = path, routing
+    def __init__(self, path: Path, root: Root) -> None:
+        self._path, self._root = path, root
 
     def routing(self) -> dict | None:
-        return self._routing
+        return self._root.routing()
+
+    def next_word(self) -> int:
+        return self._root.next_word()
 
     def add_words(self, first_id: int, blob: bytes) -> None:
         raise _UnknownWords(f"{self._path}: text that was taken away since the checkpoint has words that were purged since, so "
