@@ -104,19 +104,20 @@ def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: s
 
 def connect(address: str, *, keys: Path_ | None = None, tokenizer: str | None = None, retry_s: float = 2.0,
             patience_s: float = 60.0) -> RemoteStore:
-    """Connect to the server of a store (kvps serve); what is returned has the interface of a Store.
+    """Connect to the server of a store (kvps serve), or its actors on Ray; what is returned has the interface of a Store.
 
     A server that is not there is noticed by the first call.
 
     Args:
-        address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET.
+        address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET; or ray://[RESOURCE@][HOST:PORT]/FOLDER, in a Ray cluster.
         keys: our folder of keys, made by kvps keygen, for a server that has some.
         tokenizer: as in open(); text is made words here, and the server never runs code that a client names.
         retry_s: how long a call waits for its answer before it asks again [s].
         patience_s: how long it asks again before it raises Unreachable [s].
 
     Raises:
-        ArgumentError: no such address. StoreError: keys that cannot be read, or pyzmq is missing.
+        ArgumentError: no such address. StoreError: keys that cannot be read, or pyzmq or ray is missing.
+        Unreachable: there is no such cluster.
     """
     from kvps.api.remote import RemoteStore
 

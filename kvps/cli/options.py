@@ -1,6 +1,7 @@
 """Options and arguments that commands share, as decorators."""
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import click
@@ -21,8 +22,13 @@ def _all(*decorators: Decorator) -> Decorator:
 
 def place(value: str) -> str:
     """Return a folder as it is, and the address of a server with the keys that --keys names."""
-    from kvps.ps.places import Address, address
+    from kvps.ps.places import RAY, Address, address
 
+    cluster = click.get_current_context().meta.get("ray")
+    if cluster is not None:
+        if address(value) is not None:
+            raise click.UsageError(f"{value}: with --ray STORE is a folder")
+        return Address(f"{RAY}{cluster}{os.path.abspath(value)}")
     return value if address(value) is None else Address(value, click.get_current_context().meta.get("keys"))
 
 
@@ -43,12 +49,25 @@ def _keys(ctx: click.Context, param: click.Parameter, value: str | None) -> None
     ctx.meta["keys"] = value
 
 
+def _ray(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    """Keep the cluster for the argument that names a store."""
+    if value and not value.rpartition(":")[2].isdigit() and not value.endswith("@"):
+        raise click.UsageError(f"--ray {value}: is no address of a cluster, [RESOURCE@]HOST:PORT; for the cluster of this machine, "
+                               "give --ray alone and last")
+    ctx.meta["ray"] = value
+
+
 def _split_labels(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
     return None if value is None else [label for label in value.split(",") if label]
 
 
 keys = click.option("--keys", metavar="DIR", type=click.Path(file_okay=False), envvar="KVPS_KEYS", is_eager=True,
                     expose_value=False, callback=_keys, help="Our keys, for a server (kvps://HOST:PORT) that has some.")
+
+
+ray = click.option("--ray", metavar="[ADDRESS]", is_flag=False, flag_value="", is_eager=True, expose_value=False, callback=_ray,
+                   help="Count on a Ray cluster, [RESOURCE@]HOST:PORT, by --threads tasks; without ADDRESS, given last, on that of "
+                        "this machine.")
 
 
 def store(*, written: bool, name: str = "store") -> Decorator:
@@ -107,7 +126,7 @@ labelled = _all(
 
 # What train, update and forget have in common, besides how they make words.
 counting = _all(
-    threads, memory,
+    threads, memory, ray,
     click.option("-T", "--temp", metavar="DIR", type=FOLDER,
                  help="Folder for the copy of stdin that makes the job resumable; in STORE by default."),
     reserved, reading, wait, json)

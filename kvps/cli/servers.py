@@ -8,8 +8,9 @@ from kvps.cli import options
 
 @click.command("servers")
 @options.store(written=False)
+@click.option("--stop", is_flag=True, help="End the actors of a store on Ray, so that its folder can be written to again.")
 @options.json
-def command(store: str, as_json: bool) -> None:
+def command(store: str, stop: bool, as_json: bool) -> None:
     """Show the servers of a store: state, load, lag, memory and bytes.
 
     Use it to see whether all are up and which is busy. Load is the share of its life that a server was at work, waiting
@@ -21,14 +22,22 @@ def command(store: str, as_json: bool) -> None:
       kvps servers kvps://server:7070
       watch -n 5 kvps servers kvps://server:7070
     """
-    from kvps.cli.output import emit, say
+    from kvps.cli.output import emit, say, tell
     from kvps.jobs.servers import servers
-    from kvps.ps.places import address
+    from kvps.ps.places import RAY, address
     from kvps.units import format_bytes
 
     there = address(store)
     if there is None:
         raise click.UsageError(f"{store}: name the address of the server, kvps://HOST:PORT")
+    if stop:
+        if not there.startswith(RAY):
+            raise click.UsageError(f"{store}: --stop is for a store on Ray; kvps serve ends with SIGTERM")
+        from kvps.ps.ray import end_actors
+
+        ended = end_actors(there)
+        tell({"stopped": ended}, f"{store}: {'stopped' if ended else 'nothing to stop'}", as_json)
+        return
     rows = servers(there)
     if as_json:
         for row in rows:

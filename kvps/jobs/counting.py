@@ -174,14 +174,20 @@ def _sample(data: bytes) -> bytes:
 
 
 def count_splits(store: StoreDirectory, vocabulary: Vocabulary, tokenizer: Tokenizer, job: dict, inputs: list[Input], *,
-                 threads: int, progress: Callable[[int], None], seen_as: list[tuple[dict, dict]] | None = None) -> None:
+                 threads: int, progress: Callable[[int], None], seen_as: list[tuple[dict, dict]] | None = None,
+                 others: Callable[[float], bool] | None = None) -> None:
     """Apply every split of a job that some shard does not have yet; other workers may have claimed some of them.
 
     seen_as: of each input, its fingerprint here and the one that the job's record has for the same text; of a worker elsewhere.
+    others: of a client that has others count for it, waits so many seconds for them, and says whether they are done; what
+        they leave is counted here.
     `progress` is called with the bytes counted since the last call, as they lie on disk. An exception in one worker, or
     an interrupt, lets the others finish their splits and is raised then: nothing is half done.
     """
-    _Counting(store, vocabulary, tokenizer, job, inputs, threads, progress, seen_as).run()
+    counting = _Counting(store, vocabulary, tokenizer, job, inputs, threads, progress, seen_as)
+    while others is not None and not others(LOOK_MOST_S):
+        counting.look()
+    counting.run()
 
 
 class _Counting:
@@ -208,6 +214,10 @@ class _Counting:
             ours = {number for number in left if self._store.claim(self._job["id"], number)}
             if ours:
                 left = self._pass(ours) | left - ours
+
+    def look(self) -> None:
+        """Tell progress what others have counted."""
+        self._done()
 
     def _done(self) -> dict[int, dict]:
         """Return the ledger rows of the splits that every shard has."""

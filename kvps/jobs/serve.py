@@ -81,6 +81,26 @@ def binds(bind: str, n_shards: int) -> list[str]:
     return [f"{host}:{first and first + 1 + number}" for number in range(n_shards)]
 
 
+def take_over(store: Path, command: str, wait: float = 0.0) -> tuple[OwnerLock, int]:
+    """Become the writer of a store, whose servers are still to be started; return the owner lock and the number of shards."""
+    open_store(store).close()                  # it is a store, before a lock is made in it
+    owner = OwnerLock(store, wait_s=max(wait, HEIRS_S), command=command)
+    try:
+        with StoreDirectory(store, True, None) as directory:
+            directory.root.adopt()             # a client that began its session before goes on with it
+            with directory.snapshot():
+                n_shards = len(directory.shards)
+            directory.sweep_directories()
+            version, job = directory.root.state()["version"], directory.root.job_id()
+            for shard in directory.shards:
+                shard.sweep(version, job)
+            directory.reseal()
+    except BaseException:
+        owner.close()
+        raise
+    return owner, n_shards
+
+
 class Starter:
     """Starts the servers of a store, and keeps them alive until stop().
 
@@ -124,17 +144,7 @@ class Starter:
 
     def _take_over(self) -> None:
         """Become the writer of the store, whose servers are still to be started."""
-        open_store(self._store).close()        # it is a store, before a lock is made in it
-        self._owner = OwnerLock(self._store, wait_s=max(self._wait, HEIRS_S), command="serve")
-        with StoreDirectory(self._store, True, None) as directory:
-            directory.root.adopt()             # a client that began its session before goes on with it
-            with directory.snapshot():
-                n_shards = len(directory.shards)
-            directory.sweep_directories()
-            version, job = directory.root.state()["version"], directory.root.job_id()
-            for shard in directory.shards:
-                shard.sweep(version, job)
-            directory.reseal()
+        self._owner, n_shards = take_over(self._store, "serve", self._wait)
         children = [Child(number=number, bind=place, **self._told) for number, place in enumerate(binds(self._bind, n_shards))]
         self._running = [_Running(child) for child in (*children, Child(number=ROOT, bind=self._bind, **self._told))]
 
@@ -275,7 +285,8 @@ def serve_child(child: Child) -> None:
             maker = StoreMaker(Path(child.store), lambda: server.stop())
             functions, idle = maker.functions(), lambda: None
         else:
-            functions, idle = _functions(child, stack)
+            shards = json.loads(_line(sys.stdin.buffer, START_S, threading.Event())) if child.number == ROOT else []
+            functions, idle = functions_of(Path(child.store), child.number, shards, stack)
         server = Server(child.bind, functions, keys=child.keys, threads=child.threads, idle=lambda: (idle(), tell()))
         told = 0.0
 
@@ -324,13 +335,17 @@ class StoreMaker:
         return {}, {}
 
 
-def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callable[[], None]]:
+def functions_of(store: Path, number: int, shards: list[str], stack: contextlib.ExitStack) -> tuple[dict, Callable[[], None]]:
+    """Return what the server of a shard or of the ROOT answers, and what it does now and then; the stack closes it.
+
+    shards: addresses of the shards' servers, for the root's.
+    """
     from kvps.jobs import served
 
-    if child.number != ROOT:
+    if number != ROOT:
         from kvps.ps.shard_service import ShardService
 
-        shard = stack.enter_context(contextlib.closing(ShardService(Path(child.store), child.number, served.SHARD)))
+        shard = stack.enter_context(contextlib.closing(ShardService(store, number, served.SHARD)))
         return shard.functions(), shard.runner.streams.drop_idle
     from kvps.jobs.status import status_of
     from kvps.ps.calls import Runner
@@ -338,13 +353,12 @@ def _functions(child: Child, stack: contextlib.ExitStack) -> tuple[dict, Callabl
     from kvps.ps.serving import TableService
     from kvps.ps.streams import Streams
 
-    shards = json.loads(_line(sys.stdin.buffer, START_S, threading.Event()))
     streams = Streams()
-    root = stack.enter_context(contextlib.closing(RootService(Path(child.store), shards, streams)))
-    tables = stack.enter_context(contextlib.closing(TableService(Path(child.store))))
+    root = stack.enter_context(contextlib.closing(RootService(store, shards, streams)))
+    tables = stack.enter_context(contextlib.closing(TableService(store)))
 
-    def status(store: StoreDirectory) -> dict:
-        return status_of(store, root.session())
+    def status(directory: StoreDirectory) -> dict:
+        return status_of(directory, root.session())
 
     runner = Runner(lambda message: root.directory, {**served.STORE, status_of.__name__: status}, streams)
     stack.callback(streams.close)

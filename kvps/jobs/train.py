@@ -18,7 +18,7 @@ import dataclasses
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -29,7 +29,7 @@ from kvps.jobs.estimate import announce, estimate
 from kvps.jobs.job_inputs import drop_spool, from_record, job_bytes, recorded, spool_folder, to_records
 from kvps.jobs.verify import refuse_negative
 from kvps.ps.merging import cancel, tidy
-from kvps.ps.places import address, open_place
+from kvps.ps.places import RAY, address, open_place
 from kvps.store import files, seal
 from kvps.store.creation import create_store
 from kvps.store.directory import StoreDirectory
@@ -63,7 +63,7 @@ class Options:
     newline: str = "split"                     # within a field: "split" ends a sentence, "space" joins
     max_ratio: int = DEFAULT_MAX_RATIO         # a compressed file's text may be so many times as long; 0: no limit
     again: bool = False                        # count what is counted already once more
-    threads: int | None = None                 # default: the CPUs that affinity and cgroup allow
+    threads: int | None = None                 # default: the CPUs that affinity and cgroup allow, on Ray those of the cluster
     memory: str | int = DEFAULT_MEMORY         # for the batches being counted
     wait: float = 0.0                          # for another writer [s]
     label: str | None = None                   # keeps this text's counts apart, so that they can be taken away as a whole
@@ -83,6 +83,7 @@ class Options:
         if self.threads is not None and self.threads < 1:
             raise ArgumentError(f"{self.threads} threads are not possible")
         self.memory = parse_bytes(self.memory)
+        self.asked_threads = self.threads      # on Ray as many tasks; None: a CPU of the cluster each
         self.threads = self.threads or cpu_count()
 
     def reading(self) -> dict:
@@ -361,10 +362,12 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
 def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: list[str], prints: dict[int, dict],
            words: Tokenizer | None, options: Options, gone_labels: list[str], already: dict[str, int] | None = None) -> dict:
     """Record a job as pending; from here on it is resumed or rolled back. Return its record."""
-    at_once = options.threads * (2 if store.elsewhere else 1)          # one is on its way while the next one is counted
+    tasks = _counters(store, options) if inputs else None       # each is a process of its own, with so much memory
+    memory, at_once = (options.memory, options.threads) if tasks is None else (options.memory * tasks, tasks)
+    at_once *= 2 if store.elsewhere else 1     # one is on its way while the next one is counted
     job = {
         "id": os.urandom(8).hex(), "command": command, "version": store.root.state()["version"] + 1, "started": time.time(),
-        "split_bytes": words and split_bytes(options.memory, at_once, words.spec, sum(item.size for item in inputs)),
+        "split_bytes": words and split_bytes(memory, at_once, words.spec, sum(item.size for item in inputs)),
         "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
         "label": options.label, "gone_labels": gone_labels, "spool": recorded(store, spool_folder(store, options.temp)),
@@ -396,7 +399,8 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
     sign = -1 if job["command"] == "forget" else 1
     try:
         if inputs:
-            count_splits(store, vocabulary, words, job, inputs, threads=options.threads, progress=advance)
+            with _others(store, job, words, options) as others:
+                count_splits(store, vocabulary, words, job, inputs, threads=options.threads, progress=advance, others=others)
         _fence_complete(store, job)
         if inputs:
             if (changed := _drop_changed(store, job, _fingerprints(inputs, job))) is not None:
@@ -418,6 +422,30 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
             roll_back(store, job)
         raise
     return _commit(store, job, tokens, sentences)
+
+
+def _counters(store: StoreDirectory, options: Options) -> int | None:
+    """Return how many tasks of a cluster count for us; None where the store is on none."""
+    place = address(store.path)
+    if place is None or not place.startswith(RAY):
+        return None
+    from kvps.jobs.on_ray import n_counters
+
+    return n_counters(place, options.asked_threads)
+
+
+@contextlib.contextmanager
+def _others(store: StoreDirectory, job: dict, words: Tokenizer, options: Options) -> Iterator[Callable[[float], bool] | None]:
+    """Give what waits for the tasks of a cluster that count the text of a job, if the store is on one; see count_splits()."""
+    n, n_bytes = _counters(store, options), job_bytes(job)
+    n_splits = n if n_bytes is None else -(-n_bytes // job["split_bytes"])
+    if n is None or n_splits == 1:             # not worth a task
+        yield None
+        return
+    from kvps.jobs.on_ray import Counters
+
+    with contextlib.closing(Counters(store.path, job, words.spec, min(n, n_splits))) as counters:
+        yield counters.wait
 
 
 def _fence_complete(store: StoreDirectory, job: dict) -> None:

@@ -41,21 +41,12 @@ def work(place: Address, *, tokenizer: str | None = None, threads: int, wait: fl
         job = _joined(store, deadline)
         if job is None:
             return None
-        words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
-        inputs = [from_record(store.path, row["input"]) for row in job["inputs"]]
-        seen_as = [(item.fingerprint(), row["fingerprint"]) for item, row in zip(inputs, job["inputs"], strict=True)]
-        for item, row in zip(inputs, job["inputs"], strict=True):
-            if item.digest() != row["digest"]:         # size and time would tell nothing of another machine's file
-                raise InputGone(f"{item.name}: is not the text that the {job['command']} counts; workers need its inputs under "
-                                "the same paths", path=item.name)
+        count = counter(store, job, tokenizer, threads, progress)
         epoch, at_work = store.at_work()
         while at_work == job["id"]:
             # Of another epoch, what was counted may have been taken back; where it was not, there is nothing to do.
-            store.take_part(epoch)
-            vocabulary = Vocabulary(store.root.words(), store.root.share_words)
             with contextlib.suppress(StoreLocked):     # the epoch is over already
-                count_splits(store, vocabulary, words, job, inputs, threads=threads, progress=progress, seen_as=seen_as)
-            store.release()
+                count(epoch)
             while (now := store.at_work()) == (epoch, job["id"]):
                 time.sleep(LOOK_S)
             epoch, at_work = now
@@ -83,3 +74,25 @@ def _joined(store: RemoteDirectory, deadline: float) -> dict | None:
         if time.monotonic() > deadline:
             return None
         time.sleep(LOOK_S)
+
+
+def counter(store: RemoteDirectory, job: dict, tokenizer: str | None, threads: int,
+            progress: Callable[[int], None] = lambda n: None) -> Callable[[int], None]:
+    """Return what counts a part of a job's text in the session of an epoch, until all is counted; errors as work()'s."""
+    words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer)
+    inputs = [from_record(store.path, row["input"]) for row in job["inputs"]]
+    seen_as = [(item.fingerprint(), row["fingerprint"]) for item, row in zip(inputs, job["inputs"], strict=True)]
+    for item, row in zip(inputs, job["inputs"], strict=True):
+        if item.digest() != row["digest"]:     # size and time would tell nothing of another machine's file
+            raise InputGone(f"{item.name}: is not the text that the {job['command']} counts; workers need its inputs under "
+                            "the same paths", path=item.name)
+
+    def count(epoch: int) -> None:
+        store.take_part(epoch)
+        vocabulary = Vocabulary(store.root.words(), store.root.share_words)
+        try:
+            count_splits(store, vocabulary, words, job, inputs, threads=threads, progress=progress, seen_as=seen_as)
+        finally:
+            store.release()
+
+    return count

@@ -8,6 +8,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
+import os
 import queue
 import threading
 import time
@@ -73,12 +74,13 @@ class Answerer:
     asks is told so, and gets the answer too. An answer to a change is kept for a while for who asks again.
 
     Args:
-        functions: by the name that requests call them by.
+        functions: by the name that requests call them by; "server" is added, which answers facts().
         threads: how many requests that change nothing are answered side by side.
     """
 
     def __init__(self, functions: Mapping[str, Function], *, threads: int = 2) -> None:
-        self.functions = functions
+        self.functions = {**functions, "server": Function(lambda message: (self.facts(), {}))}
+        self.began = time.time()
         self.counted: dict[str, Counted] = collections.defaultdict(Counted)
         self._turn = threading.Lock()
         self._at_work: dict[tuple[bytes, int], dict[bytes, Reply]] = {}        # by sender
@@ -93,6 +95,19 @@ class Answerer:
         """How many requests are taken and not answered yet."""
         return len(self._at_work)
 
+    def facts(self) -> dict[str, Any]:
+        """Return what this process is doing and has done.
+
+        Returns:
+            "pid", "began" [s since 1970], "waiting" (requests taken in and not answered, this one among them), "rss_bytes", and by
+            name of request "requests": {"requests", "errors", "seconds" at work, "bytes_in", "bytes_out"}.
+        """
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            pages = int(statm.read().split()[1])
+        return {"pid": os.getpid(), "began": self.began, "waiting": self.waiting,
+                "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+                "requests": {name: dataclasses.asdict(done) for name, done in list(self.counted.items())}}
+
     def take(self, frames: Frames, sender: bytes, reply: Reply) -> None:
         """Take a request; `reply` is called with the frames of each message to its sender, perhaps from another thread.
 
@@ -104,7 +119,7 @@ class Answerer:
             number, client = protocol.number_of(frames)
             counted = self.counted["(refused)"]
             counted.requests, counted.errors = counted.requests + 1, counted.errors + 1
-            reply(_failure(exc, "a request", Message(ERROR, number, {}, client=client)))
+            reply(failure(exc, "a request", Message(ERROR, number, {}, client=client)))
             return
         key = message.client, message.number
         with self._turn:
@@ -153,7 +168,7 @@ class Answerer:
             counted.errors += 1
             if isinstance(exc, ProtocolError):         # of ours, and not of the request, which would be sent again
                 exc = StoreError(f"{name}: the answer cannot be sent: {exc}")
-            frames = _failure(exc, name, message)
+            frames = failure(exc, name, message)
         counted.seconds += time.monotonic() - began
         counted.bytes_out += sum(map(len, frames))
         key = message.client, message.number
@@ -173,7 +188,7 @@ class Answerer:
         self._pool.shutdown()
 
 
-def _failure(exc: Exception, name: str, request: Message) -> list[bytes]:
+def failure(exc: Exception, name: str, request: Message) -> list[bytes]:
     """Return the frames that tell of an exception; of one that is not ours no more than its kind."""
     said = {"error": "StoreError", "message": f"{name} failed in the server: {type(exc).__name__}; its log says more"}
     if isinstance(exc, KvpsError):

@@ -130,7 +130,7 @@ class Connection:
                     break
             time.sleep(QUEUE_S)                # or we would take the next turn too
         if answer.kind == ERROR:
-            raise _error(answer.call, self.address)
+            raise error_from(answer.call, self.address)
         return answer
 
     # holding self._turn
@@ -185,7 +185,7 @@ class Connection:
             return
         if answer.kind == WORKING:
             asked.alive = self._heard
-        elif answer.kind == REPLY or (answer.kind == ERROR and not _damaged(answer.call)):
+        elif answer.kind == REPLY or (answer.kind == ERROR and not damaged(answer.call)):
             del self._waiting[answer.number]
             self._answers[answer.number] = answer
 
@@ -228,12 +228,12 @@ def set_options(socket: zmq.Socket) -> None:
         socket.setsockopt(option, value)
 
 
-def _damaged(error: Mapping[str, Any]) -> bool:
+def damaged(error: Mapping[str, Any]) -> bool:
     """Return whether an error tells that a request was damaged on its way, which then is to be sent again."""
     return error.get("error") == "ProtocolError" and error.get("field") != "call"
 
 
-def _error(call: Mapping[str, Any], address: str) -> KvpsError:
+def error_from(call: Mapping[str, Any], address: str) -> KvpsError:
     """Return the exception that a server's error means; one of ours, whatever the server says."""
     kind = {**vars(kvps.errors), "ProtocolError": ProtocolError}.get(str(call.get("error")))
     if not (isinstance(kind, type) and issubclass(kind, KvpsError)):

@@ -1,4 +1,4 @@
-"""Where a store is: a folder of this machine, or the address of a server; opened, both give the same."""
+"""Where a store is: a folder of this machine, or the address of a server or of an actor on Ray; opened, all give the same."""
 from __future__ import annotations
 
 import os
@@ -11,11 +11,12 @@ if TYPE_CHECKING:
     from kvps.ps.remote_store import RemoteDirectory
 
 SCHEME = "kvps://"
+RAY = "ray://"
 KEYS = "KVPS_KEYS"             # names our folder of keys, where nobody else does
 
 
 class Address(str):
-    """kvps://HOST:PORT or kvps:///FOLDER/SOCKET, with our folder of keys for the server there, or None."""
+    """kvps://HOST:PORT or kvps:///FOLDER/SOCKET, with our folder of keys for the server there, or None; or ray://... (ray.py)."""
 
     keys: str | None
 
@@ -30,7 +31,7 @@ def address(place: str | Path) -> Address | None:
     """Return the address that a place is, or None for a folder."""
     if isinstance(place, Address):
         return place
-    return Address(place) if isinstance(place, str) and place.startswith(SCHEME) else None
+    return Address(place) if isinstance(place, str) and place.startswith((SCHEME, RAY)) else None
 
 
 def open_place(place: str | Path, writable: bool = False, wait: float = 0.0, *, command: str = "",

@@ -7,27 +7,32 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from kvps.errors import ArgumentError, StoreError
 from kvps.ps.connection import Connection
 from kvps.ps.keys import Part, user_keys
-from kvps.ps.places import SCHEME
+from kvps.ps.places import RAY, SCHEME
 from kvps.ps.runs import Block
 from kvps.ps.table import UNNAMED, UNNAMED_KEPT_S, CountTable
+
+if TYPE_CHECKING:
+    from kvps.ps.ray import RayConnection
 
 PULL_KEYS = 1 << 18            # of a message: 8 MiB of the widest keys
 RENAMED_S = UNNAMED_KEPT_S / 7     # long before the row of an idle connection goes, it takes another name
 
 
 def endpoint(address: str) -> str:
-    """Return where ZeroMQ finds the server of kvps://HOST:PORT, or kvps:///PATH of a socket.
+    """Return where ZeroMQ finds the server of kvps://HOST:PORT, or kvps:///PATH of a socket; an address on Ray as it is.
 
     Raises:
         ArgumentError: no such address.
     """
+    if address.startswith(RAY):
+        return address
     rest = address.removeprefix(SCHEME).removesuffix("/")
     if address.startswith(SCHEME) and rest.startswith("/") and len(rest) > 1:
         return f"ipc://{rest}"
@@ -35,6 +40,18 @@ def endpoint(address: str) -> str:
     if not address.startswith(SCHEME) or not host or not port.isdigit() or not 0 < int(port) < 65536:
         raise ArgumentError(f"{address}: is no address of a server; expected kvps://HOST:PORT, or kvps:///FOLDER/SOCKET")
     return f"tcp://{rest}"
+
+
+def connected(place: str, *, keys: str | Path | None = None, make: bool = False, **options: Any) -> Connection | RayConnection:
+    """Return a connection to what endpoint() returned.
+
+    keys: of ours, for a server. make: where there is no store yet, what makes one is started on Ray.
+    """
+    if place.startswith(RAY):
+        from kvps.ps.ray import RayConnection
+
+        return RayConnection(place, make=make, **options)
+    return Connection(place, keys=keys, **options)
 
 
 class RemoteTables:
@@ -50,8 +67,7 @@ class RemoteTables:
             patience_s: how long it asks again before it gives up [s].
         """
         self.address = address
-        self._connection = Connection(endpoint(address), keys=keys, client=os.urandom(16), retry_s=retry_s,
-                                      patience_s=patience_s)
+        self._connection = connected(endpoint(address), keys=keys, client=os.urandom(16), retry_s=retry_s, patience_s=patience_s)
 
     def tables(self) -> dict[str, dict[str, Any]]:
         """Return what CountTable.stats() says of each table, by name."""

@@ -19,7 +19,7 @@ from kvps.errors import ArgumentError, KvpsError, StoreError, StoreLocked
 from kvps.ps import calls
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import ProtocolError
-from kvps.ps.remote import endpoint
+from kvps.ps.remote import connected, endpoint
 from kvps.store import files
 
 KEEP_ALIVE_S = 1.0
@@ -209,16 +209,18 @@ class RemoteDirectory:
     elsewhere = True               # as StoreDirectory's
 
     def __init__(self, address: str, *, keys: str | Path | None = None, writable: bool = False, wait: float = 0.0,
-                 command: str = "", make: dict[str, Any] | None = None, retry_s: float = 2.0, patience_s: float = 60.0) -> None:
+                 command: str = "", make: dict[str, Any] | None = None, retry_s: float = 2.0, patience_s: float = 60.0,
+                 client: bytes | None = None) -> None:
         """Connect, and begin a session if `writable`.
 
         Args:
-            address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET.
+            address: kvps://HOST:PORT, or kvps:///FOLDER/SOCKET, or ray://[RESOURCE@][HOST:PORT]/FOLDER.
             keys: our folder of keys, for a server that has some.
             wait: how long a writer waits for another one [s].
             command: what the writer is about to do, for the messages of others.
             make: "order", "shards" and "tokenizer" of the store, where there is none yet.
             retry_s, patience_s: as Connection's.
+            client: 16 bytes, the name that a worker had before it was started again; what it has claimed is its own.
 
         Raises:
             Unreachable: no answer. StoreLocked: another client is writing. StoreError: there is no store yet.
@@ -226,10 +228,10 @@ class RemoteDirectory:
         self.address = self.path = address
         self.writable = writable
         self._options: dict[str, Any] = {"keys": keys, "retry_s": retry_s, "patience_s": patience_s}
-        self._client, self._stack = os.urandom(16), contextlib.ExitStack()
+        self._client, self._stack = client or os.urandom(16), contextlib.ExitStack()
         self._ended = threading.Event()
         self._keeping: threading.Thread | None = None
-        self.connection = self._connected(endpoint(address))
+        self.connection = self._connected(endpoint(address), make=make is not None)
         try:
             facts = self._facts(make)
             self.identity = facts["identity"]
@@ -260,13 +262,15 @@ class RemoteDirectory:
             self.connection.retry_s = min(self.connection.retry_s, RETRY_S)        # its server ends, and others begin
             time.sleep(RETRY_S)
 
-    def _connected(self, place: str) -> Connection:
-        connection = Connection(place, client=self._client, **self._options)
+    def _connected(self, place: str, **more: bool) -> Connection:
+        connection = connected(place, client=self._client, **self._options, **more)
         self._stack.callback(connection.close)
         return connection
 
     def _place(self, address: str) -> str:
         """Return where a shard is served; a server that other machines reach does not know by which name they do."""
+        if address.startswith("#"):            # on Ray
+            return self.connection.address + address
         host, _, _ = self.connection.address.removeprefix("tcp://").rpartition(":")
         return f"tcp://{host}:{address.rpartition(':')[2]}" if address.startswith("tcp://") else address
 

@@ -5,7 +5,6 @@ It knows no tables and no language models; what it serves is given to it as func
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import ipaddress
 import logging
@@ -45,7 +44,7 @@ class Server:
     def __init__(self, bind: str, functions: Mapping[str, Function], *, keys: str | Path | None = None, threads: int = 2,
                  in_flight: int = 64, idle: Callable[[], None] = lambda: None) -> None:
         check_bind(bind, keys is not None)
-        self.threads, self.in_flight, self.began = threads, in_flight, time.time()
+        self.threads, self.in_flight = threads, in_flight
         self._idle = idle
         self._answers: queue.SimpleQueue[tuple[bytes, list[bytes]]] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -62,7 +61,7 @@ class Server:
         if bind.startswith("ipc://"):
             self._socket_file = Path(bind.removeprefix("ipc://"))
         self.address: str = self._socket.get_string(zmq.LAST_ENDPOINT)
-        self.answerer = Answerer({**functions, "server": Function(lambda message: (self.facts(), {}))}, threads=threads)
+        self.answerer = Answerer(functions, threads=threads)
 
     def _bound(self, bind: str, keys: str | Path | None) -> zmq.Socket:
         socket = self._context.socket(zmq.ROUTER)
@@ -95,17 +94,8 @@ class Server:
             os.write(self._wake, b"x")
 
     def facts(self) -> dict[str, Any]:
-        """Return what this server is doing and has done.
-
-        Returns:
-            "pid", "began" [s since 1970], "waiting" (requests taken in and not answered, this one among them), "rss_bytes", and by
-            name of request "requests": {"requests", "errors", "seconds" at work, "bytes_in", "bytes_out"}.
-        """
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            pages = int(statm.read().split()[1])
-        return {"pid": os.getpid(), "began": self.began, "waiting": self.answerer.waiting,
-                "rss_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-                "requests": {name: dataclasses.asdict(done) for name, done in list(self.answerer.counted.items())}}
+        """Return what this server is doing and has done, as Answerer.facts()."""
+        return self.answerer.facts()
 
     def run(self) -> None:
         """Answer requests until stop(), then what was taken in by then; closes the socket in the end."""

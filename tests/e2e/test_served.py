@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 import urllib.request
 
+import clusters
 import numpy as np
 import pytest
 import zmq
@@ -18,7 +20,9 @@ import kvps.cli
 from kvps.ps import connection as connections
 from kvps.ps import remote_store
 
-TRANSPORTS = ["folder", "ipc", "curve"]
+ON_RAY = pytest.param("ray", marks=clusters.NEEDED)
+TRANSPORTS = ["folder", "ipc", "curve", ON_RAY]
+SERVED = ["ipc", ON_RAY]
 
 
 @contextlib.contextmanager
@@ -26,6 +30,16 @@ def place(transport, store, folder, *, kills=0):
     """Give (what commands are told in the place of STORE, options) for one kind of connection; servers die `kills` times."""
     if transport == "folder":
         yield store, []
+        return
+    if transport == "ray":
+        there = f"ray://{clusters.shared().address}{store}"
+        if store.exists():
+            run("status", there)               # starts its actors
+        try:
+            yield there, []
+        finally:
+            clusters.leave()
+            run("servers", there, "--stop")
         return
     options, keys = ["--bind", f"ipc://{folder}/sock"], []
     if transport == "curve":
@@ -106,10 +120,11 @@ def test_every_command(texts, transport):
     assert reads(plain, [], texts) == found
 
 
-def test_python(texts):
+@pytest.mark.parametrize("transport", SERVED)
+def test_python(texts, transport):
     """What connect() returns has the interface of a store."""
     store = texts / "store"
-    with place("ipc", store, texts) as (there, _), kvps.connect(there) as remote:
+    with place(transport, store, texts) as (there, _), kvps.connect(there) as remote:
         run("train", there, texts / "a", "-o", 3)
         assert remote.order == 3 and remote.version == 1
         assert remote.update(["a b c", "a b d"])["version"] == 2
@@ -139,12 +154,13 @@ def test_python(texts):
                 refusal()
 
 
-def test_one_writer(texts):
+@pytest.mark.parametrize("transport", SERVED)
+def test_one_writer(texts, transport):
     """A second client waits for the first, a folder's writer is refused, and readers of the folder read on."""
     store = texts / "store"
     run("train", store, texts / "a", "-o", 2)
-    with place("ipc", store, texts) as (there, _):
-        assert "is using it (serve)" in refused("update", store, texts / "b", code=5)
+    with place(transport, store, texts) as (there, _):
+        assert f"is using it ({'ray' if transport == 'ray' else 'serve'})" in refused("update", store, texts / "b", code=5)
         assert "order" in run("stats", store).stdout
         stopped = start("update", there, "-", stdin=subprocess.PIPE)      # has its session, and waits for its text
         with kvps.connect(there) as remote:
@@ -160,6 +176,23 @@ def test_one_writer(texts):
             thread.join(60)
         assert waiting[0]["version"] == 3
     assert contents(store) == counted((texts / "a").read_bytes() + b"a b c\n" + (texts / "b").read_bytes(), 2)
+
+
+def test_ray_is_not_installed(monkeypatch):
+    """Without Ray an address on a cluster is refused with the way to get it."""
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "kvps.ps.ray", raising=False)
+    with pytest.raises(kvps.StoreError, match="pip install"):
+        kvps.connect("ray:///data/store")
+
+
+@pytest.mark.parametrize("address", ["ray://", "ray:///", "ray://host/store", "ray://host:port/store", "ray://127.0.0.1:1",
+                                     "ray://127.0.0.1:1/", "ray://127.0.0.1:1/store#x"])
+@pytest.mark.skipif(clusters.MISSING, reason=clusters.WHY)
+def test_no_address_on_ray(address):
+    """What is no address on Ray is refused, before any cluster is looked for."""
+    assert "expected ray://" in refused("stats", address, code=2)
+    assert "no Ray cluster is there" in refused("stats", "ray://127.0.0.1:1/store", code=4)
 
 
 def test_nothing_there(texts):
@@ -184,12 +217,13 @@ def test_nothing_there(texts):
     assert "is something else" in refused("serve", texts / "file", "--bind", f"ipc://{texts}/sock")
 
 
-def test_resume_after_a_kill(texts):
+@pytest.mark.parametrize("transport", SERVED)
+def test_resume_after_a_kill(texts, transport):
     """A client that is killed leaves a job that another one goes on with, or rolls back."""
     store = texts / "store"
     (texts / "long").write_bytes(zipf_text(5, 60_000))
     run("train", store, texts / "a", "-o", 3)
-    with place("ipc", store, texts) as (there, _):
+    with place(transport, store, texts) as (there, _):
         for command, version in (("abort", 1), ("resume", 2)):
             client = start("update", there, texts / "long", "-S", "1M", "--threads", 1)
             with kvps.connect(there) as remote:
@@ -205,7 +239,8 @@ def test_resume_after_a_kill(texts):
 
 
 @pytest.mark.parametrize("command", ["train", "forget"])
-def test_workers(texts, command):
+@pytest.mark.parametrize("transport", SERVED)
+def test_workers(texts, transport, command):
     """Several workers count one text; one that is killed, and one whose text is another, do no harm."""
     store = texts / "store"
     # Words that are new all the time: each worker counts n-grams of words that the others have not met.
@@ -214,7 +249,7 @@ def test_workers(texts, command):
     if command == "forget":
         run("train", store, texts / "a", "-o", 3)
         run("update", store, texts / "long")
-    with place("ipc", store, texts) as (there, _):
+    with place(transport, store, texts) as (there, _):
         workers = [start("work", there, "--threads", 1, "--wait", 30) for _ in range(3)]
         shape = ["-o", 3] if command == "train" else []
         began = start(command, there, texts / "long", *shape, "-S", "1M", "--threads", 1)
@@ -275,20 +310,21 @@ def test_workers_that_are_stopped_often(texts, rng):
 def killed(there, name):
     """Kill a server, and wait until it answers again."""
     def pids():
-        rows = [json.loads(line) for line in run("servers", there, "--json").stdout.splitlines()]
-        return {row["server"]: row.get("pid") for row in rows}
+        rows = [json.loads(line) for line in run("servers", there, "--json", check=None).stdout.splitlines()]
+        return {row["server"]: row.get("pid") for row in rows if "server" in row}
 
     before = pids()[name]
     os.kill(before, signal.SIGKILL)
-    while pids()[name] in (before, None):
+    while pids().get(name) in (before, None):
         time.sleep(0.05)
 
 
-def test_a_session_outlives_the_server(texts):
+@pytest.mark.parametrize("transport", SERVED)
+def test_a_session_outlives_the_server(texts, transport):
     """A root that is started again knows whose session it is: another client waits for its end, and the holder goes on."""
     store = texts / "store"
     run("train", store, texts / "a", "-o", 2, "--shards", 1)
-    with place("ipc", store, texts, kills=1) as (there, _), kvps.connect(there) as one:
+    with place(transport, store, texts, kills=1) as (there, _), kvps.connect(there) as one:
         one.update_files([texts / "b"])
         with remote_store.RemoteDirectory(there, writable=True, command="first") as holder:
             killed(there, "root")
@@ -368,12 +404,13 @@ def test_what_comes_late_and_again_changes_nothing(texts, rng, monkeypatch):
     assert contents(store) == counted((texts / "b").read_bytes() + (texts / "c").read_bytes(), 3)
 
 
-def test_records_of_any_length(texts):
+@pytest.mark.parametrize("transport", SERVED)
+def test_records_of_any_length(texts, transport):
     """A job of many inputs, whose record no message takes as JSON, begins, is read, and ends; too many are refused before it."""
     store = texts / "store"
     run("train", store, texts / "a", "-o", 3)
     row = {"digest": "0" * 64, "fingerprint": [1, 2], "input": {"name": "x" * 100, "options": {"field": "text"}}}
-    with place("ipc", store, texts) as (there, _), remote_store.RemoteDirectory(there, writable=True, command="test") as remote:
+    with place(transport, store, texts) as (there, _), remote_store.RemoteDirectory(there, writable=True, command="test") as remote:
         inputs = [{**row, "digest": f"{number:064x}"} for number in range(8000)]
         job = {"id": "x", "version": 2, "inputs": inputs}
         remote.root.begin_job(job)
@@ -447,12 +484,13 @@ def test_metrics(texts):
         assert float(found['kvps_resident_bytes{server="root"}']) > 10_000_000
 
 
-def test_foreign_requests(texts):
+@pytest.mark.parametrize("transport", SERVED)
+def test_foreign_requests(texts, transport):
     """Requests that no client of ours makes are refused, and the server goes on."""
     store = texts / "store"
     run("train", store, texts / "a", "-o", 3)
     before = contents(store)
-    with place("ipc", store, texts) as (there, _), remote_store.RemoteDirectory(there, writable=True, command="test") as remote:
+    with place(transport, store, texts) as (there, _), remote_store.RemoteDirectory(there, writable=True, command="test") as remote:
         shard = remote.shards[0]
         version, chunk = remote.root.state()["version"], np.frombuffer(b"nonsense", np.uint8)
         arrays = {"chunks": chunk, "lengths": np.array([8], np.uint32), "keys": np.array([1], np.uint32)}

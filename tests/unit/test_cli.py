@@ -515,7 +515,9 @@ def test_status_of_an_idle_store(store):
     (2, ["perplexity", "s", "a.txt", "--smoothing", "magic"]), (2, ["perplexity", "s", "a.txt", "-o", "9"]),
     (2, ["dump", "s", "--order", "9"]), (2, ["train", "t", "a.txt", "--tokenizer", "magic"]),
     (2, ["train", "t", "a.txt", "-S", "much"]), (2, ["nonsense"]), (2, ["stats", "s", "--nonsense"]),
-    (2, ["update", "s", "b.txt", "-T", "nowhere"]), (2, ["counts", "s", "a\udcff"]), (2, ["export", "s", "."])])
+    (2, ["update", "s", "b.txt", "-T", "nowhere"]), (2, ["counts", "s", "a\udcff"]), (2, ["export", "s", "."]),
+    (2, ["train", "t", "--ray", "a.txt"]), (2, ["update", "kvps://127.0.0.1:1", "a.txt", "--ray"]),
+    (2, ["servers", "kvps://127.0.0.1:1", "--stop"]), (2, ["servers", "s", "--stop"])])
 def test_failure_is_one_line(code, arguments, store):
     """A failure is one line on stderr and an exit code; with --json one object on stdout; nothing is left behind."""
     result = kvps(*arguments, code=code)
