@@ -8,6 +8,7 @@
 - `rows FOLDER N BATCH SEED`: the same with an LMDB row a key
 - `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, "tcp"; then several clients at once
 - `workers FOLDER FILE ORDER TRANSPORT`: train over servers in FOLDER with two workers, over "ipc" or, with keys, "tcp"
+- `cluster FOLDER FILE ORDER SHARDS TASKS`: train in a Ray cluster of two CPUs, with so many shards and tasks
 - `skew STORE`: deal the n-grams of a store to more and more shards
 - `redis FOLDER N BATCH SEED CLIENT`: the same with a redis-server, asked by "bytes" that NumPy lays out, or by "redis-py"
 - `unchecked ARGUMENTS`: the command line of kvps, with every checksum of a store taken for 0: for measuring what they cost
@@ -205,6 +206,26 @@ def workers(folder, file, order, transport):
     return {"seconds": seconds}
 
 
+def cluster(folder, file, order, shards, tasks):
+    """Train a new store of so many shards on Ray by so many tasks; return the seconds it took, and those of the cluster's start."""
+    import os
+    import subprocess
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    from ray.cluster_utils import Cluster
+    began = time.perf_counter()
+    head = {"num_cpus": 2, "object_store_memory": 1 << 30, "include_dashboard": False}
+    nodes = Cluster(initialize_head=True, head_node_args=head)
+    started = time.perf_counter()
+    try:
+        there = f"ray://{nodes.address}{folder}/store"
+        subprocess.run([sys.executable, "-m", "kvps", "train", there, file, "-o", order, "--shards", shards, "--threads", tasks],
+                       check=True, stdout=subprocess.DEVNULL)
+        seconds = time.perf_counter() - started
+    finally:
+        nodes.shutdown()
+    return {"seconds": seconds, "start_s": started - began}
+
+
 def skew(store):
     """Deal the n-grams of a store to so many shards, by hash alone and by a routing table; the largest over the mean."""
     import numpy as np
@@ -313,5 +334,5 @@ if __name__ == "__main__":
     job, *arguments = sys.argv[1:]
     if job == "unchecked":
         unchecked(*arguments)
-    print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "table": table,
-                      "rows": rows, "served": served, "workers": workers, "skew": skew, "redis": redis}[job](*arguments)))
+    print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "table": table, "rows": rows,
+                      "served": served, "workers": workers, "cluster": cluster, "skew": skew, "redis": redis}[job](*arguments)))

@@ -1,4 +1,7 @@
 """End to end, making models: training, ARPA files, growth with the text, and bounded memory."""
+import functools
+import importlib.util
+
 from bench import measure, text
 from bench.setting import benchmark, times
 
@@ -74,6 +77,36 @@ def workers(setting):
     for who, goal in (("served, a socket", "0.7"), ("served, tcp with keys", "0.4")):
         setting.figure(f"train_s {who}", {who: seconds[who], "one process": seconds["one process"]}, better="less",
                        goal=f"{goal} of the speed of one process")
+
+
+@benchmark("ray", "raw text to a store on a Ray cluster of two CPUs, tokens/s by shards and tasks; beside one process")
+def ray(setting):
+    """Train a new store each round, with the start of its actors and its tasks; the start of the cluster is not in it."""
+    if importlib.util.find_spec("ray") is None:
+        print("  (no ray among the installed packages: nothing to measure)")
+        return
+    tokens = text.count_words(setting.train)
+
+    def on_ray(shards, tasks):
+        folder = setting.scratch("cluster")
+        folder.mkdir()
+        found, _ = setting.child("cluster", folder, setting.train, str(setting.order), str(shards), str(tasks))
+        setting.drop(folder)
+        return tokens / found["seconds"]
+
+    def alone():
+        store = setting.scratch("store")
+        run = setting.train_kvps(store, setting.train, "--threads", "2")
+        setting.drop(store)
+        return tokens / run.wall_s
+
+    setting.warm(setting.train)
+    shapes = [(1, 1), (4, 1), (1, 2), (4, 2), (8, 2)] if setting.full else [(2, 2)]
+    found = measure.interleave(setting.runs, {
+        "one process": alone, **{shape: functools.partial(on_ray, *shape) for shape in shapes}})
+    for shards, tasks in shapes:
+        setting.figure(f"tokens_per_s {shards} shards {tasks} tasks", {"Ray": found[shards, tasks],
+                                                                       "one process": found["one process"]}, better="more")
 
 
 @benchmark("skew", "the largest shard over the mean by number of shards: by hash alone, and by the routing table")
