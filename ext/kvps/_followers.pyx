@@ -4,7 +4,7 @@ A file of followers (kvps/lm/followers.py) is the trie of contexts, from the las
 words that follow, by value, the greatest first, then in byte order. A probability is the sum of what the lists of the
 context and of the shorter ones in it give to a word, and of its share of the ground: what is left of a context that nobody
 has seen. So only the words in the lists have to be touched, whatever the size of the vocabulary.
-Formulas: _smoothing.pxd. Twin: tests/reference.py.
+Formulas: _smoothing.pxd. Twin: the scores of words one by one, in tests/property/test_followers.py.
 """
 cimport cython
 

@@ -139,11 +139,19 @@ class Model:
         model = self._model()
         if isinstance(sentences, str):
             return float(self._scores(model, [sentences])[0])
-        return np.array(self._scores(model, sentences), np.float64)
+        return self._scores(model, sentences)
 
-    def _scores(self, model: CompiledModel, sentences: Iterable[Sentence]) -> list[float]:
-        return [-np.inf if score.zero_probability_tokens else score.log10_probability
-                for text in self._texts(sentences) for score in model.score_sentences(text)]
+    def _scores(self, model: CompiledModel, sentences: Iterable[Sentence]) -> np.ndarray:
+        texts = self._texts(sentences)
+        first = list(itertools.islice(texts, 2))
+        if len(first) < 2:                     # no batch, or a single one: starting threads would take longer
+            columns = [model.score_columns(text) for text in first]
+        else:
+            threads = self._threads or cpu_count()
+            with ThreadPoolExecutor(threads) as pool:
+                columns = list(windowed(pool, model.score_columns, itertools.chain(first, texts), 2 * threads))
+        return np.concatenate([np.empty(0), *(np.where(found["zero_probability_tokens"] > 0, -np.inf, found["log10_probability"])
+                                              for found in columns)])
 
     def score_words(self, sentences: Sentence | Iterable[Sentence]) -> list[Any]:
         """Return a list of WordScore per sentence, </s> being its last; of one str, its list alone."""

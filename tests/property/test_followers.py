@@ -279,6 +279,16 @@ def test_file_is_made_once_and_anew(small, tmp_path):
     assert kvps.check(tmp_path / "s", "full") == []
 
 
+def test_labels_have_their_own(tmp_path):
+    """Next words of chosen labels are those of their text alone."""
+    with kvps.create(tmp_path / "s", order=2) as store:
+        store.update(["the cat"] * 3, label="x", threads=1)
+        store.update(["the dog"] * 3, label="y", threads=1)
+        for labels, expected in ((["x"], {"cat"}), (["y"], {"dog"}), (["x", "y"], {"cat", "dog"})):
+            with store.model("mle", labels=labels) as model:
+                assert set(model.next("the").words) == expected
+
+
 def test_damage_is_refused(small, tmp_path):
     """Whichever byte of the file is damaged, answers are right or refused, and a file that cannot be opened is made again."""
     shutil.copytree(small, tmp_path / "s")

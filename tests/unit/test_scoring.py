@@ -70,6 +70,17 @@ def test_order_is_kept(store, model, monkeypatch):
     assert [line.split("\t")[1] for line in one] == text
 
 
+def test_many_sentences(store, model, monkeypatch):
+    """Many sentences are scored in batches on all threads, and come in their order with the scores they have alone."""
+    text = [f"{sentence} {'the ' * (i % 5)}" for i in range(20) for sentence in TEXT]
+    alone = [model.score(sentence) for sentence in text]
+    monkeypatch.setattr("kvps.lm.model.BATCH_BYTES", 50)
+
+    with store.model(threads=3) as many:
+        assert many.score(text).tolist() == many.score(iter(text)).tolist() == alone
+        assert many.score([]).shape == (0,) and many.score([["the", "cat"], "the cat"]).tolist() == [many.score("the cat")] * 2
+
+
 def test_words(store, model):
     """--words names matched order and OOVs; the words of a sentence add up to its probability."""
     lines = score(store, "--words", text="the cat zebra\n\n")
