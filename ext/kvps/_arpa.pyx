@@ -8,7 +8,7 @@ cimport cython
 
 from libc.string cimport memcpy
 
-from kvps._keys cimport VALUE_BITS, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256
+from kvps._keys cimport VALUE_BITS, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
 from kvps._sort cimport sort_keys
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
 
@@ -366,3 +366,38 @@ def count_lines(const uint64_t[::1] keys, const uint64_t[::1] large, int k, int 
         if done == n:
             return out.whole(used)
         out.more(used, &text)
+
+
+cdef inline u256 ngram_at(const uint64_t* keys, index_t i, index_t width, int drop) noexcept nogil:
+    """The words of key i, without its lowest `drop` bits."""
+    if width == 1:
+        return shr(wide((<const u64*>keys)[i]), drop)
+    if width == 2:
+        return shr(wide((<const u128*>keys)[i]), drop)
+    return shr((<const u256*>keys)[i], drop)
+
+
+def raise_to_longer(const uint64_t[::1] keys, float[::1] weights, int k, const uint64_t[::1] longer, const float[::1] longer_weights,
+                    int bits):
+    """Let no k-gram have a lower weight than a longer n-gram of which it is the context.
+
+    Args:
+        keys, longer: sorted keys in text order of k-grams and of (k + 1)-grams, whose contexts are among the keys.
+        weights, longer_weights: float32, by place in these; `weights` is changed.
+    """
+    cdef index_t width = text_key_width(k, bits), longer_width = text_key_width(k + 1, bits), i = 0, j
+    cdef index_t n = weights.shape[0], n_longer = longer_weights.shape[0]
+    cdef u256 context
+    if keys.shape[0] != n * width or longer.shape[0] != n_longer * longer_width:
+        raise ValueError(f"{keys.shape[0]} words of keys for {n} weights, {longer.shape[0]} for {n_longer}")
+    with nogil:
+        for j in range(n_longer):
+            context = ngram_at(&longer[0], j, longer_width, VALUE_BITS + bits)
+            while i < n and ngram_at(&keys[0], i, width, VALUE_BITS) != context:
+                i += 1
+            if i == n:
+                break
+            if weights[i] < longer_weights[j]:
+                weights[i] = longer_weights[j]
+    if i == n and n_longer:
+        raise ValueError("an n-gram without its context")

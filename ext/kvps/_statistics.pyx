@@ -15,7 +15,7 @@ from kvps.errors import CorruptionError
 
 cimport cython
 
-from libc.math cimport log10
+from libc.math cimport INFINITY, log, log10
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memset
 
@@ -30,6 +30,8 @@ cdef enum:
     ERR_MEMORY = -2
     ERR_NEGATIVE = -3
     ERR_WORD = -4
+    ERR_WEIGHTS = -5
+    BIGRAMS = 3                # times as much are bigrams worth, on which all that is pruned falls back (kvps/lm/pruning.py)
     MOST = 0xFFFFFFFF          # of a raw count that is only compared with a bound
 
 cdef struct pair:
@@ -52,6 +54,7 @@ cdef struct node:
     # A closed context, waiting for its parents to close.
     totals t
     index_t start, n           # its n-grams among the waiting pairs
+    index_t sums               # of a split context: the place of its first n-gram among the sums
     int d
     word_t word                # c_d
 
@@ -184,6 +187,15 @@ cdef class Walk:
     cdef double types                      # of Witten-Bell 1: how much each follower adds to the sum of a context; otherwise 0
     cdef bint prunes
     cdef uint64_t cut[MAX_ORDER + 1]       # n-grams of raw counts up to this are left out, by order
+    cdef bint weighs, thins
+    cdef double n_events                   # sum of the raw counts of all words
+    cdef buffer weights[MAX_ORDER + 1]
+    cdef uint64_t number[MAX_ORDER + 1]    # of the next n-gram, by order
+    cdef const float* weight[MAX_ORDER + 1]        # of each n-gram, in the order in which they come; borrowed
+    cdef uint64_t n_weights[MAX_ORDER + 1]
+    cdef const float* sum_weights          # of the sums of split contexts; borrowed
+    cdef float threshold
+    cdef double* thin[MAX_ORDER]           # as p, of the pruned model
     cdef const uint8_t* kept               # per word: whether n-grams may have it; borrowed
     cdef double* unigram_backoffs
 
@@ -227,8 +239,10 @@ cdef class Walk:
             free(self.row_values[d].data)
             free(self.context_rows[d].data)
             free(self.context_numbers[d].data)
+            free(self.weights[d].data)
         for d in range(1, MAX_ORDER):
-            free(self.p[d])            # p[0] is borrowed
+            free(self.p[d])            # p[0] and thin[0] are borrowed
+            free(self.thin[d])
         for p in (<size_t>self.dense_raw, <size_t>self.split_raws_.data, <size_t>self.nodes.data, <size_t>self.pairs.data, <size_t>self.unigram_backoffs, <size_t>self.previous, <size_t>self.dense, <size_t>self.marks, <size_t>self.marks2, <size_t>self.unigrams,
                   <size_t>self.words_raw, <size_t>self.unigram_contexts, <size_t>self.ngram_hashes.data, <size_t>self.ngram_values.data,
                   <size_t>self.context_hashes.data, <size_t>self.context_totals.data, <size_t>self.large.data,
@@ -349,7 +363,48 @@ cdef class Walk:
                 raise MemoryError(f"no memory for {self.n_words} probabilities")
         self.estimates = True
 
-    cdef void wait_for_parents(self, int d, const pair_list* l, const totals* t) noexcept nogil:
+    def weigh(self, double n_events, first):
+        """Collect how much each n-gram is worth, for take_weights(), instead of probabilities; after estimate().
+
+        That is what it has in the relative entropy between the model and the one without it (Stolcke 1998, equation 3), with
+        the share of the context in the text, discounted as counts are, for its probability. The numbers of the keys of take_estimates() are then those of
+        the n-grams, in the order of take_weights(). REQUIRES: `raws`.
+
+        Args:
+            n_events: sum of the raw counts of all words.
+            first: number of the first n-gram, by order 0 to top.
+        """
+        cdef int k
+        if not self.estimates or not self.raws or self.prunes or len(first) != self.top + 1:
+            raise ValueError(f"weights of order {self.top}")
+        for k in range(self.top + 1):
+            self.number[k] = first[k]
+        self.n_events, self.weighs = n_events, True
+
+    def thin_out(self, weights, const float[::1] split_weights, float threshold):
+        """Leave out n-grams that are worth less than a threshold, and give what they had to the back-offs; after estimate().
+
+        Args:
+            weights: by order 0 to top, float32, of the n-grams of this walk as they were weighed, borrowed; None below 2.
+            split_weights: those of the sums of split contexts, in their order; borrowed.
+        """
+        cdef int k
+        cdef const float[::1] own
+        if not self.estimates or self.prunes or len(weights) != self.top + 1 or split_weights.shape[0] != self.n_sums:
+            raise ValueError(f"weights of order {self.top}, {split_weights.shape[0]} of split contexts")
+        for k in range(2, self.top + 1):
+            own = weights[k]
+            self.weight[k], self.n_weights[k], self.number[k] = &own[0] if own.shape[0] else NULL, own.shape[0], 0
+        self.estimate_owner = (self.estimate_owner, weights, split_weights)
+        self.sum_weights = &split_weights[0] if self.n_sums else NULL
+        self.thin[0] = self.p[0]
+        for k in range(1, self.top - 1):
+            self.thin[k] = <double*>malloc(self.n_words * 8)
+            if self.thin[k] == NULL:
+                raise MemoryError(f"no memory for {self.n_words} probabilities")
+        self.threshold, self.thins = threshold, True
+
+    cdef void wait_for_parents(self, int d, const pair_list* l, const totals* t, index_t sums) noexcept nogil:
         """Put a closed context and its n-grams aside."""
         cdef node* place = <node*>claim(&self.nodes, sizeof(node))
         cdef byte_t* items = claim(&self.pairs, l.n * sizeof(pair))
@@ -357,7 +412,7 @@ cdef class Walk:
             self.status = ERR_MEMORY
             return
         memcpy(items, l.items, l.n * sizeof(pair))
-        place.t, place.d, place.word, place.n = t[0], d, self.path[d], l.n
+        place.t, place.d, place.word, place.n, place.sums = t[0], d, self.path[d], l.n, sums
         place.start = self.pairs.n // <index_t>sizeof(pair) - l.n
 
     cdef void resolve(self) noexcept nogil:
@@ -507,7 +562,7 @@ cdef class Walk:
             (<uint64_t*>hashes)[0] = mix(self.inner[d], self.path[1])
             (<uint32_t*>values)[0] = number
         if self.estimates:
-            self.wait_for_parents(d, l, &t)
+            self.wait_for_parents(d, l, &t, 0)
             if d == 1 and self.status == 0:
                 self.resolve()
         if self.contexts:
@@ -559,7 +614,7 @@ cdef class Walk:
             if self.status != 0:
                 return
             add_value(&t, self.sum_values[i])
-        self.wait_for_parents(1, l, &t)
+        self.wait_for_parents(1, l, &t, low)
         if self.status == 0:
             self.resolve()
 
@@ -630,6 +685,8 @@ cdef class Walk:
     cdef int _check(self) except -1:
         if self.status == ERR_MEMORY:
             raise MemoryError("no memory for the statistics")
+        if self.status == ERR_WEIGHTS:
+            raise ValueError("more n-grams than weights: they are of another walk")
         if self.status == ERR_NEGATIVE:
             raise CorruptionError("a count below 1 in a committed version")
         if self.status == ERR_WORD:
@@ -678,6 +735,10 @@ cdef class Walk:
         contexts: the same with log10 of the back-off; those of totals (1, 1, 0, 0) are left out.
         """
         return take(&self.rows[k], np.uint64, True), take(&self.context_rows[k], np.uint64, True)
+
+    def take_weights(self, int k):
+        """Return and clear the weights of the n-grams of order k, float32."""
+        return take(&self.weights[k], np.float32, True)
 
     def unigram_backoffs_log10(self):
         """Return log10 of each word's back-off, float64 (n_words,); 0 where it is no context of this shard."""
@@ -730,6 +791,107 @@ cdef inline uint32_t log10_bits(double x) noexcept nogil:
     return (<uint32_t*>&value)[0]
 
 
+cdef inline double worth(double p, double lower, double gamma) noexcept nogil:
+    """What an n-gram of probability p is worth in its context, where gamma times `lower` would stand for it.
+
+    Source: Stolcke 1998, equation 3, with the back-off as it is. That it would rise, for the good of the words that are not
+    listed, is left out: with that, models of equal size were worse (kvps/lm/pruning.py).
+    """
+    if p <= 0:
+        return 0
+    if gamma <= 0 or lower <= 0:
+        return INFINITY                        # nothing could stand for it
+    return p * log(p / (gamma * lower)) if p > gamma * lower else 0
+
+
+cdef void weigh_context(Walk w, const node* x, const pair* items, packed_t key) noexcept nogil:
+    """As estimate_context, for weigh() and thin_out()."""
+    cdef index_t j, width = w.width[x.d + 1], n_kept = 0
+    cdef int k, d = x.d, bits = w.bits
+    cdef bint last = d == w.top - 1, kept
+    cdef bint ours = d > 1 or not w.split[x.word]
+    cdef double p, lower, gamma, n_types = w.types * <double>(x.t.n1 + x.t.n2 + x.t.n3), total = <double>x.t.den + n_types
+    cdef double rest = 1, left = 0, thin_rest = 1, gamma_thin = 1, share
+    cdef uint64_t occurs = 0
+    cdef const float* weight = NULL
+    cdef float* weights = NULL
+    cdef byte_t* at = NULL
+    for k in range(d, 0, -1):
+        key = shl(key, bits) | <packed_t>w.rank[w.path[k]]
+    gamma = (w.discount[d + 1][1] * <double>x.t.n1 + w.discount[d + 1][2] * <double>x.t.n2
+             + w.discount[d + 1][3] * <double>x.t.n3 + n_types) / total
+    for j in range(x.n):
+        rest -= w.p[d - 1][items[j].word]
+        occurs += items[j].raw
+    if rest < 1e-12:                           # all words are listed, and what is left is rounding
+        rest = 0
+    if w.thins:
+        if ours:
+            if w.number[d + 1] + <uint64_t>x.n > w.n_weights[d + 1]:
+                w.status = ERR_WEIGHTS
+                return
+            weight = w.weight[d + 1] + w.number[d + 1]
+            w.number[d + 1] += x.n
+        else:
+            weight = w.sum_weights + x.sums
+        # STEP 1: the back-off: what is left to the words that are not listed, over what they had without the context's first word.
+        left = gamma * rest
+        for j in range(x.n):
+            if weight[j] >= w.threshold:
+                n_kept += 1
+                thin_rest -= w.thin[d - 1][items[j].word]
+            else:
+                left += own_part(w, x, &items[j], total) + gamma * w.p[d - 1][items[j].word]
+        if n_kept > 0:
+            gamma_thin = left / thin_rest if thin_rest > 1e-12 else gamma
+        if d == 1:
+            if ours:
+                w.unigram_backoffs[x.word] = log10(gamma_thin)
+        elif n_kept > 0:                       # otherwise it is no context any more
+            at = claim(&w.context_rows[d], 8 * w.width[d])
+            if at == NULL:
+                w.status = ERR_MEMORY
+                return
+            store(at, shl(key, VALUE_BITS) | <packed_t>log10_bits(gamma_thin), <int>w.width[d])
+    if w.weighs:
+        n_kept = x.n
+    if ours and n_kept > 0:
+        at = claim(&w.rows[d + 1], 8 * width * n_kept)
+        if w.weighs:
+            weights = <float*>claim(&w.weights[d + 1], 4 * n_kept)
+        if at == NULL or (w.weighs and weights == NULL):
+            w.status = ERR_MEMORY
+            return
+    # STEP 2: the n-grams.
+    key = shl(key, bits + VALUE_BITS)
+    share = (<double>occurs - w.discount[d][3 if occurs > 3 else occurs]) / w.n_events if w.weighs else 0
+    if d == 1:
+        share *= BIGRAMS
+    for j in range(x.n):
+        lower = w.p[d - 1][items[j].word]
+        p = own_part(w, x, &items[j], total) + gamma * lower
+        if not last:
+            w.p[d][items[j].word] = p
+        if w.weighs:
+            if ours:
+                weights[j] = <float>(share * worth(p, lower, gamma))
+                store(at, key | shl(<packed_t>w.rank[items[j].word], VALUE_BITS) | <packed_t><uint32_t>w.number[d + 1], <int>width)
+                at += 8 * width
+                w.number[d + 1] += 1
+            continue
+        kept = weight[j] >= w.threshold
+        if not last:
+            w.thin[d][items[j].word] = p if kept else gamma_thin * w.thin[d - 1][items[j].word]
+        if ours and kept:
+            store(at, key | shl(<packed_t>w.rank[items[j].word], VALUE_BITS) | <packed_t>log10_bits(p), <int>width)
+            at += 8 * width
+
+
+cdef inline double own_part(Walk w, const node* x, const pair* item, double total) noexcept nogil:
+    """What an n-gram has of its probability from its own count."""
+    return (<double>item.value - w.discount[x.d + 1][3 if item.value > 3 else item.value]) / total
+
+
 cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t key) noexcept nogil:
     """Collect the back-off of a context and the probabilities of its n-grams; its parent has been here. `key` comes in as 0."""
     cdef index_t j, width = w.width[x.d + 1], n_kept = 0
@@ -742,6 +904,9 @@ cdef void estimate_context(Walk w, const node* x, const pair* items, packed_t ke
     cdef uint64_t occurs = 0                   # raw count of the context
     cdef byte_t* at
     w.path[d] = x.word
+    if w.weighs or w.thins:
+        weigh_context(w, x, items, key)
+        return
     for k in range(d, 0, -1):
         if w.prunes and not w.kept[w.path[k]]:
             return

@@ -8,6 +8,7 @@
 //   mix(a, b)          64 bits of hash from two (multiply to 128 bits, fold); equal on every machine
 //   fetch(p)           prefetch for reading. A macro: gcc 12 drops calls of an inline function that only prefetches
 //   load64, load32     unaligned little-endian loads
+//   wide               a key of any width as the widest
 //   store              a key where a narrower one is expected
 //   to_bytes, from_bytes   a key as bytes, lowest first
 #pragma once
@@ -60,6 +61,10 @@ inline int bit_length(u256 x) { return x.hi ? 128 + bit_length(x.hi) : bit_lengt
 inline uint32_t low32(uint64_t x) { return (uint32_t)x; }
 inline uint32_t low32(u128 x) { return (uint32_t)x; }
 inline uint32_t low32(u256 x) { return (uint32_t)x.lo; }
+
+inline u256 wide(uint64_t x) { return u256(x); }
+inline u256 wide(u128 x) { return u256((u128)0, x); }
+inline u256 wide(u256 x) { return x; }
 
 // Write the lowest `width` 64-bit words of a key where a key of that width is expected.
 inline void store(void* at, uint64_t x, int) { memcpy(at, &x, 8); }

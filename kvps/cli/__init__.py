@@ -41,6 +41,7 @@ COMMANDS = {
     "import": "Make a model of an ARPA file, to score text with.",
     "compile": "Make the compiled model of a store now.",
     "compact": "Merge the runs of a store into one per shard.",
+    "merge": "Add the counts of stores to a new one, exactly.",
     "reshard": "Give a store another number of shards; no count changes.",
     "stats": "Show what a store holds, and the discounts of modified Kneser-Ney.",
     "counts": "Show raw and adjusted counts of n-grams of any order.",

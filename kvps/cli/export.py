@@ -24,6 +24,9 @@ def _bounds(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
               help="modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb).")
 @click.option("--prune", metavar="C1,C2,...", callback=_bounds,
               help="By order, the last one for all higher ones: leave out n-grams that occur so often or less.")
+@click.option("--prune-entropy", type=float, default=0.0, metavar="X",
+              help="Leave out n-grams worth less than this, about the part by which perplexity rises without: 1e-8.")
+@click.option("--prune-to", type=int, metavar="N", help="Leave out the n-grams worth least, until N are left; words stay.")
 @click.option("--limit-vocab", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
               help="Leave out n-grams with words that are not in this file.")
 @click.option("--interpolate-unigrams/--no-interpolate-unigrams", default=True, show_default=True,
@@ -36,18 +39,20 @@ def _bounds(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 @options.json
 @click.pass_context
 def command(ctx: click.Context, model: str, output: str, order: int | None, smoothing: str, prune: tuple[int, ...],
-            limit_vocab: str | None, interpolate_unigrams: bool, vocab_pad: int, counts: bool, labels: list[str] | None,
-            threads: int | None, temp: str | None, as_json: bool) -> None:
+            prune_entropy: float, prune_to: int | None, limit_vocab: str | None, interpolate_unigrams: bool, vocab_pad: int,
+            counts: bool, labels: list[str] | None, threads: int | None, temp: str | None, as_json: bool) -> None:
     """Write the model as an ARPA file, or its counts.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
     it is computed, and takes its name when it is complete; a name that ends in .gz is compressed. Pruning and vocabulary
     are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
+    At the same size --prune-to mostly leaves a better model than --prune does.
 
     \b
     Example:
       kvps export novels.kvps novels.arpa.gz
       kvps export novels.kvps novels.o3.arpa -o 3 --prune 0,0,1
+      kvps export novels.kvps small.arpa --prune-to 1000000
       kvps export novels.kvps novels.counts --counts
     """
     from kvps.cli.output import many, name_warnings, tell
@@ -59,7 +64,8 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
     began = time.monotonic()
     name_warnings()
     if counts:
-        given = [name for name in ("smoothing", "prune", "limit_vocab", "interpolate_unigrams", "vocab_pad", "labels")
+        given = [name for name in ("smoothing", "prune", "prune_entropy", "prune_to", "limit_vocab", "interpolate_unigrams",
+                                     "vocab_pad", "labels")
                  if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for ARPA files, not for --counts")
@@ -75,7 +81,7 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
                                        progress=progress.stage("exporting"))
         else:
             choices = Choices(smoothing, prune, None if limit_vocab is None else Path(limit_vocab).read_bytes(),
-                              interpolate_unigrams, vocab_pad)
+                              interpolate_unigrams, vocab_pad, prune_entropy, prune_to)
             with Progress(["exporting"], unit=" n-grams") as progress:
                 result = export(store, output, order=order, labels=labels, choices=choices, threads=threads, scratch=scratch,
                                 progress=progress.stage("exporting"))

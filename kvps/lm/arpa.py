@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -26,6 +27,7 @@ from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pools import gathered, windowed
+from kvps.lm.pruning import Weights
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.walks import split_sums, survey, walk_shard
 from kvps.ps.runs import bits_for
@@ -47,6 +49,8 @@ class Choices:
         limit_vocab: leave out n-grams with words that are not in this text (words between white space).
         interpolate_unigrams: mix unigrams with the uniform distribution; otherwise <unk> gets all that is discounted.
         vocab_pad: take the vocabulary for at least this large.
+        prune_entropy: leave out n-grams without which the perplexity rises by less than this, relatively; as SRILM's -prune.
+        prune_to: leave out n-grams by the same measure until no more than so many are left; words stay.
     """
 
     smoothing: str = DEFAULT
@@ -54,6 +58,13 @@ class Choices:
     limit_vocab: bytes | None = None
     interpolate_unigrams: bool = True
     vocab_pad: int = 0
+    prune_entropy: float = 0.0
+    prune_to: int | None = None
+
+    @property
+    def by_entropy(self) -> bool:
+        """Whether n-grams are pruned by relative entropy."""
+        return self.prune_entropy > 0 or self.prune_to is not None
 
     def cuts(self, top: int) -> list[int] | None:
         """Return the bounds of raw counts by order 0 to top, None where nothing is pruned; refuse what makes no sense."""
@@ -65,6 +76,10 @@ class Choices:
             raise ArgumentError(f"{len(given)} bounds for a model of order {top}")
         if self.vocab_pad < 0:
             raise ArgumentError(f"a vocabulary of {self.vocab_pad} words")
+        if not 0 <= self.prune_entropy < math.inf or (self.prune_to is not None and self.prune_to < 1):
+            raise ArgumentError(f"pruning by entropy {self.prune_entropy:g} to {self.prune_to} n-grams is not possible")
+        if self.by_entropy and (any(given) or self.limit_vocab is not None or (self.prune_entropy and self.prune_to)):
+            raise ArgumentError("n-grams are pruned by counts and vocabulary, by entropy, or to a number: choose one")
         if not any(given) and self.limit_vocab is None:
             return None
         given = given or [0]
@@ -159,9 +174,11 @@ class _Estimates:
         vocabulary = Vocabulary(store.root.words())
         stored, n_words, n_shards = store.identity["order"], len(vocabulary), len(snapshot.shards)
         self.top, self.pool, self.words, self.bits = top, pool, Words(vocabulary), bits_for(n_words)
+        self._raws = cuts is not None or choices.by_entropy
         modified, raw = self.smoothing.name == DEFAULT, self.smoothing.kind == "raw"
-        statistics, unigrams, occurs, walks = survey(snapshot, stored, n_words, top, pool, raw=raw, raws=cuts is not None)
+        statistics, unigrams, occurs, walks = survey(snapshot, stored, n_words, top, pool, raw=raw, raws=self._raws)
         sums = split_sums(walks)
+        sizes = np.array([walk.counts_of_counts()[:top + 1, 0] for walk in walks], np.int64)
         del walks
         discounts, types = self.smoothing.back_off_discounts(
             statistics.discounts_or_warn() if modified else [[0.0] * 4] * (top + 1))
@@ -177,35 +194,73 @@ class _Estimates:
         mass = mass[self.words.by_rank]
         expected = statistics.ngrams
         self.sizes = {1: int(self.alive.sum())}
-        self.ngrams = {k: Partitions(stack, k, self.bits, expected[k], n_shards + 1, mass, scratch) for k in range(2, top + 1)}
-        # Contexts are dealt as the n-grams that they are, so that both meet in one partition.
-        self.contexts = {k: Partitions(stack, k, self.bits, expected[k], n_shards + 1, mass, scratch) for k in range(2, top)}
+        self.ngrams: dict[int, Partitions] = {}
+        self.contexts: dict[int, Partitions] = {}
+        self._default_of = self._default if not choices.by_entropy else lambda k: 0.0
         self.unigram_backoffs = np.zeros(n_words)
+        if top == 1:
+            return
 
-        def estimate(shard: int) -> np.ndarray:
+        def dealt(holder: contextlib.ExitStack, orders: range, n_ngrams: dict[int, int]) -> dict[int, Partitions]:
+            return {k: Partitions(holder, k, self.bits, n_ngrams[k], n_shards + 1, mass, scratch) for k in orders}
+
+        def walked(number: int, prepare: Callable[[Walk], object], drain: Callable[[Walk], object]) -> Walk:
             """Walk over a shard, or, n_shards, over the bigrams of split words."""
-            walk = Walk(stored, top, self.bits, n_words, raw=raw, raws=cuts is not None,
-                        split=snapshot.split if shard < n_shards else ())
+            walk = Walk(stored, top, self.bits, n_words, raw=raw, raws=self._raws,
+                        split=snapshot.split if number < n_shards else ())
             walk.estimate(self.discounts, self.unigram_p, self.words.rank, *sums, types=types, cuts=cuts, kept=allowed)
-
-            def drain() -> None:
-                for k, part in self.ngrams.items():
-                    keys, contexts = walk.take_estimates(k)
-                    part.add(shard, keys)
-                    if k in self.contexts:
-                        self.contexts[k].add(shard, contexts)
-
-            if shard < n_shards:
-                walk_shard(snapshot, shard, stored, n_words, [walk], drain)
+            prepare(walk)
+            if number < n_shards:
+                walk_shard(snapshot, number, stored, n_words, [walk], lambda: drain(walk))
             else:
                 walk.fold(*sums)
-                drain()
+                drain(walk)
+            return walk
+
+        weights, threshold = None, 0.0
+        if choices.by_entropy:
+            weights = Weights(stack, sizes, top, scratch)
+            with contextlib.ExitStack() as meanwhile:
+                # As many partitions in each order, so that n-grams meet their contexts.
+                numbers = dealt(meanwhile, range(2, top + 1), dict.fromkeys(expected, max(expected.values())))
+
+                def weigh(number: int) -> None:
+                    def drain(walk: Walk) -> None:
+                        for k, part in numbers.items():
+                            part.add(number, walk.take_estimates(k)[0])
+                            weights.put(number, k, walk.take_weights(k))
+
+                    walked(number, lambda walk: walk.weigh(float(occurs[EOS:].sum()), weights.first[number].tolist()), drain)
+                    for part in numbers.values():
+                        part.finish(number)
+
+                gathered(pool, weigh, range(n_shards + 1))
+                weights.raise_all(numbers, self.bits, pool)
+            threshold = (math.log1p(choices.prune_entropy) if choices.prune_to is None
+                         else weights.threshold_for(choices.prune_to - self.sizes[1]))
+
+        def prepare(number: int, walk: Walk) -> None:
+            if weights is not None:
+                walk.thin_out(weights.of(number), weights.of(n_shards)[2], threshold)
+
+        self.ngrams = dealt(stack, range(2, top + 1), expected)
+        # Contexts are dealt as the n-grams that they are, so that both meet in one partition.
+        self.contexts = dealt(stack, range(2, top), expected)
+
+        def estimate(number: int) -> np.ndarray:
+            def drain(walk: Walk) -> None:
+                for k, part in self.ngrams.items():
+                    keys, contexts = walk.take_estimates(k)
+                    part.add(number, keys)
+                    if k in self.contexts:
+                        self.contexts[k].add(number, contexts)
+
+            walk = walked(number, lambda walk: prepare(number, walk), drain)
             for part in (*self.ngrams.values(), *self.contexts.values()):
-                part.finish(shard)
+                part.finish(number)
             return walk.unigram_backoffs_log10()
 
-        if top > 1:
-            self.unigram_backoffs = sum(gathered(pool, estimate, range(n_shards + 1)))
+        self.unigram_backoffs = sum(gathered(pool, estimate, range(n_shards + 1)))
         self.sizes |= {k: part.n_keys() for k, part in self.ngrams.items()}
 
     def file(self, window: int, progress: Callable[[int, int], None]) -> Iterator[bytes]:
@@ -221,7 +276,7 @@ class _Estimates:
         for k, part in self.ngrams.items():
             yield b"\n\\%d-grams:\n" % k
             # Of an n-gram that was seen before one word only, and once.
-            default = self._default(k) if k < self.top else 0.0
+            default = self._default_of(k) if k < self.top else 0.0
 
             def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[memoryview, int]:
                 contexts = self.contexts[k].read(partition) if k < self.top else None

@@ -1,4 +1,6 @@
 """ARPA files against their definition in plain Python: every smoothing, pruned or not, and their sums; and counts as Google's."""
+import dataclasses
+import functools
 import gzip
 import itertools
 import math
@@ -90,6 +92,47 @@ class BackOff:
         return own + self.gamma(context) * self.p(word, context[1:])
 
 
+    def weights(self, sentences):
+        """Return {n-gram: what it is worth} of orders 2 and up, raised to that of longer n-grams of which it is the context."""
+        n_events = sum(n for (word,), n in self.raw[1].items() if word != "<s>")
+        found = {}
+        for k in range(max(self.kept), 1, -1):
+            for context, values in self.followers.items():
+                if len(context) != k - 1:
+                    continue
+                occurs = sum(self.raw[k][*context, word] for word in values)
+                share = (occurs - self.off[k - 1][min(occurs, 3)]) / n_events * (3 if k == 2 else 1)
+                gamma = self.gamma(context)
+                for word in values:
+                    p, lower = self.p(word, context), gamma * self.p(word, context[1:])
+                    own = 0.0 if p <= 0 else math.inf if lower <= 0 else max(0.0, share * p * math.log(p / lower))
+                    found[*context, word] = max(found.get((*context, word), 0.0), own)
+            for gram in [gram for gram in found if len(gram) == k and k > 2]:
+                found[gram[:-1]] = max(found.get(gram[:-1], 0.0), found[gram])
+        return found
+
+    def thinned(self, weights, threshold):
+        """Return the model without n-grams of a weight below a threshold: ({n-gram: p}, {context: back-off}, p(word, context))."""
+        listed = {(word,): self.p(word, ()) for word in self.unigrams}
+        listed |= {gram: self.p(gram[-1], gram[:-1]) for gram, weight in weights.items() if weight >= threshold}
+        followers = {}
+        for gram in listed:
+            followers.setdefault(gram[:-1], []).append(gram[-1])
+
+        @functools.cache
+        def backoff(context):
+            rest = 1 - sum(p(word, context[1:]) for word in followers[context])
+            left = 1 - sum(listed[*context, word] for word in followers[context])
+            return left / rest if rest > 1e-9 else self.gamma(context)
+
+        def p(word, context):
+            if (*context, word) in listed or not context:
+                return listed[*context, word]
+            return (backoff(context) if context in followers else 1.0) * p(word, context[1:])
+
+        return listed, {context: backoff(context) for context in followers if context}, p
+
+
 def read(pieces):
     """Return {n-gram: (log10 p, log10 back-off or None)} of an ARPA file."""
     lines = [line.split("\t") for line in b"".join(pieces).decode().split("\n") if "\t" in line]
@@ -148,7 +191,44 @@ def test_pruned_file_is_as_defined(tmp_path_factory, sentences, order, shards, d
             assert total == pytest.approx(1, abs=5e-6)
 
 
+@FEW
+@given(SENTENCES, st.integers(2, 6), st.integers(1, 3), st.data())
+def test_entropy_pruned_file_is_as_defined(tmp_path_factory, sentences, order, shards, data):
+    """A file pruned by entropy, by threshold or to a number, has the definition's n-grams, and its contexts sum to 1."""
+    top = data.draw(st.integers(2, order))
+    chosen = arpa.Choices(data.draw(st.sampled_from(["modified-kneser-ney", "absolute-discounting:0.5", "witten-bell"])))
+    twin = BackOff(sentences, top, chosen)
+    weights = twin.weights(sentences)
+    steps = sorted({0.0, *(weight for weight in weights.values() if math.isfinite(weight))})
+    # Thresholds where rounding decides nothing.
+    gaps = [(a + b) / 2 for a, b in itertools.pairwise([*steps, 2 * steps[-1] + 1]) if b - a > 1e-4 * b]
+    threshold = data.draw(st.sampled_from(gaps))
+    listed, backoffs, p = twin.thinned(weights, threshold)
+    if data.draw(st.booleans()):
+        chosen = dataclasses.replace(chosen, prune_entropy=math.expm1(threshold))
+    else:
+        chosen = dataclasses.replace(chosen, prune_to=len(listed))
+    pieces = []
+    with kvps.create(tmp_path_factory.mktemp("arpa") / "s", order=order, shards=shards) as made:
+        made.train(sentences, threads=1)
+        with open_store(made.path) as store:
+            told = arpa.export(store, "-", order=top, choices=chosen, threads=1, write=lambda piece: pieces.append(bytes(piece)))
+    found = read(pieces)
+
+    assert found.keys() == listed.keys()
+    assert sum(told["ngrams"].values()) == len(listed)
+    for gram, (log10, backoff) in found.items():
+        assert 10 ** log10 == pytest.approx(1.0 if gram == ("<s>",) else listed[gram], rel=2e-6, abs=1e-15), gram
+        if len(gram) < top:
+            assert 10 ** backoff == pytest.approx(backoffs.get(gram, 1.0), rel=1e-5, abs=1e-9), gram
+    words = [word for (word,) in twin.kept[1] if word != "<s>" or not chosen.smoothing.startswith("mod")]
+    for context in [(), *itertools.islice(backoffs, 60)]:
+        assert sum(p(word, context) for word in words) == pytest.approx(1, abs=1e-9), context
+
+
 @pytest.mark.parametrize("chosen", [
+    arpa.Choices(prune_to=10, prune=(0, 1)), arpa.Choices(prune_entropy=-1.0), arpa.Choices(prune_to=0),
+    arpa.Choices(prune_to=10, limit_vocab=b"a"), arpa.Choices(prune_to=10, prune_entropy=0.1),
     arpa.Choices("mle"), arpa.Choices("laplace"), arpa.Choices("lidstone:0.1"), arpa.Choices("stupid-backoff"),
     arpa.Choices("nonsense"), arpa.Choices(prune=(1, 0)), arpa.Choices(prune=(-1,)), arpa.Choices(prune=(0, 0, 0, 0)),
     arpa.Choices(vocab_pad=-1), arpa.Choices("witten-bell", vocab_pad=10),

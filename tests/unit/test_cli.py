@@ -44,6 +44,7 @@ LEXICON = {
     "import": {"path", "order", "ngrams", "bytes", "elapsed_s"},
     "compile": {"path", "kind", "bytes", "elapsed_s"},
     "compact": {"version", "merged_runs", "bytes_before", "bytes"},
+    "merge": {"path", "version", "order", "tokens", "sentences", "ngrams", "elapsed_s"},
     "reshard": {"version", "shards_before", "shards", "ngrams", "largest", "elapsed_s"},
     "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
