@@ -26,7 +26,7 @@ def deal(snapshot: Snapshot, runs: Sequence[Run], order: int, n_words: int, rout
     for label, ours in by_label(runs).items():
         version = max(run.version for run in ours)
         with contextlib.closing(merged(snapshot, ours, order, bits)) as blocks:
-            for keys, counts in _gathered_keys(blocks):
+            for keys, counts in gathered_keys(blocks):
                 shards = router.shards(keys.reshape(-1), order, bits, n_words)
                 places = np.argsort(shards.astype(np.uint16), kind="stable")         # so each part is sorted
                 ends = np.cumsum(np.bincount(shards, minlength=router.n_shards)).tolist()
@@ -38,7 +38,7 @@ def deal(snapshot: Snapshot, runs: Sequence[Run], order: int, n_words: int, rout
                 advance(len(counts))
 
 
-def _gathered_keys(blocks: Iterator[Block]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+def gathered_keys(blocks: Iterator[Block]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (keys uint64 (n, width), counts int64 (n,)) of many blocks at once."""
     keys: list[np.ndarray] = []
     counts: list[np.ndarray] = []
