@@ -439,7 +439,7 @@ def _others(store: StoreDirectory, job: dict, words: Tokenizer, options: Options
     """Give what waits for the tasks of a cluster that count the text of a job, if the store is on one; see count_splits()."""
     n, n_bytes = _counters(store, options), job_bytes(job)
     n_splits = n if n_bytes is None else -(-n_bytes // job["split_bytes"])
-    if n is None or n_splits == 1:             # not worth a task
+    if n is None or n_splits <= 1:             # not worth a task
         yield None
         return
     from kvps.jobs.on_ray import Counters
