@@ -5,8 +5,11 @@ Twin: tests/reference.py.
 """
 cimport cython
 
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport isinf, log10
 from libc.stdlib cimport free, malloc
+from libc.string cimport memcmp, memcpy
 
 from kvps._buckets cimport (
     BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table)
@@ -14,6 +17,7 @@ from kvps._keys cimport bit_length, fetch, load64, mix, u64
 from kvps._pages cimport Pages, page_view, usable
 from kvps._smoothing cimport GIVEN, LIDSTONE, MODIFIED_KNESER_NEY, STUPID_BACKOFF, kept, shares, smoothing
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+from kvps._vocabulary cimport FrozenWords, encode_line, find_word, hash_word
 
 cdef enum:
     NONE = 0xFFFFFFFF          # no such entry
@@ -27,6 +31,13 @@ cdef struct exact_rows:
     const uint64_t* starts     # n_parts + 1 row numbers
     const uint64_t* values     # of n-grams
     const uint32_t* numbers    # of contexts
+
+
+cdef struct place:
+    # Where a sentence stands: the words before the next one, the last first, and what look-ups need of them.
+    word_t words[MAX_ORDER]
+    uint32_t numbers[MAX_ORDER]    # numbers[d - 1]: of the totals of the last d words, NONE if they are no context
+    int length                     # words that matter for what follows
 
 
 @cython.final
@@ -661,6 +672,93 @@ cdef class Tables:
         self.refuse_damage()
         return v_array, t_array, p_array
 
+    cdef float float_of(self, const uint64_t* values, const uint32_t* numbers, int longest, word_t word,
+                        int* matched) noexcept nogil:
+        """Return the log10 probability of a token in the arithmetic of KenLM, in float32; OUT the order of the n-gram used.
+
+        As a back-off file would have it, <s> has probability 1 before it is backed off to.
+        """
+        cdef int d, found = self.longest_seen(values, longest)
+        cdef uint32_t bits
+        cdef float total, backoff
+        cdef double p = 1
+        matched[0] = found if found > 0 else 1
+        if self.rules.kind == GIVEN:
+            bits = <uint32_t>(values[(found - 1) * LANES] if found > 0 else self.unigrams[word]) - 1
+            memcpy(&total, &bits, sizeof(float))
+            total = -total
+            for d in range(matched[0], longest):
+                if numbers[d * LANES] != <uint32_t>NONE:
+                    memcpy(&backoff, &numbers[d * LANES], sizeof(float))
+                    total += backoff
+            return total
+        if word == BOS:
+            for d in range(1, longest):
+                if numbers[d * LANES] == <uint32_t>NONE:
+                    break
+                p *= self.weights[numbers[d * LANES] * <index_t>self.order + d]
+            return <float>log10(p)
+        return <float>log10(self.combine(values, numbers, longest))
+
+    cdef float step(self, const place* before, word_t word, place* after, int* matched) noexcept nogil:
+        """Return the log10 probability of a word behind others, float32; OUT where the sentence stands then.
+
+        matched: OUT, the order of the n-gram used. `after` may be `before`.
+        """
+        cdef uint64_t values[MAX_ORDER * LANES]        # as combine() wants them, most of it unused
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        cdef uint32_t own[MAX_ORDER + 1]
+        cdef uint64_t grams[MAX_ORDER]
+        cdef const byte_t* buckets[MAX_ORDER]
+        cdef uint64_t chain = self.seed
+        cdef int d, length = before.length if before.length < self.order else self.order - 1
+        cdef float result
+        values[0] = self.unigrams[word] if word != UNK else 0
+        own[1] = self.unigram_contexts[word] - 1
+        if own[1] >= self.n_numbers:
+            own[1] = <uint32_t>NONE
+        for d in range(1, length + 1):
+            chain = mix(chain, before.words[d - 1])
+            grams[d] = mix(chain, word)
+            buckets[d] = self.bucket_of(grams[d])
+            fetch(buckets[d])
+        for d in range(1, length + 1):
+            numbers[d * LANES] = before.numbers[d - 1] if before.numbers[d - 1] < self.n_numbers else <uint32_t>NONE
+            values[d * LANES] = 0
+            own[d + 1] = <uint32_t>NONE
+            if numbers[d * LANES] != <uint32_t>NONE and (values[(d - 1) * LANES] > 0 or self.rules.kind == GIVEN):
+                self.find_entry(grams[d], buckets[d], &values[d * LANES], &own[d + 1])
+                if word == EOS:
+                    own[d + 1] = <uint32_t>NONE
+        result = self.float_of(values, numbers, length + 1, word, matched)
+        length = min(length + 1, self.order - 1)
+        for d in range(length - 1, 0, -1):
+            after.words[d] = before.words[d - 1]
+        after.words[0], after.length = word, 0
+        for d in range(1, length + 1):
+            after.numbers[d - 1] = own[d]
+            if own[d] != <uint32_t>NONE:
+                after.length = d
+        return result
+
+    cdef void score_tokens(self, const word_t* ids, const uint8_t* history, index_t n, float* out, uint8_t* matched) noexcept nogil:
+        """Score n tokens as step() does, a block at a time; those without history that are <s> get 0."""
+        cdef uint32_t own_before[MAX_ORDER + 2]
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        cdef index_t start = 0, i, block
+        cdef int d, used
+        for d in range(MAX_ORDER + 2):
+            own_before[d] = <uint32_t>NONE
+        while start < n:
+            block = n - start if n - start < LANES else LANES
+            self.gather(ids, history, start, block, own_before, values, numbers)
+            for i in range(block):
+                d = history[start + i] + 1 if history[start + i] < self.order else self.order
+                out[start + i] = self.float_of(values + i, numbers + i, d, ids[start + i], &used)
+                matched[start + i] = <uint8_t>used
+            start += block
+
 
 def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):
     """Fill out[i] with how many tokens before token i belong to its sentence, at most order - 1; <s> starts one."""
@@ -675,3 +773,224 @@ def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):
             out[i] = <uint8_t>h
             if h < order - 1:
                 h += 1
+
+
+cdef class State:
+    """The words before the next one, as far as a model needs them. Fresh, it is that of no words at all."""
+    cdef place at
+
+    def __copy__(self):
+        cdef State other = State()
+        other.at = self.at
+        return other
+
+    def __reduce__(self):
+        raise TypeError("a State belongs to the model that is open in this process: it cannot be pickled or copied deeply")
+
+    def __hash__(self):
+        cdef uint64_t h = <uint64_t>self.at.length
+        cdef int d
+        for d in range(self.at.length):
+            h = mix(h, self.at.words[d])
+        return <Py_ssize_t>(h >> 2)
+
+    cdef int compare(self, State other) noexcept:
+        """Below, equal or above 0, as KenLM orders states: by length, then by the bytes of the words."""
+        if self.at.length != other.at.length:
+            return -1 if self.at.length < other.at.length else 1
+        return memcmp(self.at.words, other.at.words, self.at.length * sizeof(word_t))
+
+    def __eq__(self, other):
+        return self.compare(other) == 0 if isinstance(other, State) else NotImplemented
+
+    def __lt__(self, other):
+        return self.compare(other) < 0 if isinstance(other, State) else NotImplemented
+
+    def __le__(self, other):
+        return self.compare(other) <= 0 if isinstance(other, State) else NotImplemented
+
+    def __gt__(self, other):
+        return self.compare(other) > 0 if isinstance(other, State) else NotImplemented
+
+    def __ge__(self, other):
+        return self.compare(other) >= 0 if isinstance(other, State) else NotImplemented
+
+
+cdef const char* utf8(text, Py_ssize_t* n) except NULL:
+    """Return the bytes of a str or bytes, borrowed from it, and how many."""
+    if isinstance(text, str):
+        return PyUnicode_AsUTF8AndSize(text, n)
+    if isinstance(text, bytes):
+        n[0] = PyBytes_GET_SIZE(text)
+        return PyBytes_AS_STRING(text)
+    raise TypeError(f"Cannot convert {type(text)} to string")
+
+
+cdef struct token_list:
+    word_t* ids
+    uint8_t* history
+    float* scores
+    uint8_t* matched
+    index_t room, n
+
+
+cdef class Walker:
+    """A model that is asked with KenLM's calls: a sentence, a list of them, or word by word. kvps/compat/kenlm.py."""
+    cdef Tables tables
+    cdef FrozenWords words
+    cdef readonly int order
+
+    def __init__(self, Tables tables, FrozenWords words):
+        if tables.weights == NULL or tables.exact or <index_t>words.v.n_words != tables.n_words:
+            raise ValueError(f"{words.v.n_words} words for a model of {tables.n_words}, smoothed, in hashes")
+        self.tables, self.words, self.order = tables, words, tables.order
+
+    cdef int refuse_damage(self) except -1:
+        """Raise CorruptionError if a damaged page was met."""
+        self.words.refuse_damage()
+        return self.tables.refuse_damage()
+
+    cdef int take(self, token_list* t, text, bint bos, bint eos) except -1:
+        """Put the tokens of a sentence behind those that are there."""
+        cdef Py_ssize_t n_bytes
+        cdef const char* p = utf8(text, &n_bytes)
+        cdef index_t need = t.n + n_bytes // 2 + 3, i, n
+        cdef token_list larger
+        cdef word_t* ids
+        cdef int before = 0
+        if need > t.room:
+            need = max(need, 2 * t.room)
+            larger.ids = <word_t*>malloc(need * 10)        # ids, scores, histories, orders, one after another
+            if larger.ids == NULL:
+                raise MemoryError(f"no memory for {need} words")
+            larger.scores = <float*>(larger.ids + need)
+            larger.history = <uint8_t*>(larger.scores + need)
+            larger.matched = larger.history + need
+            for i in range(t.n):
+                larger.ids[i], larger.history[i] = t.ids[i], t.history[i]
+            larger.n, larger.room = t.n, need
+            free(t.ids)
+            t[0] = larger
+        ids = t.ids + t.n
+        n = 0
+        if bos:
+            ids[0], n = BOS, 1
+        n += encode_line(&self.words.v, <const byte_t*>p, n_bytes, ids + n)
+        if eos:
+            ids[n] = EOS
+            n += 1
+        for i in range(n):
+            t.history[t.n + i] = <uint8_t>before
+            if before < self.order - 1:
+                before += 1
+        t.n += n
+        return 0
+
+    def score(self, sentence, bint bos=True, bint eos=True):
+        """Return the log10 probability of a sentence, str or bytes of words between blanks.
+
+        bos: begin behind <s>; without it, behind nothing. eos: </s> counts too.
+        """
+        cdef token_list t
+        cdef index_t i
+        cdef float total = 0
+        t.ids = NULL
+        t.n = t.room = 0
+        try:
+            self.take(&t, sentence, bos, eos)
+            self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
+            for i in range(bos, t.n):
+                total += t.scores[i]
+        finally:
+            free(t.ids)
+        self.refuse_damage()
+        return total
+
+    def score_many(self, sentences, bint bos=True, bint eos=True):
+        """Return score() of each of many sentences, a list of floats; much faster than one by one. Not KenLM's."""
+        cdef token_list t
+        cdef index_t i, first, sentence
+        cdef float total
+        cdef list found = []
+        cdef list ends = []
+        t.ids = NULL
+        t.n = t.room = 0
+        if isinstance(sentences, (str, bytes)):
+            raise TypeError("score_many takes many sentences; score takes one")
+        todo = iter(sentences)
+        try:
+            while True:
+                t.n = 0
+                ends.clear()
+                for text in todo:
+                    self.take(&t, text, bos, eos)
+                    ends.append(t.n)
+                    if t.n >= 16384:
+                        break
+                if not ends:
+                    break
+                with nogil:
+                    self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
+                first = 0
+                for end in ends:
+                    sentence, total = end, 0
+                    for i in range(first + bos, sentence):
+                        total += t.scores[i]
+                    found.append(total)
+                    first = sentence
+        finally:
+            free(t.ids)
+        self.refuse_damage()
+        return found
+
+    def tokens(self, sentence, bint bos, bint eos):
+        """Return (log10 probability, order of the n-gram used, is OOV) of each token of a sentence."""
+        cdef token_list t
+        cdef index_t i
+        cdef list found = []
+        t.ids = NULL
+        t.n = t.room = 0
+        try:
+            self.take(&t, sentence, bos, eos)
+            self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
+            for i in range(bos, t.n):
+                found.append((t.scores[i], t.matched[i], t.ids[i] == UNK))
+        finally:
+            free(t.ids)
+        self.refuse_damage()
+        return found
+
+    cdef word_t find(self, word) except? NONE:
+        """The id of a word, <unk> if there is none."""
+        cdef Py_ssize_t n
+        cdef const byte_t* p = <const byte_t*>utf8(word, &n)
+        cdef word_t found = find_word(&self.words.v, p, n, hash_word(p, n))
+        return UNK if found == <word_t>NONE else found
+
+    def BeginSentenceWrite(self, State state not None):
+        """Make a state that of a sentence's beginning."""
+        cdef uint32_t number = self.tables.unigram_contexts[BOS] - 1
+        state.at.words[0], state.at.numbers[0] = BOS, number
+        state.at.length = 1 if number < self.tables.n_numbers and self.order > 1 else 0
+
+    def NullContextWrite(self, State state not None):
+        """Make a state that of no words at all."""
+        state.at.length = 0
+
+    def BaseScore(self, State in_state not None, str word not None, State out_state not None):
+        """Return log10 p(word | in_state), and make out_state the state behind the word."""
+        cdef int matched
+        cdef float score = self.tables.step(&in_state.at, self.find(word), &out_state.at, &matched)
+        self.refuse_damage()
+        return score
+
+    def full_step(self, State in_state not None, str word not None, State out_state not None):
+        """Return (log10 p(word | in_state), order of the n-gram used, is OOV), and make out_state the state behind the word."""
+        cdef int matched
+        cdef word_t found = self.find(word)
+        cdef float score = self.tables.step(&in_state.at, found, &out_state.at, &matched)
+        self.refuse_damage()
+        return score, matched, found == UNK
+
+    def __contains__(self, word):
+        return self.find(word) != UNK

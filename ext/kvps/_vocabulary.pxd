@@ -1,5 +1,5 @@
 # Words <-> ids in flat arrays, the same for a table that grows and for one mapped from a file.
-from kvps._pages cimport page_view
+from kvps._pages cimport Pages, page_view
 from kvps._types cimport byte_t, index_t, word_t, uint32_t, uint64_t
 
 cdef struct vocab_view:
@@ -13,3 +13,10 @@ cdef struct vocab_view:
 
 cdef uint64_t hash_word(const byte_t* p, index_t n) noexcept nogil
 cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t h) noexcept nogil
+cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids) noexcept nogil
+
+cdef class FrozenWords:
+    cdef vocab_view v
+    cdef object owner
+    cdef Pages pages
+    cdef int refuse_damage(self) except -1

@@ -275,9 +275,6 @@ cdef class WordTable:
 @cython.final
 cdef class FrozenWords:
     """A table over arrays that somebody else owns (a mapped model); `pages` are those of the file that they lie in."""
-    cdef vocab_view v
-    cdef object owner
-    cdef Pages pages
 
     def __cinit__(self, const uint64_t[::1] slots, const uint64_t[::1] ends, const byte_t[::1] blob, Pages pages=None):
         if slots.shape[0] == 0 or slots.shape[0] & (slots.shape[0] - 1) or ends.shape[0] == 0:
@@ -525,3 +522,38 @@ def encode_frozen(FrozenWords table, const byte_t[::1] text, uint32_t[::1] ids):
         encode_text(&e)
     table.refuse_damage()
     return e.n_ids, e.n_sentences
+
+
+cdef byte_t BLANK[256]         # what bytes.split() parts words at: white space of ASCII
+for _i in range(256):
+    BLANK[_i] = _i in (9, 10, 11, 12, 13, 32)
+
+
+cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids) noexcept nogil:
+    """Write the ids of the words of one text as KenLM's Python module finds them; return how many, at most (n + 1) / 2.
+
+    Words are parted at blanks of ASCII, <s> and </s> are words like others, and what the table lacks is <unk>.
+    """
+    cdef index_t starts[LANES]
+    cdef index_t lengths[LANES]
+    cdef uint64_t hashes[LANES]
+    cdef index_t at = 0, start, lane, n_lanes, n_ids = 0
+    cdef word_t word
+    while at < n:
+        n_lanes = 0
+        while n_lanes < LANES and at < n:
+            if BLANK[text[at]]:
+                at += 1
+                continue
+            start = at
+            while at < n and not BLANK[text[at]]:
+                at += 1
+            starts[n_lanes], lengths[n_lanes] = start, at - start
+            hashes[n_lanes] = hash_word(text + start, at - start)
+            fetch(&v.slots[hashes[n_lanes] & v.mask])
+            n_lanes += 1
+        for lane in range(n_lanes):
+            word = find_word(v, text + starts[lane], lengths[lane], hashes[lane])
+            ids[n_ids] = UNK if word == <word_t>NOT_FOUND else word
+            n_ids += 1
+    return n_ids

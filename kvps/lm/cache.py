@@ -63,7 +63,7 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
     if (fresh := _usable(folder, stem, store.root.state()["version"], store)) is not None:
         return fresh
     older = _newest(folder, stem, store)
-    with _turn(folder, wait=stale == "wait" or older is None) as mine:
+    with turn(folder, wait=stale == "wait" or older is None) as mine:
         if not mine:
             return older
         with store.snapshot(labels) as snapshot:
@@ -123,10 +123,15 @@ def folders(store: StoreDirectory) -> list[Path]:
     return [store.path / layout.MODELS, _cache_folder(store)]
 
 
-def _cache_folder(store: StoreDirectory) -> Path:
+def user_folder() -> Path:
+    """Return the user's cache folder, which may not be there yet."""
     import platformdirs
 
-    return Path(platformdirs.user_cache_dir("kvps")) / store.identity["uuid"]
+    return Path(platformdirs.user_cache_dir("kvps"))
+
+
+def _cache_folder(store: StoreDirectory) -> Path:
+    return user_folder() / store.identity["uuid"]
 
 
 def _hash(labels: list[str]) -> str:
@@ -189,7 +194,7 @@ def _remove_older(folder: Path, stem: str, path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _turn(folder: Path, *, wait: bool) -> Iterator[bool]:
+def turn(folder: Path, *, wait: bool) -> Iterator[bool]:
     """Hold the right to compile in a folder; gives False where another process has it and we are not to wait."""
     try:
         held = lock.OwnerLock(folder, wait_s=WAIT_S if wait else 0.0, command="compile")

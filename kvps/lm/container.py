@@ -31,6 +31,7 @@ made again.
 from __future__ import annotations
 
 import json
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -95,6 +96,19 @@ def read(path: Path) -> tuple[dict, dict[str, memoryview]]:
     for name, (start, kind, n_items) in record["sections"].items():
         arrays[name] = arrays["file"][start:start + n_items * ITEM_BYTES[kind]].cast(kind)
     return record["meta"], arrays
+
+
+def is_model(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file ends as a model's does."""
+    with files.reading(path) as fd, files.reporting(path):
+        size = os.fstat(fd).st_size
+        return os.pread(fd, len(MAGIC), max(0, size - len(MAGIC))) == MAGIC
+
+
+def begins(path: str | os.PathLike[str], n_bytes: int) -> bytes:
+    """Return the first bytes of a file, to tell whose it is."""
+    with files.reading(path) as fd, files.reporting(path):
+        return os.pread(fd, n_bytes, 0)
 
 
 def pages(path: Path, arrays: dict[str, memoryview]) -> Pages:

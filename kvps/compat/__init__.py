@@ -1,0 +1,1 @@
+"""The interfaces of other tools over kvps: change the import, keep the code."""
