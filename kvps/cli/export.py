@@ -80,8 +80,8 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
                 result = export_counts(store, output, order=order, threads=threads, scratch=scratch,
                                        progress=progress.stage("exporting"))
         else:
-            choices = Choices(smoothing, prune, None if limit_vocab is None else Path(limit_vocab).read_bytes(),
-                              interpolate_unigrams, vocab_pad, prune_entropy, prune_to)
+            vocabulary = None if limit_vocab is None else Path(limit_vocab).read_text("utf-8", "surrogateescape")
+            choices = Choices(smoothing, prune, vocabulary, interpolate_unigrams, vocab_pad, prune_entropy, prune_to)
             with Progress(["exporting"], unit=" n-grams") as progress:
                 result = export(store, output, order=order, labels=labels, choices=choices, threads=threads, scratch=scratch,
                                 progress=progress.stage("exporting"))

@@ -46,7 +46,8 @@ class Choices:
     Attributes:
         smoothing: NAME[:VALUE].
         prune: by order, the last one for all higher ones too: leave out n-grams whose raw count is at most this.
-        limit_vocab: leave out n-grams with words that are not in this text (words between white space).
+        limit_vocab: leave out n-grams with words that are not in this text (words between white space; bytes that are no
+            UTF-8 as surrogateescape has them).
         interpolate_unigrams: mix unigrams with the uniform distribution; otherwise <unk> gets all that is discounted.
         vocab_pad: take the vocabulary for at least this large.
         prune_entropy: leave out n-grams without which the perplexity rises by less than this, relatively; as SRILM's -prune.
@@ -55,11 +56,20 @@ class Choices:
 
     smoothing: str = DEFAULT
     prune: tuple[int, ...] = ()
-    limit_vocab: bytes | None = None
+    limit_vocab: str | None = None
     interpolate_unigrams: bool = True
     vocab_pad: int = 0
     prune_entropy: float = 0.0
     prune_to: int | None = None
+
+    def __post_init__(self) -> None:
+        """Take what JSON makes of it; ArgumentError where it is something else."""
+        object.__setattr__(self, "prune", tuple(self.prune) if isinstance(self.prune, (list, tuple)) else self.prune)
+        kinds = {"smoothing": str, "prune": tuple, "limit_vocab": (str, type(None)), "interpolate_unigrams": bool, "vocab_pad": int,
+                 "prune_entropy": (int, float), "prune_to": (int, type(None))}
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind) or (name == "prune" and not all(isinstance(n, int) for n in self.prune)):
+                raise ArgumentError(f"{name}: {getattr(self, name)!r:.80} is not possible")
 
     @property
     def by_entropy(self) -> bool:
@@ -142,7 +152,10 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
     top = stored if order is None else order
     if not 1 <= top <= stored:
         raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
-    chosen = Choices(**(choices or {}))
+    try:
+        chosen = Choices(**(choices or {}))
+    except TypeError as exc:                   # from elsewhere
+        raise ArgumentError(f"choices: {exc}") from exc
     with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
         model = _Estimates(store, snapshot, top, chosen, pool, stack, scratch or store.path)
         yield json.dumps({"version": snapshot.version, "order": top, "smoothing": str(model.smoothing),
@@ -312,11 +325,11 @@ def _keys(numbers: np.ndarray) -> np.ndarray:
     return pack_text_keys(places, numbers.astype(np.float32).view(np.uint32), BITS)
 
 
-def _marked(vocabulary: Vocabulary, text: bytes) -> np.ndarray:
+def _marked(vocabulary: Vocabulary, text: str) -> np.ndarray:
     """Return uint8 by word id: 1 for the specials, and for the words of a text."""
     marks = np.zeros(len(vocabulary), np.uint8)
     marks[:FIRST_WORD] = 1
-    found = (vocabulary.table.get(word) for word in bytes(text).split())
+    found = (vocabulary.table.get(word) for word in text.encode("utf-8", "surrogateescape").split())
     marks[[word for word in found if word is not None]] = 1
     return marks
 

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,9 +67,16 @@ def reads(there, keys, folder):
     """Return what the commands that read print, of one store."""
     arpa = folder / "out.arpa"
     run("export", there, arpa, *keys)
+    files = [arpa.read_bytes()]
+    for how in (["--prune", "0,1"], ["--limit-vocab", folder / "held"], ["--prune-to", "600", "--smoothing", "wb"]):
+        run("export", there, arpa, *how, *keys)
+        files.append(arpa.read_bytes())
+    run("export", there, folder / "out.counts", "--counts", *keys)
+    files += [path.read_bytes() for path in sorted((folder / "out.counts").glob("*/*"))]
+    shutil.rmtree(folder / "out.counts")
     stats = run_json("stats", there, *keys)
     found = {
-        "arpa": arpa.read_bytes(),
+        "files": files,
         "dump": [run("dump", there, "--order", k, "--sorted", *keys).stdout for k in (1, 2, 3)],
         "counts": run("counts", there, "w1 w2", "w1", "<s> w2 w1", "nothing", *keys).stdout,
         "stats": {name: stats[name] for name in ("version", "tokens", "sentences", "ngrams", "t", "discounts", "shards", "order")},

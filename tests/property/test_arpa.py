@@ -46,7 +46,7 @@ class BackOff:
             d = 0 if self.types else float(value or {"kneser-ney": 0.1, "absolute-discounting": 0.75}[name])
             self.off = {k: [0, d, d, d] for k in counts}
         cuts = [*choices.prune, *[choices.prune[-1] if choices.prune else 0] * order][:order]
-        allowed = None if choices.limit_vocab is None else {*choices.limit_vocab.decode().split(), *SPECIALS}
+        allowed = None if choices.limit_vocab is None else {*choices.limit_vocab.split(), *SPECIALS}
         self.kept = {k: {gram for gram in counts[k] if self.raw[k][gram] > cut and (allowed is None or allowed >= {*gram})}
                      for k, cut in enumerate(cuts, 1)}
         self.kept[1] |= {(word,) for word in SPECIALS}
@@ -148,7 +148,7 @@ def choices(draw, order):
                                       "witten-bell"]))
     modified = smoothing.startswith("modified")
     prune = sorted(draw(st.lists(st.integers(0, 3), max_size=order)))
-    vocabulary = draw(st.none() | st.lists(st.sampled_from([*WORDS, "unseen"]), max_size=6).map(lambda w: " ".join(w).encode()))
+    vocabulary = draw(st.none() | st.lists(st.sampled_from([*WORDS, "unseen"]), max_size=6).map(" ".join))
     return arpa.Choices(smoothing, tuple(prune), vocabulary, draw(st.booleans()) if modified else True,
                         draw(st.sampled_from([0, 0, 5, 1000])) if modified else 0)
 
@@ -228,7 +228,7 @@ def test_entropy_pruned_file_is_as_defined(tmp_path_factory, sentences, order, s
 
 @pytest.mark.parametrize("chosen", [
     arpa.Choices(prune_to=10, prune=(0, 1)), arpa.Choices(prune_entropy=-1.0), arpa.Choices(prune_to=0),
-    arpa.Choices(prune_to=10, limit_vocab=b"a"), arpa.Choices(prune_to=10, prune_entropy=0.1),
+    arpa.Choices(prune_to=10, limit_vocab="a"), arpa.Choices(prune_to=10, prune_entropy=0.1),
     arpa.Choices("mle"), arpa.Choices("laplace"), arpa.Choices("lidstone:0.1"), arpa.Choices("stupid-backoff"),
     arpa.Choices("nonsense"), arpa.Choices(prune=(1, 0)), arpa.Choices(prune=(-1,)), arpa.Choices(prune=(0, 0, 0, 0)),
     arpa.Choices(vocab_pad=-1), arpa.Choices("witten-bell", vocab_pad=10),
@@ -240,6 +240,14 @@ def test_choices_that_a_file_cannot_hold(tmp_path, chosen):
         with open_store(made.path) as store, pytest.raises(ArgumentError):
             arpa.export(store, tmp_path / "x.arpa", choices=chosen)
     assert not (tmp_path / "x.arpa").exists()
+
+
+def test_choices_from_elsewhere(tmp_path):
+    """Choices that came over a wire, unknown or of wrong types, are refused as arguments."""
+    with kvps.create(tmp_path / "s", order=2) as made, open_store(made.path) as store:
+        for wrong in ({"nonsense": 1}, {"prune": "abc"}, {"prune": [None]}, {"limit_vocab": 3}, {"prune_to": "x"}):
+            with pytest.raises(ArgumentError):
+                next(arpa.arpa_file(store, choices=wrong))
 
 
 @pytest.mark.parametrize("smoothing", ["kneser-ney", "absolute-discounting", "witten-bell"])
