@@ -1,7 +1,7 @@
 """Where the parts of a store lie, and how much of a process's addresses each may take.
 
     STORE/seal  STORE/owner.lock  STORE/root.G  STORE/shards/NNNN.G  STORE/spool  STORE/models  STORE/checkpoints  STORE/damaged
-    STORE/tables/NAME, each laid out as a store
+    STORE/tables/NAME, each laid out as a store   STORE/nltk (kvps/compat/nltk/kept.py)
 
 The number G goes up when a root or a shard is replaced by another copy of itself.
 """
