@@ -26,7 +26,7 @@ from kvps.errors import ArgumentError, KvpsError, StoreError
 from kvps.jobs.train import check_shape
 from kvps.ps.answering import Answer, Function
 from kvps.ps.protocol import Message
-from kvps.ps.server import Server, check_bind
+from kvps.ps.server import Server, check_bind, refuse_taken
 from kvps.store import creation, seal
 from kvps.store.directory import StoreDirectory, open_store
 from kvps.store.lock import OwnerLock
@@ -131,6 +131,8 @@ class Starter:
             else:
                 creation.refuse_place(store, False)
                 self._running = [_Running(Child(number=EMPTY, bind=bind, **self._told))]
+            for running in self._running:          # now: the servers of a starter that was killed are gone
+                refuse_taken(running.child.bind)
         except BaseException:
             self.close()
             raise
@@ -164,7 +166,8 @@ class Starter:
             running.starts += 1
             running.process = subprocess.Popen(
                 [sys.executable, "-m", "kvps.jobs.serve", json.dumps(dataclasses.asdict(running.child))], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, pass_fds=() if self._owner is None else (self._owner.fileno(),))
+                stdout=subprocess.PIPE, pass_fds=() if self._owner is None else (self._owner.fileno(),),
+                process_group=0)               # Ctrl-C is ours, and we tell them
         for running in chosen:
             child, process = running.child, running.process
             if child.number == ROOT:           # the last one: it is told where the others are

@@ -22,6 +22,8 @@ from kvps.ps.places import open_place
 from kvps.store import checkpoint
 from kvps.store.directory import StoreDirectory
 
+WAIT_S = 60.0                  # at most, whatever a client says: a thread of the server waits
+
 
 def check_store(store: StoreDirectory, *, level: str) -> Iterator[bytes]:
     """Yield what `kvps check` finds as lines of JSON, and {"version", "shards"} at the end."""
@@ -63,7 +65,7 @@ def compile_model(store: StoreDirectory, *, kind: str, order: int | None, exact:
 
 def make_checkpoint(store: StoreDirectory, *, name: str | None, keep: int | None, wait: float) -> dict[str, Any]:
     """Make a checkpoint in the store, as checkpoint.create()."""
-    return checkpoint.create(store, name, keep=keep, wait=wait)
+    return checkpoint.create(store, name, keep=keep, wait=min(wait, WAIT_S))
 
 
 def list_checkpoints(store: StoreDirectory) -> list[dict[str, Any]]:
@@ -74,13 +76,13 @@ def list_checkpoints(store: StoreDirectory) -> list[dict[str, Any]]:
 def verify_checkpoints(store: StoreDirectory, *, name: str | None, wait: float) -> list[dict[str, Any]]:
     """Read checkpoints in the store, as checkpoint.verify(), findings as checks print them."""
     depot, only = checkpoint.depot_of(store.path)
-    return checkpoint.verify(depot, name, only=only, wait=wait)
+    return checkpoint.verify(depot, name, only=only, wait=min(wait, WAIT_S))
 
 
 def delete_checkpoint(store: StoreDirectory, *, name: str, wait: float) -> dict[str, Any]:
     """Delete a checkpoint in the store, as checkpoint.delete()."""
     depot, only = checkpoint.depot_of(store.path)
-    return checkpoint.delete(depot, name, only=only, wait=wait)
+    return checkpoint.delete(depot, name, only=only, wait=min(wait, WAIT_S))
 
 
 _STORE = (dump, counts, history, statistics, arpa_file, check_store, compile_model, open_model, score_text, score_sentences,

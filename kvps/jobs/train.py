@@ -101,9 +101,10 @@ def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEF
     made = False
     # Everything that can be wrong with the inputs is found before the store is made.
     early = resolve([a for a in arguments if not read_once(a)], **options.reading())
-    if address(path) is None and not seal.exists(path := Path(path)):
-        if not any(read_once(a) for a in arguments):
-            _refuse_empty(early, path)
+    elsewhere = address(path) is not None
+    if (elsewhere or not seal.exists(Path(path))) and not any(read_once(a) for a in arguments):
+        _refuse_empty(early, path)
+    if not elsewhere and not seal.exists(path := Path(path)):
         create_store(path, order, shards, words.to_json())
         made = True
     try:
@@ -224,6 +225,7 @@ def roll_back(store: StoreDirectory, job: dict) -> None:
     version = store.root.state()["version"]
     store.root.claim()
     store.reseal()               # a root that does not know of this job any more is noticed
+    store.fence()
     for shard in store.shards:
         shard.drop(job["id"], version)
     store.root.clear_job()
@@ -519,6 +521,7 @@ def _drop_changed(store: StoreDirectory, job: dict, fingerprints: list[list[dict
                if row["seen"] not in fingerprints[row["input"]] or row["words"] > n_words]
     if not changed:
         return None
+    store.fence()
     for shard in store.shards:
         shard.drop(job["id"], job["version"] - 1)
     store.fence()

@@ -27,6 +27,7 @@ from kvps.store.root import Root
 from kvps.text.tokenize import SEPARATORS
 from kvps.text.vocabulary import Vocabulary, unpack_segment
 
+DOUBT_S = 1.5                  # more than a client leaves between two signs of life
 SESSION_S = 5.0                # a holder that is silent for so long loses its session to the next that asks
 WORDS_BYTES = 8 << 20          # of the vocabulary in one message
 CLAIM_S = 30.0                 # a worker that is silent for so long leaves its splits to others
@@ -44,6 +45,7 @@ class Session:
     command: str
     started: float             # [s since 1970]
     heard: float               # [s], monotonic
+    doubted: float | None = None       # when it was first found silent, since it was heard last
 
 
 class RootService:
@@ -83,7 +85,7 @@ class RootService:
         """Give the sender the session, unless another client has it."""
         held, now = self._session, time.monotonic()
         command = field(message, "command", str)
-        if held is not None and held.client != message.client and now - held.heard < SESSION_S:
+        if held is not None and held.client != message.client and self._alive(held, now):
             raise StoreLocked(f"{self.directory.path}: another client of its server is using it ({held.command}); wait for it, or "
                               "give --wait SECONDS", path=str(self.directory.path), silent_s=round(now - held.heard, 3))
         if held is None or held.client != message.client:
@@ -114,9 +116,21 @@ class RootService:
 
     def join(self, message: Message) -> Answer:
         """Give a worker the epoch of the session that is at work, and the id of its job."""
-        held = self._session
-        alive = held is not None and time.monotonic() - held.heard < SESSION_S
+        alive = self._session is not None and self._alive(self._session, time.monotonic())
         return {"epoch": self.root.epoch, "job": self.root.job_id() if alive else None}, {}
+
+    @staticmethod
+    def _alive(held: Session, now: float) -> bool:
+        """Return whether the holder of the session is to be waited for.
+
+        Where we stood still ourselves, what it said meanwhile has not been read yet: silence is noted first, and counts when
+        nothing was heard for a while after that.
+        """
+        if now - held.heard < SESSION_S:
+            return True
+        if held.doubted is None:
+            held.doubted = now
+        return now - held.doubted < DOUBT_S
 
     def claim(self, message: Message) -> Answer:
         """Say whether a worker should count a split. Only so that no two do the same: the ledgers see that it counts once."""
@@ -142,7 +156,7 @@ class RootService:
         held = self._session
         if held is None or held.client != message.client or message.epoch != self.root.epoch:
             raise self._taken_over()
-        held.heard = time.monotonic()
+        held.heard, held.doubted = time.monotonic(), None
         held.command = held.command or str(message.call.get("command", ""))        # a restart has forgotten it
 
     def _taken_over(self) -> StoreLocked:
@@ -232,8 +246,13 @@ class RootService:
         ids = np.empty(len(text) + 1, np.uint32)
         n_ids, n_sentences, reserved = self._vocabulary.encode(np.frombuffer(text, np.uint8), ids, skip_reserved=False)
         if reserved >= 0 or (n_ids, n_sentences) != (len(lengths) + 1, 1):
+            self._vocabulary = None                # it has words now that nobody has stored
             raise ArgumentError("a word is reserved")
-        self._vocabulary.store_new(self.root.add_words)
+        try:
+            self._vocabulary.store_new(self.root.add_words)
+        except BaseException:                      # what is stored now is not known
+            self._vocabulary = None
+            raise
         return {}, {"ids": ids[:len(lengths)]}
 
     def close(self) -> None:

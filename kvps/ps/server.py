@@ -10,6 +10,8 @@ import ipaddress
 import logging
 import os
 import queue
+import socket
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -25,6 +27,7 @@ logger = logging.getLogger("kvps.server")
 
 ZAP_DOMAIN = b"kvps"
 MAX_TOLD = 1000                # keys of refused clients that are told about
+LINGER_MS = 500                # for the last answers to go, at the end
 IDLE_MS = 500                  # how often the loop looks whether it is to stop
 
 
@@ -64,9 +67,9 @@ class Server:
         self.answerer = Answerer(functions, threads=threads)
 
     def _bound(self, bind: str, keys: str | Path | None) -> zmq.Socket:
-        socket = self._context.socket(zmq.ROUTER)
-        set_options(socket)
-        socket.router_mandatory = 1
+        router = self._context.socket(zmq.ROUTER)
+        set_options(router)
+        router.router_mandatory = 1
         if keys is not None:
             from zmq.auth.thread import ThreadAuthenticator
 
@@ -75,17 +78,18 @@ class Server:
             self._authenticator = ThreadAuthenticator(self._context)
             self._authenticator.start()
             self._authenticator.configure_curve_callback(ZAP_DOMAIN.decode(), _AllowList(allowed))
-            socket.curve_server = True
-            socket.curve_publickey, socket.curve_secretkey = own
-            socket.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
-            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+            router.curve_server = True
+            router.curve_publickey, router.curve_secretkey = own
+            router.setsockopt(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+            router.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         try:
+            refuse_taken(bind)
             with _private_umask():
-                socket.bind(bind)
+                router.bind(bind)
         except zmq.ZMQError as exc:
-            socket.close()
+            router.close()
             raise StoreError(f"{bind}: cannot be bound: {exc.strerror}; is another server at work there?", path=bind) from exc
-        return socket
+        return router
 
     def stop(self) -> None:
         """Let run() end once what it has taken in is answered; may be called from a signal handler."""
@@ -137,7 +141,7 @@ class Server:
     def _close(self) -> None:
         if self._authenticator is not None:
             self._authenticator.stop()
-        self._context.destroy(linger=0)
+        self._context.destroy(linger=LINGER_MS)
         if self._socket_file is not None:
             self._socket_file.unlink(missing_ok=True)
         for fd in (self._awake, self._wake):
@@ -186,6 +190,25 @@ def check_bind(bind: str, encrypted: bool) -> None:
     if not inside:
         raise ArgumentError(f"{bind}: other machines can reach this address, so it needs keys: make them with kvps keygen, and "
                             "name their folder with --keys")
+
+
+def refuse_taken(bind: str) -> None:
+    """Refuse the place of a socket where something else is, which ZeroMQ would delete, or where somebody listens.
+
+    Raises:
+        ArgumentError: something else is there. StoreError: another server is at work there.
+    """
+    path = Path(bind.removeprefix("ipc://"))
+    if not bind.startswith("ipc://") or not os.path.lexists(path):
+        return
+    if not stat.S_ISSOCK(os.lstat(path).st_mode):
+        raise ArgumentError(f"{path}: is there, and no socket; name another place to serve at")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:                            # left by a server that was killed
+            return
+    raise StoreError(f"{path}: another server is at work there", path=str(path))
 
 
 @contextlib.contextmanager

@@ -23,6 +23,7 @@ from kvps.store.directory import StoreDirectory
 from kvps.store.shard import Shard
 
 MAX_STAGED_BYTES = 256 << 20   # of splits that come in several messages
+PART_BYTES = 1 << 10           # what one of them takes beside its arrays
 
 
 class ShardService:
@@ -36,6 +37,7 @@ class ShardService:
             self.shard = Shard.open(self._directory.shards[number].path, self._directory.identity["uuid"], True, shard=number,
                                     map_bytes=layout.map_bytes(self._directory.identity["shards"]))
         self.runner = Runner(self._current, functions, Streams())
+        self._staged_bytes: dict[tuple[bytes, str, int], int] = {}
         self._staged: OrderedDict[tuple[bytes, str, int], dict[int, list[tuple[bytes, int]]]] = OrderedDict()
 
     def functions(self) -> dict[str, Function]:
@@ -73,16 +75,21 @@ class ShardService:
         self._at_work(message, field(message, "version", int) - 1)
         key = message.client, field(message, "job", str), field(message, "split", int)
         self._staged.setdefault(key, {})[field(message, "part", int)] = _chunks(message)
-        while sum(len(chunk) for parts in self._staged.values() for part in parts.values() for chunk, _ in part) > MAX_STAGED_BYTES:
-            self._staged.popitem(last=False)
+        # A part keeps its whole message, whatever of it are chunks.
+        self._staged_bytes[key] = self._staged_bytes.get(key, 0) + PART_BYTES + sum(a.nbytes for a in message.arrays.values())
+        while sum(self._staged_bytes.values()) > MAX_STAGED_BYTES:
+            gone, _ = self._staged.popitem(last=False)
+            del self._staged_bytes[gone]
         return {}, {}
 
     def apply(self, message: Message) -> Answer:
         """Add a split; "missing" where parts of it are not here any more."""
         job, split = field(message, "job", str), field(message, "split", int)
         shard = self._at_work(message, field(message, "version", int) - 1)
-        staged, n_staged = self._staged.pop((message.client, job, split), {}), field(message, "staged", int)
-        if sorted(staged) != list(range(n_staged)):
+        key, n_staged = (message.client, job, split), field(message, "staged", int)
+        staged = self._staged.pop(key, {})
+        self._staged_bytes.pop(key, None)
+        if len(staged) != n_staged or any(part not in staged for part in range(len(staged))):
             if split in shard.splits(job):
                 return {"applied": False}, {}
             return {"missing": True}, {}

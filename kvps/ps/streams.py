@@ -27,6 +27,7 @@ class _Stream:
     turn: threading.Lock = dataclasses.field(default_factory=threading.Lock)
     number: int = -1           # of the last piece sent
     last: Answer = ({"done": False}, {})
+    error: Exception | None = None         # that ended it: said again to who asks again
 
 
 class Streams:
@@ -43,6 +44,9 @@ class Streams:
     def begin(self, pieces: Pieces) -> int:
         """Take a generator of answers and return the number by which they are asked for; it is closed in the end."""
         with self._turn:
+            if len(self._open) >= MAX_STREAMS:     # those that are done wait only for who lost the last answer
+                for which in [which for which, stream in self._open.items() if stream.last[0]["done"]]:
+                    del self._open[which]
             if len(self._open) >= MAX_STREAMS:
                 raise StoreError(f"{MAX_STREAMS} scans and other long answers are open already; finish one, or wait {IDLE_S:.0f} s "
                                  "for those that nobody goes on with")
@@ -65,7 +69,13 @@ class Streams:
             if number not in (stream.number, stream.number + 1):
                 raise StoreError(f"piece {number} of a long answer, expected {stream.number + 1}")
             if number > stream.number:
-                call, arrays = next(stream.pieces, ({"done": True}, {}))
+                if stream.error is not None:
+                    raise stream.error
+                try:
+                    call, arrays = next(stream.pieces, ({"done": True}, {}))
+                except Exception as exc:
+                    stream.error = exc
+                    raise
                 stream.number, stream.last = number, ({"done": False, **call}, arrays)
             stream.used = time.monotonic()
             return stream.last

@@ -203,6 +203,46 @@ def test_no_address_on_ray(address):
     assert "no Ray cluster is there" in refused("stats", "ray://127.0.0.1:1/store", code=4)
 
 
+def test_places_that_are_taken(texts):
+    """A server takes no file for its socket, for a shard's neither, and no socket where another server is at work."""
+    store = texts / "store"
+    run("train", store, texts / "a", "-o", 2)
+    for name in ("data.csv", "sock.1"):
+        (texts / name).write_text("mine")
+        bind = f"ipc://{texts}/{name.removesuffix('.1')}"
+        assert "no socket" in refused("serve", store, "--bind", bind, code=2)
+        assert (texts / name).read_text() == "mine"
+        (texts / name).unlink()
+    run("train", texts / "other", texts / "a", "-o", 2)
+    with place("ipc", store, texts) as (there, _):
+        assert "another server" in refused("serve", texts / "other", "--bind", f"ipc://{texts}/sock")
+        assert run_json("stats", there)["order"] == 2
+
+
+def test_a_server_that_stood_still_ends_no_session(texts):
+    """A root that was stopped for a while hears its living client before it believes another one that it is silent."""
+    store = texts / "store"
+    run("train", store, texts / "a", "-o", 2, "--shards", 1)
+    with place("ipc", store, texts) as (there, _), remote_store.RemoteDirectory(there, writable=True, command="one") as one:
+        row = next(row for row in map(json.loads, run("servers", there, "--json").stdout.splitlines()) if row["server"] == "root")
+        begun = []
+
+        def ask():
+            """Ask for the session, as clients do that wait."""
+            with contextlib.suppress(kvps.StoreLocked), remote_store.RemoteDirectory(there, writable=True, wait=8, command="two"):
+                begun.append(True)
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        time.sleep(0.5)
+        os.kill(row["pid"], signal.SIGSTOP)
+        time.sleep(6)
+        os.kill(row["pid"], signal.SIGCONT)
+        asking.join(60)
+        one.reseal()
+        assert not begun
+
+
 def test_nothing_there(texts):
     """Addresses that are none, servers that are not there, and a store that nobody has made yet."""
     assert "expected kvps://HOST:PORT" in refused("stats", "kvps://nonsense", code=2)
@@ -215,6 +255,8 @@ def test_nothing_there(texts):
         assert "stop" in refused(*command[:1], "kvps://127.0.0.1:1", *command[1:], code=2)
     with place("ipc", texts / "store", texts) as (there, _):
         assert "there is no store yet" in refused("stats", there)
+        (texts / "empty").write_text("")
+        assert "empty" in refused("train", there, texts / "empty", "-o", 3)
         assert "order 99 is not possible" in refused("train", there, texts / "a", "-o", 99, code=2)
         assert run_json("train", there, texts / "a", "-o", 2)["version"] == 1
         shard = f"kvps://{texts}/sock.0"

@@ -35,6 +35,7 @@ class BackOff:
     """
 
     def __init__(self, sentences, order, choices):
+        """Take its parts."""
         name, _, value = choices.smoothing.partition(":")
         self.raw = {k: reference.raw_counts(sentences, k) for k in range(1, order + 1)}
         modified = reference.ModifiedKneserNey(sentences, order)

@@ -11,6 +11,7 @@ from kvps.errors import StoreError
 from kvps.ps import local, remote, serving, streams
 from kvps.ps.server import Server
 from kvps.ps.serving import TableService
+from kvps.ps.streams import Streams
 from kvps.store.shard import Shard
 
 KEYS = np.arange(100_000, dtype=np.uint64)
@@ -207,3 +208,24 @@ def test_a_table_is_dropped_with_scans_of_it(served, clicks):
         again.push(KEYS[:3])
         other._remote._connection.call("drop", {"table": "clicks", "uuid": uuid})      # the request of before, which came late
         assert contents(again) == {0: 1, 1: 1, 2: 1}
+
+
+def test_streams_that_fail_or_are_many(monkeypatch):
+    """An error in a long answer is said again to who asks again, and answers that are done make room for others."""
+    streams = Streams()
+
+    def broken():
+        """Yield a piece, and fail."""
+        yield {"n": 1}, {}
+        raise StoreError("it broke")
+
+    number = streams.begin(broken())
+    assert streams.piece(number, 0)[0]["n"] == 1
+    for _ in range(2):
+        with pytest.raises(StoreError, match="it broke"):
+            streams.piece(number, 1)
+    monkeypatch.setattr("kvps.ps.streams.MAX_STREAMS", 4)
+    for _ in range(20):
+        number = streams.begin(piece for piece in ())
+        assert streams.piece(number, 0)[0]["done"]
+    streams.close()
