@@ -11,6 +11,7 @@ that is the phase marker. It is "inside" from its first step until the command r
 import dataclasses
 import functools
 import importlib
+import importlib.util
 import inspect
 import itertools
 import json
@@ -29,6 +30,9 @@ TIMEOUT_S = 60                       # for one command; the longest takes a seco
 LAYERS = ("kvps.store.", "kvps.jobs.")
 # Pure functions of bytes and errors: no moment that another process could see.
 NO_STEPS = ("kvps.store.format", "kvps.store.extents")
+# Libraries that a test environment need not have.
+NEED = {"kvps.ps.ray": "ray", "kvps.jobs.on_ray": "ray", "kvps.compat.pyctcdecode": "pyctcdecode",
+        "kvps.compat.flashlight": "flashlight"}
 MARKER = struct.Struct("<QQ120s")    # steps so far, whether inside, name of the step that began last
 
 
@@ -154,7 +158,8 @@ def import_all():
 
     modules = [kvps.cli]
     for found in pkgutil.walk_packages(kvps.__path__, "kvps."):
-        if not found.name.endswith("__main__"):
+        needs = NEED.get(found.name)
+        if not found.name.endswith("__main__") and (needs is None or importlib.util.find_spec(needs) is not None):
             modules.append(importlib.import_module(found.name))
     return modules
 

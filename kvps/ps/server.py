@@ -51,6 +51,7 @@ class Server:
         self._idle = idle
         self._answers: queue.SimpleQueue[tuple[bytes, list[bytes]]] = queue.SimpleQueue()
         self._stopping = threading.Event()
+        self._closing, self._closed = threading.RLock(), False         # of the pipe; a signal may come while it is held
         self._context = zmq.Context()
         self._authenticator: Any = None
         self._socket_file: Path | None = None
@@ -94,8 +95,9 @@ class Server:
     def stop(self) -> None:
         """Let run() end once what it has taken in is answered; may be called from a signal handler."""
         self._stopping.set()
-        with contextlib.suppress(BlockingIOError):
-            os.write(self._wake, b"x")
+        with self._closing, contextlib.suppress(BlockingIOError):
+            if not self._closed:               # the loop may have seen it, and ended
+                os.write(self._wake, b"x")
 
     def facts(self) -> dict[str, Any]:
         """Return what this server is doing and has done, as Answerer.facts()."""
@@ -144,8 +146,10 @@ class Server:
         self._context.destroy(linger=LINGER_MS)
         if self._socket_file is not None:
             self._socket_file.unlink(missing_ok=True)
-        for fd in (self._awake, self._wake):
-            os.close(fd)
+        with self._closing:
+            self._closed = True
+            for fd in (self._awake, self._wake):
+                os.close(fd)
 
 
 def new_pair() -> tuple[bytes, bytes]:

@@ -63,6 +63,8 @@ def test_bench_refuses_unknown_name():
 @pytest.mark.parametrize("name", NAMES)
 def test_bench_runs(name, work, tmp_path, command_line):
     """Each benchmark runs at its small size, says on what, and gives finite figures of kvps."""
+    if name == "ray":
+        pytest.importorskip("ray", reason='needs ray: pip install "kvps[ray]"')
     out = tmp_path / "out.jsonl"
     done = bench(name, "--size", "small", "--runs", 1, "--work", work, "--json", out)
     environment, *figures = map(json.loads, out.read_text().splitlines())
