@@ -219,6 +219,7 @@ def test_places_that_are_taken(texts):
         assert run_json("stats", there)["order"] == 2
 
 
+@pytest.mark.slow
 def test_a_server_that_stood_still_ends_no_session(texts):
     """A root that was stopped for a while hears its living client before it believes another one that it is silent."""
     store = texts / "store"
@@ -347,6 +348,7 @@ def stopped_at_random(texts, rng, n_stops):
     assert contents(store) == counted((texts / "a").read_bytes(), 4)
 
 
+@pytest.mark.slow
 def test_workers_that_are_stopped(texts, rng):
     """A worker that is to stop, whatever it is at, ends, and nothing is lost or counted twice."""
     stopped_at_random(texts, rng, 6)

@@ -13,6 +13,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMES = ["train", "arpa", "linear", "memory", "query", "startup", "sizes", "update", "nltk", "recovery", "checksums", "table",
          "served", "workers", "ray", "skew", "next"]
+QUICK = ("train", "query", "table", "served")      # run by default; the others with --slow
 
 
 def bench(*arguments, **environment):
@@ -60,7 +61,7 @@ def test_bench_refuses_unknown_name():
     assert refused.stdout == ""
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in NAMES])
 def test_bench_runs(name, work, tmp_path, command_line):
     """Each benchmark runs at its small size, says on what, and gives finite figures of kvps."""
     if name == "ray":
