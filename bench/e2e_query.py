@@ -103,7 +103,7 @@ def next_words(setting):
     draw = ["generate", store, "--count", count, "--seed", setting.seed]
     runs = measure.interleave(setting.runs, {
         "one": lambda: setting.kvps("next", store, "a"),
-        "contexts": lambda: setting.kvps("next", store, *asked),
+        "contexts": lambda: setting.kvps("next", store, "--", *asked),
         "plain": lambda: setting.kvps(*draw), "top k and top p": lambda: setting.kvps(*draw, "--top-k", "40", "--top-p", "0.9")})
     took = times(runs, "wall_s")
     setting.figure("next_build_s", {"kvps": [made.wall_s]}, better="less")
