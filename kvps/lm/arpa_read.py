@@ -11,6 +11,7 @@ Layout of the file: container.py; of the probabilities: ext/kvps/_arpa_read.pyx 
 """
 from __future__ import annotations
 
+import abc
 import contextlib
 import logging
 import os
@@ -137,7 +138,7 @@ def _shown(line: bytes | None) -> str:
     return repr(line[:60].decode("utf-8", "backslashreplace")) + ("..." if len(line) > 60 else "")
 
 
-class _Reader:
+class _Reader(abc.ABC):
     """One pass over a file: the header, then read()."""
 
     def __init__(self, stack: contextlib.ExitStack, name: str, seed: int, max_ratio: int,
@@ -148,10 +149,10 @@ class _Reader:
         self.sizes = self._header()
         self.order = len(self.sizes)
 
+    @abc.abstractmethod
     def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, context_hashes: np.ndarray,
              backoffs: np.ndarray, parents: np.ndarray) -> None:
         """Get what read_ngrams() made of lines of order k."""
-        raise NotImplementedError
 
     def read(self) -> None:
         """Read all the n-grams."""

@@ -1,23 +1,19 @@
 """What follows a context, as a file lists it and a model adds it up: distributions, best words and drawn text."""
-import contextlib
 import math
 import shutil
-import tempfile
 from collections import Counter
-from pathlib import Path
-from unittest import mock
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from stores import new_store
 
 import kvps
 from kvps._followers import Followers, Workspace
 from kvps.errors import ArgumentError, CorruptionError, StoreError
 from kvps.lm import cache, container, followers
 from kvps.lm.followers import FollowingModel, context_of, load_following
-from kvps.ps import router
 from kvps.store.directory import open_store
 from kvps.text.tokenize import Tokenizer
 
@@ -27,18 +23,6 @@ ORDERS = st.integers(1, 8)
 DISTRIBUTIONS = ["modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell", "lidstone:0.1", "laplace", "mle"]
 CONTEXTS = st.lists(st.lists(st.sampled_from([*WORDS, "<s>", "</s>", "unheard-of"]), max_size=9), min_size=1, max_size=8)
 FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
-
-
-@contextlib.contextmanager
-def new_store(order, shards=2, share=0.5):
-    """Give an empty store in a folder of its own, whose words are split when they have more than a share of a shard."""
-    folder = Path(tempfile.mkdtemp(prefix="kvps-followers-"))
-    try:
-        with (mock.patch.object(router, "MIN_SPLIT", 1), mock.patch.object(router, "SPLIT_ABOVE", share),
-              kvps.create(folder / "store", order=order, shards=shards) as store):
-            yield store
-    finally:
-        shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,6 @@
 """However n-grams are dealt to shards, by hash, by a table, split or dealt anew, nobody can tell from what a store says."""
-import contextlib
 import shutil
-import tempfile
 from collections import Counter
-from pathlib import Path
 from unittest import mock
 
 import numpy as np
@@ -11,6 +8,7 @@ import pytest
 import reference
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from stores import new_store
 
 import kvps
 from kvps._ngrams import count, key_width
@@ -32,18 +30,6 @@ SLOW = [HealthCheck.too_slow, HealthCheck.data_too_large]
 FEW = settings(max_examples=8, suppress_health_check=SLOW)
 MANY = settings(max_examples=250, suppress_health_check=SLOW)
 KINDS = ("modified-kneser-ney", "witten-bell")
-
-
-@contextlib.contextmanager
-def new_store(order, shards, share):
-    """Give an empty store in a folder of its own, whose words are split when they have more than a share of a shard."""
-    folder = Path(tempfile.mkdtemp(prefix="kvps-reshard-"))
-    try:
-        with (mock.patch.object(router, "MIN_SPLIT", 1), mock.patch.object(router, "SPLIT_ABOVE", share),
-              kvps.create(folder / "store", order=order, shards=shards) as store):
-            yield store
-    finally:
-        shutil.rmtree(folder)
 
 
 def told(store):
