@@ -11,7 +11,7 @@ from kvps.cli.check import DAMAGED
 
 
 @click.command("recover")
-@options.store_folder(written=False)
+@options.store(written=False)
 @click.option("--dry-run", is_flag=True, help="Only show the plan; exit code 3 where there is damage.")
 @click.option("--from", "source", metavar="DIR_OR_URL", help="Where checkpoints of this store are, besides those in it.")
 @click.option("--input", "inputs", multiple=True, metavar="FILE", type=click.Path(exists=True, dir_okay=False),
@@ -33,7 +33,8 @@ def command(ctx: click.Context, store: str, dry_run: bool, source: str | None, i
     counted since, or from text alone; files that are not where they were are named, and asked for with --input. The
     damaged shard is kept in STORE/damaged. The seal is made again from the root, damaged compiled models are removed,
     what dead writers left is cleared. An interrupted job is kept for kvps resume, or rolled back where its text is gone.
-    A damaged root needs a checkpoint of the whole store: the message has the command.
+    A damaged root needs a checkpoint of the whole store: the message has the command. At an address, shards on other
+    machines whose disks are lost are made again.
 
     \b
     Example:
@@ -44,13 +45,16 @@ def command(ctx: click.Context, store: str, dry_run: bool, source: str | None, i
     from kvps.cli.progress import Progress
     from kvps.errors import ArgumentError
     from kvps.jobs import recover
+    from kvps.jobs.recover_away import AwayRecovery
     from kvps.jobs.train import Options
+    from kvps.ps.places import address
 
     began = time.monotonic()
     with Progress(["checksums", "counting"], unit=" ") as progress:
         job = Options(threads=threads, memory=memory, progress=progress)
         chosen = recover.Options(source=source, inputs=inputs, accept_older=accept_older, full=full, tokenizer=tokenizer, job=job)
-        with recover.Recovery(store, chosen, wait=wait) as found:
+        place = address(store)
+        with recover.Recovery(store, chosen, wait=wait) if place is None else AwayRecovery(place, chosen, wait=wait) as found:
             plan = found.plan
             if not as_json:
                 for number, step in enumerate(plan.steps, 1):

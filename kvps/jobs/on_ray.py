@@ -4,23 +4,27 @@ The root's actor does what the starter of kvps serve does: it takes the owner lo
 and has Ray start an actor for each shard on the same machine. It lends them the lock (store/lending.py); an actor of a
 shard opens nothing before it has that, and ends at once when the root's is gone. So nobody else writes as long as a process
 of theirs lives, whatever Ray believes: an actor that was started again while the one before it still lives gets the lock
-only when that one has ended.
+only when that one has ended. A shard on another machine has a folder, and so a lock, of its own there; that it takes nothing
+but what its root lets it is seen to by the root's epochs.
 """
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kvps.errors import InputGone, KvpsError, StoreLocked
-from kvps.jobs.serve import ROOT, StoreMaker, functions_of, take_over
+from kvps.jobs.owning import home_lock, take_over
+from kvps.jobs.serve import ROOT, StoreMaker, functions_at_home, functions_of
 from kvps.jobs.work import counter
-from kvps.ps.ray import NotReady, Place, Tasks, cpus
-from kvps.ps.remote_store import RemoteDirectory
-from kvps.store import creation, lock, seal
+from kvps.ps.ray import NotReady, Place, RayConnection, Tasks, cpus
+from kvps.ps.remote_store import AWAY, RemoteDirectory
+from kvps.store import creation, files, lock, seal
+from kvps.store.directory import open_store
 from kvps.store.lending import Lender, borrowed
 
 log = logging.getLogger("kvps")
@@ -42,7 +46,9 @@ class Opened:
         self.over = False                      # whether it is to be closed, and the place opened again
         self.idle: Callable[[], None] = lambda: None
         try:
-            if place.number is not None:
+            if place.away:
+                self._open_home(place)
+            elif place.number is not None:
                 self._open_shard(place.number, folder)
             elif seal.exists(folder):
                 self._open_root(place, folder)
@@ -54,17 +60,22 @@ class Opened:
             raise
 
     def _open_root(self, place: Place, folder: Path) -> None:
-        try:
-            owner, n_shards = take_over(folder, COMMAND)
-        except StoreLocked as exc:
-            if (lock.owner(folder) or {}).get("command") == COMMAND:
-                raise NotReady(str(exc)) from exc
-            raise
+        with open_store(folder, whole=False) as store:
+            shards = [dataclasses.replace(place, number=number) for number in range(store.identity["shards"])]
+
+        def connect(shard: Place) -> RayConnection:
+            shard.start()
+            return RayConnection(str(shard))
+
+        with _not_ours(folder):
+            owner, _ = take_over(folder, COMMAND, away={
+                shard.number: functools.partial(connect, shard) for shard in shards if shard.away})
         self._stack.enter_context(contextlib.closing(owner))
         self._stack.enter_context(contextlib.closing(Lender(folder, owner)))
-        for shard in range(n_shards):
-            dataclasses.replace(place, number=shard).start()
-        self.functions, self.idle = functions_of(folder, ROOT, [f"#{shard}" for shard in range(n_shards)], self._stack)
+        for shard in shards:
+            shard.start()
+        self.functions, self.idle = functions_of(
+            folder, ROOT, [f"{AWAY}{shard}" if shard.away else f"#{shard.number}" for shard in shards], self._stack)
 
     def _open_shard(self, number: int, folder: Path) -> None:
         try:
@@ -73,6 +84,15 @@ class Opened:
             raise NotReady(str(exc)) from exc
         self.functions, self.idle = functions_of(folder, number, [], self._stack)
 
+    def _open_home(self, place: Place) -> None:
+        """Open the folder of a shard on another machine than its root."""
+        with files.reporting(place.home.parent):
+            place.home.parent.mkdir(files.DIR_MODE, parents=True, exist_ok=True)
+        with _not_ours(place.home):
+            self._stack.enter_context(contextlib.closing(home_lock(place.home, COMMAND)))
+        root = str(dataclasses.replace(place, number=None))
+        self.functions, self.idle = functions_at_home(place.home, place.number, self._stack, lambda: RemoteDirectory(root))
+
     def _end(self) -> None:
         """Let the next request find the store that was made."""
         self.over = True
@@ -80,6 +100,17 @@ class Opened:
     def close(self) -> None:
         """Close all, and give the lock back."""
         self._stack.close()
+
+
+@contextlib.contextmanager
+def _not_ours(folder: Path) -> Iterator[None]:
+    """Let who asks ask again where a lock is that of an actor before us, which is about to end."""
+    try:
+        yield
+    except StoreLocked as exc:
+        if (lock.owner(folder) or {}).get("command") == COMMAND:
+            raise NotReady(str(exc)) from exc
+        raise
 
 
 def opened(place: Place) -> Opened:

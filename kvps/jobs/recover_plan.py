@@ -4,7 +4,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from kvps.errors import CorruptionError, KvpsError
@@ -99,7 +99,7 @@ def restore_command(path: Path, options: Options) -> str:
     """Say how the newest checkpoint of a store is restored."""
     found = []
     with contextlib.suppress(KvpsError):
-        for depot in _depots(path, options):
+        for depot in depots(path, options):
             found += [(known.created, known.name, depot.place) for known in checkpoint.read_all(depot)[0]]
     if not found:
         return "no checkpoint is known: name a place that has one with --from, or train again"
@@ -107,12 +107,42 @@ def restore_command(path: Path, options: Options) -> str:
     return f"restore a checkpoint: kvps checkpoint restore --from {place} {name} --into {path}.restored"
 
 
-def _depots(path: Path, options: Options) -> Iterator[Depot]:
+def depots(path: Path, options: Options) -> Iterator[Depot]:
+    """Yield the places that have checkpoints of the store in a folder."""
     if options.source is not None:
         yield open_depot(options.source)
     place = checkpoint.default_place(path)
     if files.exists(place):
         yield open_depot(place)
+
+
+def bases(root: Root, places: Iterable[Depot]) -> Iterator[Base]:
+    """Yield what shards can be made from, the newest checkpoint first, nothing last."""
+    history, found = root.history(), []
+    known = {root.identity["uuid"]: root.state()["version"]}
+    if "restored_from" in root.identity:
+        known[root.identity["restored_from"]["uuid"]] = root.identity["restored_from"]["version"]
+    for depot in places:
+        for kept in checkpoint.read_all(depot)[0]:
+            version = kept.state["version"]
+            # The same store, perhaps copied: the history tells whether it is also the same past.
+            if version <= known.get(kept.uuid, -1) and kept.history == history[:version] \
+                    and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "tokenizer")):
+                found.append((version, kept.created, depot, kept))
+    for version, _, depot, kept in sorted(found, key=lambda item: item[:2], reverse=True):
+        yield Base(depot, kept, *text_since(history, version))
+    yield Base(None, None, *text_since(history, 0))
+
+
+def choose(plan: Plan, finder: Finder) -> Base:
+    """Return the first base of a plan whose text is there, or else the first one that lacks some, and note what that is."""
+    for base in plan.bases:
+        missing = finder.missing(base.texts)
+        if not missing:
+            plan.missing = []
+            return base
+        plan.missing = plan.missing or missing
+    return plan.bases[0]
 
 
 def make_plan(path: Path, options: Options, finder: Finder) -> Plan:
@@ -178,23 +208,13 @@ class _Planner:
             bad = every
         if not bad:
             return
-        self.plan.shards, self.plan.bases = sorted(bad), list(self.bases(root, state))
-        best = self.choose()
+        self.plan.shards, self.plan.bases = sorted(bad), list(bases(root, depots(self.path, self.options)))
+        best = choose(self.plan, self.finder)
         for number in self.plan.shards:
             name = layout.following(state["shards"][number]["dir"])
             whys = [finding.what for finding in self.damage if finding.shard == number]
             self.step("shard", f"make shard {number} again in {name} from {best}, and keep the damaged one in "
                       f"{layout.KEPT}", whys or ["its counts are not those of this version"])
-
-    def choose(self) -> Base:
-        """Return the first base whose text is there, or else the first one that lacks some, and note what that is."""
-        for base in self.plan.bases:
-            missing = self.finder.missing(base.texts)
-            if not missing:
-                self.plan.missing = []
-                return base
-            self.plan.missing = self.plan.missing or missing
-        return self.plan.bases[0]
 
     def add_up(self, root: Root, state: dict) -> bool:
         """Return whether the counts of an older root's version are all there: the shards may have gone on without it."""
@@ -207,23 +227,6 @@ class _Planner:
             snapshot = StoreSnapshot(state["version"], state, snaps, routing=root.routing())
             return look_at_counts(store, snapshot, (), Report(), lambda *place: True, lambda *place: None,
                                   lambda done, total: None)
-
-    def bases(self, root: Root, state: dict) -> Iterator[Base]:
-        """Yield what the shards can be made from, the newest checkpoint first, nothing last."""
-        history, found = root.history(), []
-        known = {root.identity["uuid"]: state["version"]}
-        if "restored_from" in root.identity:
-            known[root.identity["restored_from"]["uuid"]] = root.identity["restored_from"]["version"]
-        for depot in _depots(self.path, self.options):
-            for kept in checkpoint.read_all(depot)[0]:
-                version = kept.state["version"]
-                # The same store, perhaps copied: the history tells whether it is also the same past.
-                if version <= known.get(kept.uuid, -1) and kept.history == history[:version] \
-                        and all(kept.identity.get(name) == root.identity.get(name) for name in ("order", "tokenizer")):
-                    found.append((version, kept.created, depot, kept))
-        for version, _, depot, kept in sorted(found, key=lambda item: item[:2], reverse=True):
-            yield Base(depot, kept, *text_since(history, version))
-        yield Base(None, None, *text_since(history, 0))
 
     def plan_job(self, root: Root) -> None:
         """A pending job is kept, or rolled back where its text is gone."""

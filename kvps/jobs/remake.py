@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from kvps.jobs.lost_text import Finder, Text
 from kvps.jobs.recover_plan import Base, Options
 from kvps.ps.merging import tidy
 from kvps.ps.router import Router
-from kvps.store import rebuild
+from kvps.store import layout, rebuild
 from kvps.store.directory import StoreDirectory
 from kvps.store.root import Root
 from kvps.store.shard import Shard
@@ -56,14 +57,16 @@ def _make(store: StoreDirectory, numbers: Sequence[int], base: Base, words: Toke
     made: dict[int, Shard] = {}
     try:
         for number in numbers:
-            made[number] = rebuild.begin(store.path, store.root, number)
+            made[number] = store.new_shard(number) if store.elsewhere else rebuild.begin(store.path, store.root, number)
         if base.checkpoint is not None:
             _fill(store, base, made, len(vocabulary))
         _count(store, base.texts, words, vocabulary, made, version, finder, options)
-        for shard in made.values():
-            tidy(shard, order=order, n_words=len(vocabulary), version=version, job=None)
-            shard.sweep(version, None)
         for number in numbers:
+            if store.elsewhere:
+                store.put_in_place(made[number], len(vocabulary), version)
+                continue
+            tidy(made[number], order=order, n_words=len(vocabulary), version=version, job=None)
+            made[number].sweep(version, None)
             rebuild.finish(store.path, store.root, made.pop(number))
     finally:
         for shard in made.values():
@@ -78,10 +81,11 @@ def _fill(store: StoreDirectory, base: Base, made: dict[int, Shard], n_words: in
             rebuild.fill(shard, base.depot, checkpoint, base.gone_labels)
         return
     router = Router(store.identity["shards"], routing)
-    for number in range(len(checkpoint.shards)):
-        with rebuild.old_shard(store.path, store.root, base.depot, checkpoint, number, base.gone_labels) as old, \
-                old.snapshot() as snapshot:
-            deal(snapshot, snapshot.all_runs(), store.identity["order"], n_words, router, made, lambda n: None)
+    with tempfile.TemporaryDirectory() if store.elsewhere else contextlib.nullcontext(store.path / layout.SHARDS) as scratch:
+        for number in range(len(checkpoint.shards)):
+            with rebuild.old_shard(Path(scratch), store.root, base.depot, checkpoint, number, base.gone_labels) as old, \
+                    old.snapshot() as snapshot:
+                deal(snapshot, snapshot.all_runs(), store.identity["order"], n_words, router, made, lambda n: None)
 
 
 def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vocabulary: Vocabulary, made: dict[int, Shard],
@@ -89,7 +93,7 @@ def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vo
     """Count text into the new shards alone."""
     how = options.job
     target = types.SimpleNamespace(
-        identity=store.identity, root=_KnownWords(store.path, store.root), claim=store.claim,
+        identity=store.identity, root=_KnownWords(store.path, store.root), claim=lambda job, split: True,
         elsewhere=False,
         shards=[made.get(number) or _Nowhere(number) for number in range(store.identity["shards"])])
     total, done = sum(abs(text.times) * finder.find(text).size for text in texts), 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import logging
 import os
@@ -18,17 +19,23 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from kvps.errors import ArgumentError, KvpsError, StoreError
+from kvps.jobs.owning import home_lock, take_over
 from kvps.jobs.train import check_shape
 from kvps.ps.answering import Answer, Function
+from kvps.ps.away import AwayShard
+from kvps.ps.connection import Connection
 from kvps.ps.protocol import Message
+from kvps.ps.remote import connected, endpoint
+from kvps.ps.remote_store import AWAY, RemoteDirectory
 from kvps.ps.server import Server, check_bind, refuse_taken
 from kvps.store import creation, seal
-from kvps.store.directory import StoreDirectory, open_store
+from kvps.store.directory import StoreDirectory
 from kvps.store.lock import OwnerLock
 from kvps.units import cpu_count
 
@@ -42,18 +49,18 @@ STOP_S = 30.0                  # how long a server may take to finish its work b
 LOOK_S = 0.5
 LINE_S = 0.1
 TELL_S = 1.0                   # how often a server says what it is doing
-HEIRS_S = 3.0                  # how long the servers of a starter that was killed may take to end
 
 
 @dataclasses.dataclass
 class Child:
     """One server: what it is told."""
 
-    store: str
+    store: str                 # its folder, or the one that the shard has for itself
     number: int                # of its shard, or ROOT, or EMPTY
     bind: str
     keys: str | None
     threads: int
+    root: str | None = None    # of a shard in a folder of its own: the address of the store
 
 
 @dataclasses.dataclass
@@ -81,26 +88,6 @@ def binds(bind: str, n_shards: int) -> list[str]:
     return [f"{host}:{first and first + 1 + number}" for number in range(n_shards)]
 
 
-def take_over(store: Path, command: str, wait: float = 0.0) -> tuple[OwnerLock, int]:
-    """Become the writer of a store, whose servers are still to be started; return the owner lock and the number of shards."""
-    open_store(store).close()                  # it is a store, before a lock is made in it
-    owner = OwnerLock(store, wait_s=max(wait, HEIRS_S), command=command)
-    try:
-        with StoreDirectory(store, True, None) as directory:
-            directory.root.adopt()             # a client that began its session before goes on with it
-            with directory.snapshot():
-                n_shards = len(directory.shards)
-            directory.sweep_directories()
-            version, job = directory.root.state()["version"], directory.root.job_id()
-            for shard in directory.shards:
-                shard.sweep(version, job)
-            directory.reseal()
-    except BaseException:
-        owner.close()
-        raise
-    return owner, n_shards
-
-
 class Starter:
     """Starts the servers of a store, and keeps them alive until stop().
 
@@ -112,21 +99,33 @@ class Starter:
         starter.close()
     """
 
-    def __init__(self, store: Path, bind: str, *, keys: str | None = None, threads: int | None = None, wait: float = 0.0) -> None:
+    def __init__(self, store: Path, bind: str, *, keys: str | None = None, threads: int | None = None, wait: float = 0.0,
+                 away: Mapping[int, str] = MappingProxyType({}), shards: Sequence[int] = (), root: str | None = None) -> None:
         """Take the store for us, and look whether it is sound.
+
+        Args:
+            store: its folder; with `shards`, a folder for these alone, made if it is not there.
+            bind: where the root is served; with `shards`, the first of them.
+            keys: folder of the server's keys.
+            threads: as Server's.
+            wait: for another writer [s].
+            away: where the shards are served, by their numbers, that are on other machines.
+            shards: serve these of the store that is served at `root`.
 
         Raises:
             ArgumentError: no such address, or one that others can reach, without keys.
             StoreError: it is something else. StoreLocked: somebody else is writing. CorruptionError: the store is damaged.
         """
         check_bind(bind, keys is not None)
-        self._store, self._bind, self._wait = store, bind, wait
-        self._told = {"store": str(store), "keys": keys and os.path.abspath(keys), "threads": threads or cpu_count()}
+        self._store, self._bind, self._wait, self._away = store, bind, wait, {number: endpoint(away[number]) for number in away}
+        self._told = {"store": str(store), "keys": keys and os.path.abspath(keys), "threads": threads or cpu_count(), "root": root}
         self._stopping = threading.Event()
         self._owner: OwnerLock | None = None
         self._running: list[_Running] = []
         try:
-            if seal.exists(store):
+            if root is not None:
+                self._take_home(shards)
+            elif seal.exists(store):
                 self._take_over()
             else:
                 creation.refuse_place(store, False)
@@ -146,14 +145,27 @@ class Starter:
 
     def _take_over(self) -> None:
         """Become the writer of the store, whose servers are still to be started."""
-        self._owner, n_shards = take_over(self._store, "serve", self._wait)
-        children = [Child(number=number, bind=place, **self._told) for number, place in enumerate(binds(self._bind, n_shards))]
+        self._owner, n_shards = take_over(self._store, "serve", self._wait, {
+            number: functools.partial(Connection, place, keys=self._told["keys"]) for number, place in self._away.items()})
+        children = [Child(number=number, bind=place, **self._told) for number, place in enumerate(binds(self._bind, n_shards))
+                    if number not in self._away]
         self._running = [_Running(child) for child in (*children, Child(number=ROOT, bind=self._bind, **self._told))]
+
+    def _take_home(self, shards: Sequence[int]) -> None:
+        """Take the folder of shards whose root is on another machine, whose servers are still to be started."""
+        self._owner = home_lock(self._store, "serve", self._wait)
+        first, *following = [self._bind, *binds(self._bind, len(shards) - 1)]
+        self._running = [_Running(Child(number=number, bind=place, **self._told))
+                         for number, place in zip(shards, [first, *following], strict=True)]
 
     @property
     def address(self) -> str:
         """Where the root is served."""
         return self._running[-1].child.bind
+
+    def homes(self) -> dict[int, str]:
+        """Return where each shard is served whose root is on another machine, by its number."""
+        return {running.child.number: running.child.bind for running in self._running if running.child.root is not None}
 
     def _start(self, chosen: list[_Running]) -> list[_Running]:
         """Start servers, and wait until they are ready; from then on each is at the same address whenever it is started.
@@ -172,7 +184,9 @@ class Starter:
             child, process = running.child, running.process
             if child.number == ROOT:           # the last one: it is told where the others are
                 with contextlib.suppress(OSError):
-                    places = [other.child.bind for other in self._running[:-1]]
+                    here = {other.child.number: other.child.bind for other in self._running[:-1]}
+                    there = {number: f"{AWAY}{place}" for number, place in self._away.items()}
+                    places = [place for _, place in sorted({**here, **there}.items())]
                     os.write(process.stdin.fileno(), json.dumps(places).encode() + b"\n")
             try:
                 first, _, running.said = _line(process.stdout, START_S, self._stopping).partition(b"\n")
@@ -289,7 +303,11 @@ def serve_child(child: Child) -> None:
             functions, idle = maker.functions(), lambda: None
         else:
             shards = json.loads(_line(sys.stdin.buffer, START_S, threading.Event())) if child.number == ROOT else []
-            functions, idle = functions_of(Path(child.store), child.number, shards, stack)
+            if child.root is None:
+                functions, idle = functions_of(Path(child.store), child.number, shards, stack, keys=child.keys)
+            else:
+                functions, idle = functions_at_home(Path(child.store), child.number, stack,
+                                                    lambda: RemoteDirectory(child.root, keys=child.keys))
         server = Server(child.bind, functions, keys=child.keys, threads=child.threads, idle=lambda: (idle(), tell()))
         told = 0.0
 
@@ -338,17 +356,31 @@ class StoreMaker:
         return {}, {}
 
 
-def functions_of(store: Path, number: int, shards: list[str], stack: contextlib.ExitStack) -> tuple[dict, Callable[[], None]]:
+def functions_at_home(folder: Path, number: int, stack: contextlib.ExitStack, root: Callable[[], RemoteDirectory],
+                      ) -> tuple[dict, Callable[[], None]]:
+    """Return what functions_of() does, for a shard in a folder of its own; `root` connects to its store."""
+    from kvps.jobs import served
+    from kvps.ps.home_service import HomeService
+
+    shard = stack.enter_context(contextlib.closing(HomeService(folder, number, root, served.SHARD, served.HOME)))
+    return shard.functions(), shard.drop_idle
+
+
+def functions_of(store: Path, number: int, shards: list[str], stack: contextlib.ExitStack, *,
+                 keys: str | None = None) -> tuple[dict, Callable[[], None]]:
     """Return what the server of a shard or of the ROOT answers, and what it does now and then; the stack closes it.
 
-    shards: addresses of the shards' servers, for the root's.
+    shards: addresses of the shards' servers, for the root's. keys: folder of the server's keys.
     """
     from kvps.jobs import served
 
     if number != ROOT:
         from kvps.ps.shard_service import ShardService
 
-        shard = stack.enter_context(contextlib.closing(ShardService(store, number, served.SHARD)))
+        directory = StoreDirectory(store, False, None)
+        shard = stack.enter_context(contextlib.closing(ShardService(directory, served.SHARD)))
+        directory.follow()
+        shard.open(directory.shards[number].path, number)
         return shard.functions(), shard.runner.streams.drop_idle
     from kvps.jobs.status import status_of
     from kvps.ps.calls import Runner
@@ -357,7 +389,8 @@ def functions_of(store: Path, number: int, shards: list[str], stack: contextlib.
     from kvps.ps.streams import Streams
 
     streams = Streams()
-    root = stack.enter_context(contextlib.closing(RootService(store, shards, streams)))
+    root = stack.enter_context(contextlib.closing(RootService(store, shards, streams, lambda number, name: AwayShard(
+        connected(shards[number].removeprefix(AWAY), keys=keys), number, name))))
     tables = stack.enter_context(contextlib.closing(TableService(store)))
 
     def status(directory: StoreDirectory) -> dict:

@@ -1,14 +1,17 @@
 """What the servers of a store run by name, where the store is: one list for its root's server, one for each shard's."""
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
+from kvps.errors import ArgumentError, StoreError
 from kvps.jobs.check import Check
 from kvps.jobs.compact import compact_label, crowded
+from kvps.jobs.counts import look_at_counts
 from kvps.jobs.history import history
 from kvps.jobs.purge import checkpoints_of, remains, sizes
 from kvps.jobs.scoring import log10, open_model, score_sentences, score_text, score_words
@@ -19,18 +22,46 @@ from kvps.lm.arpa import arpa_file
 from kvps.lm.listing import counts, dump
 from kvps.ps.merging import cancel, tidy
 from kvps.ps.places import open_place
+from kvps.ps.remote_store import RemoteDirectory
 from kvps.store import checkpoint
+from kvps.store.check import look_at_open_shard
+from kvps.store.depot import Depot, is_object_name
 from kvps.store.directory import StoreDirectory
+from kvps.store.findings import WARNING, Finding, Report
+from kvps.store.shard import Shard
+from kvps.units import check_name
 
 WAIT_S = 60.0                  # at most, whatever a client says: a thread of the server waits
 
 
 def check_store(store: StoreDirectory, *, level: str) -> Iterator[bytes]:
     """Yield what `kvps check` finds as lines of JSON, and {"version", "shards"} at the end."""
-    look = Check(store.path, level)
+    look, state = Check(store.path, level), store.root.state()
+    away = {number for number, place in enumerate(state["shards"]) if place.get("away")}
     for finding in look:
-        yield json.dumps(finding.to_json()).encode() + b"\n"
+        if not away or (finding.part, finding.severity) not in (("shard", WARNING), ("counts", WARNING)):
+            yield _line(finding)
+    report, root = Report(), {"identity": store.identity, "state": state, "job": store.root.job_id()}
+    store.follow()
+    for number in sorted(away):
+        with report.guarding("shard", shard=number):
+            yield from store.shards[number].run(check_shard, root=root, chunks=level != "fast")
+    if away and level == "full" and not report.found:
+        with store.snapshot() as snapshot:
+            look_at_counts(store, snapshot, (), report, lambda *place: True, lambda *place: None, lambda done, total: None)
+    yield from map(_line, report.found)
     yield json.dumps({"version": look.version, "shards": look.n_shards}).encode() + b"\n"
+
+
+def check_shard(shard: Shard, *, root: dict, chunks: bool) -> Iterator[bytes]:
+    """Yield what is found in a shard on another machine, as lines of JSON; `root` as look_at_open_shard() takes it."""
+    report = Report()
+    look_at_open_shard(shard, root, report, chunks=chunks)
+    yield from map(_line, report.found)
+
+
+def _line(finding: Finding) -> bytes:
+    return json.dumps(finding.to_json(), default=str).encode() + b"\n"
 
 
 class ServedCheck:
@@ -85,8 +116,57 @@ def delete_checkpoint(store: StoreDirectory, *, name: str, wait: float) -> dict[
     return checkpoint.delete(depot, name, only=only, wait=min(wait, WAIT_S))
 
 
+def checkpoint_names(store: StoreDirectory) -> list[str]:
+    """Return the names of the checkpoints in the store."""
+    depot, _ = checkpoint.depot_of(store.path)
+    return depot.names() if depot else []
+
+
+def checkpoint_description(store: StoreDirectory, *, name: str) -> Iterator[bytes]:
+    """Yield the description of a checkpoint in the store; nothing where there is none."""
+    depot, _ = checkpoint.depot_of(store.path)
+    yield depot.read_description(check_name("checkpoint", name)) or b""
+
+
+def checkpoint_object(store: StoreDirectory, *, name: str, n_bytes: int) -> Iterator[bytes]:
+    """Yield an object of the checkpoints in the store, compared with its name."""
+    depot, _ = checkpoint.depot_of(store.path)
+    if not is_object_name(name):
+        raise ArgumentError(f"{name!r:.80} names no object of a checkpoint")
+    yield depot.read(name, n_bytes)
+
+
+class ServedDepot(Depot):
+    """The checkpoints in a store that is served, for reading."""
+
+    def __init__(self, store: RemoteDirectory) -> None:
+        """Take the store, open."""
+        self._store, self.place = store, f"{store.path}/checkpoints"
+
+    def locked(self, command: str, wait_s: float, *, shared: bool = False) -> contextlib.AbstractContextManager[object]:
+        """Do nothing: what is deleted meanwhile is missing, and another checkpoint is tried."""
+        return contextlib.nullcontext()
+
+    def names(self) -> list[str]:
+        """As Depot.names()."""
+        return self._store.run(checkpoint_names)
+
+    def read_description(self, name: str) -> bytes | None:
+        """As Depot.read_description()."""
+        return b"".join(self._store.run(checkpoint_description, name=name)) or None
+
+    def _read(self, name: str, n_bytes: int) -> bytes | None:
+        return b"".join(self._store.run(checkpoint_object, name=name, n_bytes=n_bytes))
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise StoreError(f"{self.place}: is written by kvps checkpoint alone", path=self.place)
+
+    write_description = remove_description = objects = put = remove = sweep = _refuse
+
+
 _STORE = (dump, counts, history, statistics, arpa_file, check_store, compile_model, open_model, score_text, score_sentences,
           score_words, log10, make_checkpoint, list_checkpoints, verify_checkpoints, delete_checkpoint, sizes, remains,
-          checkpoints_of)
+          checkpoints_of, checkpoint_names, checkpoint_description, checkpoint_object)
 _SHARD = (tidy, cancel, below_zero, n_keys, crowded, compact_label)
-STORE, SHARD = ({function.__name__: function for function in functions} for functions in (_STORE, _SHARD))
+_HOME = (check_shard,)         # of a shard on another machine, by its root's server
+STORE, SHARD, HOME = ({function.__name__: function for function in functions} for functions in (_STORE, _SHARD, _HOME))

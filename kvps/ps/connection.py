@@ -68,11 +68,7 @@ class Connection:
         self.epoch = 0                 # of our session, which changes of a store need
         self._keys = None
         if keys is not None:
-            if not (Path(keys) / keyfiles.CLIENT).exists():
-                raise ArgumentError(f"{keys}: is no folder of a client's keys: no {keyfiles.CLIENT} in it; kvps keygen makes one "
-                                    "for each client, client-NAME")
-            self._keys = (*keyfiles.load_secret(Path(keys) / keyfiles.CLIENT),
-                          keyfiles.load_public(Path(keys) / keyfiles.SERVER_PUBLIC))
+            self._keys = *keyfiles.load_secret(keyfiles.own_secret(keys)), keyfiles.load_public(Path(keys) / keyfiles.SERVER_PUBLIC)
         self._numbers = itertools.count(int.from_bytes(os.urandom(6)) + 1)       # of ours alone, whatever names us
         self._turn = threading.Lock()
         # One for the process, and never ended: an end waits for each socket, also for one that an interrupt left half made.

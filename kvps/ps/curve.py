@@ -5,6 +5,7 @@
     KEYS/clients/NAME       public keys of the clients that may come in, one file each
 
 A client has a folder of its own, with client.secret and the server.public that it expects to meet.
+The servers of one store that are on several machines have copies of one KEYS, and let each other in.
 A file holds one line: the public key as Z85 text (40 characters), in secret files a blank and the secret key.
 """
 from __future__ import annotations
@@ -15,7 +16,7 @@ import stat
 from collections.abc import Callable
 from pathlib import Path
 
-from kvps.errors import StoreError
+from kvps.errors import ArgumentError, StoreError
 from kvps.store import files
 from kvps.units import check_name
 
@@ -50,6 +51,19 @@ def make(folder: str | Path, clients: list[str], new_pair: Callable[[], tuple[by
         written += [_write(own / CLIENT, mine + b" " + secret), _write(own / SERVER_PUBLIC, public),
                     _write(folder / CLIENTS / name, mine)]
     return written
+
+
+def own_secret(folder: str | Path) -> Path:
+    """Return the file of a client's pair; where these are a server's keys its own, for servers of one store ask each other.
+
+    Raises:
+        ArgumentError: it has neither.
+    """
+    for name in (CLIENT, SERVER):
+        if (Path(folder) / name).exists():
+            return Path(folder) / name
+    raise ArgumentError(f"{folder}: is no folder of a client's keys: no {CLIENT} in it; kvps keygen makes one for each client, "
+                        "client-NAME")
 
 
 def load_secret(path: str | Path) -> tuple[bytes, bytes]:

@@ -4,6 +4,7 @@ The one module that imports ray. Placement, membership, restarts and retries are
 Requests and answers are the frames of PROTOCOL.md, as between sockets.
 
     ray://[RESOURCE@][HOST:PORT]/FOLDER     the store in a folder of the machine that has the resource, in a cluster
+    ray://A,B,C@[HOST:PORT]/FOLDER          its shards dealt to the machines that have A, B and C; its root on that of A
 
 An actor is found by its name, which is the resource and the folder. It may be started again by Ray at any time, and the one
 before it may live on for some seconds; which of them may write is not Ray's to say (jobs/on_ray.py).
@@ -57,7 +58,7 @@ END_S = 30.0                   # how long one that is to end may take to do what
 class Place:
     """What an address on Ray names."""
 
-    resource: str              # "": this node's own, which it also has when it is started again
+    resource: str              # "": this node's own, which it also has when it is started again; several: A,B,C
     cluster: str               # HOST:PORT; "": the one of $RAY_ADDRESS or of this machine, else one that is started here
     folder: str
     number: int | None         # of a shard; None: the root
@@ -87,6 +88,22 @@ class Place:
         """The name of its actor; REQUIRES a place that joined() returned."""
         return f"{self.resource}{self.folder}{self._part}"
 
+    @property
+    def on(self) -> str:
+        """The resource of the machine that it is on."""
+        first, *others = self.resource.split(",")
+        return [first, *others][(self.number or 0) % (1 + len(others))]
+
+    @property
+    def away(self) -> bool:
+        """Whether it is a shard on another machine than its root."""
+        return self.on != self.resource.partition(",")[0]
+
+    @property
+    def home(self) -> Path:
+        """The folder of its own that a shard has on another machine than its root."""
+        return Path(f"{self.folder}.shards", str(self.number))
+
     def __str__(self) -> str:
         """Return its address."""
         return f"{RAY}{self.resource}{'@' if self.resource else ''}{self.cluster}{self.folder}{self._part}"
@@ -103,7 +120,7 @@ class Place:
         """Return the actor, which is started on the node that has the resource unless it is there already."""
         return ray.remote(Host).options(
             name=self.name, namespace=NAMESPACE, lifetime="detached", get_if_exists=True, num_cpus=0, max_restarts=-1,
-            max_task_retries=0, max_concurrency=IN_FLIGHT, resources={self.resource: SHARE}).remote(self)
+            max_task_retries=0, max_concurrency=IN_FLIGHT, resources={self.on: SHARE}).remote(self)
 
 
 def _join(cluster: str) -> None:

@@ -15,18 +15,19 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from kvps.errors import ArgumentError, KvpsError, StoreError, StoreLocked
+from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError, StoreLocked
 from kvps.ps import calls
+from kvps.ps.away import NewShard, chunk_arrays, grouped, new_identity
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import ProtocolError
 from kvps.ps.remote import connected, endpoint
-from kvps.store import files
+from kvps.store import files, layout, rebuild
 
 KEEP_ALIVE_S = 1.0
 SILENT_S = 2.5                 # who says so much less often than it should is perhaps gone: wait until that is known
 GRACE_S = 3.5                  # at least so long a client waits for a session: longer than it takes to be found silent
 RETRY_S = 0.1
-STAGE_BYTES = 8 << 20          # of the chunks of a split in one message
+AWAY = "@"                     # begins the address of a shard that is on another machine than its root
 MAX_RECORD_BYTES = 5 << 20     # of a packed job: at its commit it says of each input twice as much, in one message
 
 T = TypeVar("T")
@@ -70,6 +71,10 @@ class RemoteRoot:
         """As Root.job()."""
         return self._read("job")
 
+    def job_id(self) -> str | None:
+        """As Root.job_id()."""
+        return self._read("job_id")
+
     def labels(self) -> dict[str, dict]:
         """As Root.labels()."""
         return self._read("labels")
@@ -89,6 +94,10 @@ class RemoteRoot:
     def set_routing(self, table: dict) -> None:
         """As Root.set_routing()."""
         self._change("set_routing", table=table)
+
+    def move_shard(self, shard: int, name: str, generation: int, away: bool = False) -> None:
+        """As Root.move_shard(), of shards that lie on other machines."""
+        self._change("move_shard", shard=shard, name=name, generation=generation, away=away)
 
     def claim(self) -> None:
         """Do nothing: the session has its epoch."""
@@ -144,7 +153,7 @@ class RemoteShard:
     def begin_apply(self, job: str, split: int, version: int, chunks: Sequence[tuple[bytes, int]], row: dict, *,
                     label: str | None = None) -> Callable[[], bool]:
         """Send a split on its way; what is returned waits until it is there, and returns what Shard.apply() does."""
-        parts = _parts(chunks)
+        parts = [chunk_arrays(group) for group in grouped(chunks, lambda chunk: len(chunk[0]))]
         last = {"job": job, "split": split, "version": version, "row": row, "label": label, "staged": len(parts) - 1}
 
         def send() -> int:
@@ -188,21 +197,6 @@ class RemoteShard:
         return self.facts()["generation"]
 
 
-def _parts(chunks: Sequence[tuple[bytes, int]]) -> list[dict[str, Any]]:
-    """Return the arrays of as many messages as some chunks take, one at least."""
-    groups: list[list[tuple[bytes, int]]] = [[]]
-    n_bytes = 0
-    for payload, n_keys in chunks:
-        if groups[-1] and n_bytes + len(payload) > STAGE_BYTES:
-            groups.append([])
-            n_bytes = 0
-        groups[-1].append((payload, n_keys))
-        n_bytes += len(payload)
-    return [{"chunks": [payload for payload, _ in group],
-             "lengths": np.array([len(payload) for payload, _ in group], np.uint32),
-             "keys": np.array([n_keys for _, n_keys in group], np.uint32)} for group in groups]
-
-
 class RemoteDirectory:
     """A store that a server serves, open. Made by open_place()."""
 
@@ -236,7 +230,8 @@ class RemoteDirectory:
             facts = self._facts(make)
             self.identity = facts["identity"]
             self.root = RemoteRoot(self.connection, self.identity)
-            self.shards = [RemoteShard(self._connected(self._place(there)), number) for number, there in enumerate(facts["shards"])]
+            self._places = [self._place(there) for there in facts["shards"]]
+            self.shards = [RemoteShard(self._connected(place), number) for number, place in enumerate(self._places)]
             if writable:
                 self._begin(command, wait)
         except BaseException:
@@ -269,6 +264,8 @@ class RemoteDirectory:
 
     def _place(self, address: str) -> str:
         """Return where a shard is served; a server that other machines reach does not know by which name they do."""
+        if address.startswith(AWAY):
+            return address.removeprefix(AWAY)
         if address.startswith("#"):            # on Ray
             return self.connection.address + address
         host, _, _ = self.connection.address.removeprefix("tcp://").rpartition(":")
@@ -344,6 +341,28 @@ class RemoteDirectory:
         self._alive.epoch = self.connection.epoch
         for shard in self.shards:
             shard.fence()
+
+    def lost(self) -> dict[int, CorruptionError]:
+        """Return what is wrong with the shards on other machines that are not there, or went back in time, by their numbers."""
+        found = {}
+        for number, place in enumerate(self.root.state()["shards"]):
+            if place.get("away"):
+                try:
+                    self.shards[number].facts()
+                except CorruptionError as exc:
+                    found[number] = exc
+        return found
+
+    def new_shard(self, number: int) -> NewShard:
+        """Begin to make a shard again that lies on another machine; in a session of ours."""
+        place = self.root.state()["shards"][number]
+        return NewShard(self._connected(self._places[number]), new_identity(self.identity, number), layout.later(place["dir"]),
+                        above=place["generation"] + rebuild.AHEAD, epoch=self.connection.epoch)
+
+    def put_in_place(self, new: NewShard, n_words: int, version: int) -> None:
+        """Let a shard that was made again be the one that the root names."""
+        self.root.move_shard(new.shard, new.name, new.finish(n_words, version), away=True)
+        self.fence()                           # under another epoch its server asks the root where it is
 
     def wire_bytes(self) -> tuple[int, int]:
         """Return how many bytes of messages were sent and received, all connections together."""

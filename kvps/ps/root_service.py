@@ -18,10 +18,11 @@ import numpy as np
 
 from kvps.errors import ArgumentError, StoreError, StoreLocked
 from kvps.ps.answering import Answer, Function, field
+from kvps.ps.away import AwayShard
 from kvps.ps.calls import called, said, unpacked
 from kvps.ps.protocol import Message
 from kvps.ps.streams import Streams
-from kvps.store import seal
+from kvps.store import layout, seal
 from kvps.store.directory import StoreDirectory
 from kvps.store.root import Root
 from kvps.text.tokenize import SEPARATORS
@@ -33,8 +34,8 @@ WORDS_BYTES = 8 << 20          # of the vocabulary in one message
 CLAIM_S = 30.0                 # a worker that is silent for so long leaves its splits to others
 SPACE = np.frombuffer((SEPARATORS + "\n").encode(), np.uint8)
 
-READS = ("state", "history", "counted", "inputs", "job", "labels", "next_word", "bytes", "routing")
-CHANGES = ("begin_job", "clear_job", "commit_job", "set_routing")
+READS = ("state", "history", "counted", "inputs", "job", "labels", "next_word", "bytes", "routing", "job_id")
+CHANGES = ("begin_job", "clear_job", "commit_job", "set_routing", "move_shard")
 
 
 @dataclasses.dataclass
@@ -51,12 +52,18 @@ class Session:
 class RootService:
     """The root of a store, open for writing, and its directory, open for reading; under the owner lock of whoever started us."""
 
-    def __init__(self, path: Path, shards: list[str], streams: Streams) -> None:
-        """Open; `shards` are the addresses of the shards' servers, `streams` is where long answers are kept."""
+    def __init__(self, path: Path, shards: list[str], streams: Streams, away: Callable[[int, str], AwayShard]) -> None:
+        """Open.
+
+        Args:
+            path: of the store.
+            shards: the addresses of the shards' servers.
+            streams: where long answers are kept.
+            away: what StoreDirectory takes by this name.
+        """
         self.shards, self._streams = shards, streams
-        self.directory = StoreDirectory(path, False, None)
-        with self.directory.snapshot():            # opens the shards, for reading
-            pass
+        self.directory = StoreDirectory(path, False, None, away)
+        self.directory.follow()
         name = seal.read(path)["root"]
         self.root = Root.open(path / name, writable=True)
         self.root.adopt()
@@ -197,6 +204,8 @@ class RootService:
         if method == "begin_job":
             record = arguments.get("record")
             return job is not None and isinstance(record, dict) and job == record.get("id")
+        if method == "move_shard":
+            return self._moved_before(**arguments)
         if method == "set_routing":
             return self.root.routing() is not None and self.root.routing() == arguments.get("table")
         if method == "commit_job" and job is None:
@@ -204,6 +213,14 @@ class RootService:
             if state["version"] == arguments.get("version") and isinstance(made, dict):
                 return self.root.history()[-1].get("job") == made.get("job")
         return False
+
+    def _moved_before(self, shard: int, name: str, generation: int, away: bool = False) -> bool:
+        """Return whether a shard is in this directory; ArgumentError where a client may not move it there."""
+        places = self.root.state()["shards"]
+        if shard not in range(len(places)) or not isinstance(generation, int) or not places[shard].get("away") or away is not True:
+            raise ArgumentError("only a shard on another machine is moved, to another directory there")
+        layout.shard_folder(self.directory.path, shard, name)
+        return places[shard]["dir"] == name
 
     def reseal(self, message: Message) -> Answer:
         """Write down how far the store has come."""

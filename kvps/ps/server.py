@@ -75,7 +75,7 @@ class Server:
             from zmq.auth.thread import ThreadAuthenticator
 
             own = keyfiles.load_secret(Path(keys) / keyfiles.SERVER)
-            allowed = keyfiles.allowed(Path(keys) / keyfiles.CLIENTS)
+            allowed = {*keyfiles.allowed(Path(keys) / keyfiles.CLIENTS), own[0]}
             self._authenticator = ThreadAuthenticator(self._context)
             self._authenticator.start()
             self._authenticator.configure_curve_callback(ZAP_DOMAIN.decode(), _AllowList(allowed))

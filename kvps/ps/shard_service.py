@@ -10,10 +10,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import numpy as np
-
 from kvps.errors import ArgumentError, StoreLocked
 from kvps.ps.answering import Answer, Function, field, optional
+from kvps.ps.away import Chunk, chunks_of
 from kvps.ps.calls import Runner, said
 from kvps.ps.protocol import Message
 from kvps.ps.runs import verify_chunks
@@ -27,18 +26,16 @@ PART_BYTES = 1 << 10           # what one of them takes beside its arrays
 
 
 class ShardService:
-    """One shard, open for writing, under the owner lock of whoever started us."""
+    """One shard, open for writing."""
 
-    def __init__(self, path: Path, number: int, functions: Mapping[str, Callable]) -> None:
-        """Open shard `number` of the store at `path`; `functions` may be run with it."""
-        self._directory = StoreDirectory(path, False, None)
-        with self._directory.snapshot():           # opens the shards, and looks whether they fit the root
-            self._epoch = self._directory.root.state()["epoch"]
-            self.shard = Shard.open(self._directory.shards[number].path, self._directory.identity["uuid"], True, shard=number,
-                                    map_bytes=layout.map_bytes(self._directory.identity["shards"]))
+    def __init__(self, directory: StoreDirectory, functions: Mapping[str, Callable]) -> None:
+        """Take the store whose root says what may be done, and what may be run with the shard; open() is the caller's to call."""
+        self._directory = directory
+        self._epoch = 0
+        self.shard: Shard | None = None
         self.runner = Runner(self._current, functions, Streams())
         self._staged_bytes: dict[tuple[bytes, str, int], int] = {}
-        self._staged: OrderedDict[tuple[bytes, str, int], dict[int, list[tuple[bytes, int]]]] = OrderedDict()
+        self._staged: OrderedDict[tuple[bytes, str, int], dict[int, list[Chunk]]] = OrderedDict()
 
     def functions(self) -> dict[str, Function]:
         """Return what a Server is to answer; requests are answered one after another, as a shard takes them."""
@@ -47,12 +44,28 @@ class ShardService:
             ("mark", self.mark), ("sweep", self.sweep), ("facts", self.facts))}
         return {**own, **self.runner.functions(changes=True)}
 
+    def open(self, path: Path, number: int, *, verify: bool = False) -> None:
+        """Open the shard in a directory, which the root names; under a lock that the caller holds."""
+        identity = self._directory.identity
+        self._epoch = self._directory.root.state()["epoch"]
+        self.shard = Shard.open(path, identity["uuid"], True, shard=number, map_bytes=layout.map_bytes(identity["shards"]),
+                                verify=verify)
+
+    def here(self) -> Shard:
+        """Return the shard."""
+        return self.shard
+
     def _current(self, message: Message) -> Shard:
         """Return the shard for a change by the sender; StoreLocked where its session is over, or was never given."""
-        if message.epoch < self._epoch or (message.epoch > self._epoch and message.epoch > self._directory.root.state()["epoch"]):
+        shard = self.here()
+        if message.epoch < self._epoch or (message.epoch > self._epoch and not self._given(message.epoch)):
             raise self._locked("another client has taken the store over; run the command again")
-        self._epoch = self.shard.epoch = message.epoch
-        return self.shard
+        self._epoch = shard.epoch = message.epoch
+        return shard
+
+    def _given(self, epoch: int) -> bool:
+        """Return whether the root has given an epoch that we have not heard of."""
+        return epoch <= self._directory.root.state()["epoch"]
 
     def _at_work(self, message: Message, version: int) -> Shard:
         """Return the shard for a change of the pending job; `version` is the one that is committed, as the sender knows it."""
@@ -100,7 +113,7 @@ class ShardService:
 
     def splits(self, message: Message) -> Answer:
         """Return the ledger of a job."""
-        return said(list(self.shard.splits(field(message, "job", str)).items()), self.runner.streams)
+        return said(list(self.here().splits(field(message, "job", str)).items()), self.runner.streams)
 
     def drop(self, message: Message) -> Answer:
         """Roll a job back."""
@@ -124,25 +137,22 @@ class ShardService:
 
     def facts(self, message: Message) -> Answer:
         """Return generation, bytes and runs."""
-        runs = self.shard.runs()
-        return {"shard": self.shard.shard, "generation": self.shard.generation, "runs": len(runs),
-                "keys": sum(run.n_keys for run in runs), **self.shard.bytes()}, {}
+        shard = self.here()
+        runs = shard.runs()
+        return {"shard": shard.shard, "generation": shard.generation, "runs": len(runs),
+                "keys": sum(run.n_keys for run in runs), **shard.bytes()}, {}
 
     def close(self) -> None:
         """Close the shard."""
         self.runner.streams.close()
-        self.shard.close()
+        if self.shard is not None:
+            self.shard.close()
         self._directory.close()
 
 
-def _chunks(message: Message) -> list[tuple[bytes, int]]:
-    """Return the chunks (payload, number of keys) that came as one array with the length and keys of each."""
+def _chunks(message: Message) -> list[Chunk]:
+    """Return the chunks of a message."""
     try:
-        data, lengths, keys = (message.arrays[name] for name in ("chunks", "lengths", "keys"))
-        ends = np.cumsum(lengths, dtype=np.int64).tolist()
-        if data.dtype != np.uint8 or (ends[-1] if ends else 0) != len(data) or len(keys) != len(lengths):
-            raise ValueError("lengths do not add up")
-        blob = memoryview(data)                # of the message, which lives as long as they do
-        return [(blob[a:b], n) for a, b, n in zip([0, *ends], ends, keys.tolist(), strict=False)]
+        return chunks_of(message.arrays)
     except (KeyError, ValueError, TypeError) as exc:
         raise ArgumentError(f"{message.call['call']}: no chunks: {exc}") from exc

@@ -20,7 +20,7 @@ from kvps.store.environment import Environment
 from kvps.store.findings import DAMAGE, LINK, OLDER, RESTORE, Report, damage, page_offset, warning
 from kvps.store.root import FIRST_WORD
 from kvps.store.runs import Run, RunTotal
-from kvps.store.shard import orphans
+from kvps.store.shard import Shard, orphans
 from kvps.store.transaction import Txn
 
 MAX_PER_FILE = 20            # findings of one file's pages: one that is torn has thousands
@@ -203,6 +203,10 @@ def look_at_shard(path: Path, number: int, root: dict, report: Report, *, quiet:
     progress: called with the bytes of chunks read since the last call.
     """
     place = root["state"]["shards"][number]
+    if place.get("away"):
+        report.add(warning("shard", f"{path}: shard {number} lies on another machine, so it was not looked at", path=str(path),
+                           shard=number, next="start kvps serve, and check its address"))
+        return
     with report.guarding("shard", shard=number):
         folder = layout.shard_folder(path, number, place["dir"])
         stamps = (root["seal"] or {}).get("files", {})
@@ -210,6 +214,12 @@ def look_at_shard(path: Path, number: int, root: dict, report: Report, *, quiet:
             size = layout.map_bytes(root["identity"]["shards"])
             with contextlib.closing(Environment.open(folder, map_bytes=size)) as env, env.read() as txn:
                 _read_shard(txn, str(env.data), number, root, report, chunks, progress)
+
+
+def look_at_open_shard(shard: Shard, root: dict, report: Report, *, chunks: bool) -> None:
+    """Look at one that this process has open; `root` has "identity", "state" and "job"."""
+    with report.guarding("shard", shard=shard.shard), shard.reading() as txn:
+        _read_shard(txn, str(shard.path / layout.DATA), shard.shard, root, report, chunks, lambda n_bytes: None)
 
 
 def _read_shard(txn: Txn, where: str, number: int, root: dict, report: Report, chunks: bool,

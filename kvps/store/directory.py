@@ -50,14 +50,35 @@ class StoreSnapshot:
         return sum(run.n_keys for shard in range(len(self.shards)) for run in self.runs(shard))
 
 
+class Away:
+    """Stands for a shard that lies on another machine, where nobody said how it is reached."""
+
+    def __init__(self, path: Path, number: int) -> None:
+        """Take the store's folder and the number of the shard."""
+        self.path, self.shard = path, number
+
+    def snapshot(self) -> Snapshot:
+        """Refuse."""
+        raise StoreError(f"{self.path}: shard {self.shard} lies on another machine; start kvps serve, and name its address in the "
+                         "place of the folder", path=str(self.path), shard=self.shard)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
 class StoreDirectory:
     """A store that is open. Made by open_store()."""
 
     elsewhere = False              # whether another process has the files
 
-    def __init__(self, path: Path, writable: bool, owner: lock.OwnerLock | None) -> None:
-        """Open the root of the store at `path`; the lock is closed with the store, also if this fails."""
+    def __init__(self, path: Path, writable: bool, owner: lock.OwnerLock | None,
+                 away: Callable[[int, str], Shard] | None = None) -> None:
+        """Open the root of the store at `path`; the lock is closed with the store, also if this fails.
+
+        away: gives what reads a shard on another machine, from its number and the name of its directory there.
+        """
         self.path, self.writable, self.lock = path, writable, owner
+        self._away = away or (lambda number, name: Away(path, number))
         self.shards: list[Shard] = []
         self._names: list[str] = []
         self._turn = threading.Lock()
@@ -128,6 +149,12 @@ class StoreDirectory:
                     raise
         return open_it(False)
 
+    def follow(self) -> list[Shard]:
+        """Open the shards that lie here, as the root names them now, and return them."""
+        with self._turn:
+            self._follow(self.root.state())
+        return [shard for shard in self.shards if isinstance(shard, Shard)]
+
     def _follow(self, state: dict) -> None:
         """Open the shard directories that `state` names, and close those that were replaced; holding self._turn."""
         if len(state["shards"]) != self.identity["shards"]:
@@ -136,7 +163,8 @@ class StoreDirectory:
             name = place["dir"]
             if number < len(self._names) and self._names[number] == name:
                 continue
-            shard = self._open_shard(number, name, place["generation"])
+            shard = (self._away(number, name) if place.get("away") else
+                     self._open_shard(number, name, place["generation"]))
             if number < len(self.shards):
                 self.shards[number].close()
             self.shards[number:number + 1] = [shard]
@@ -162,7 +190,7 @@ class StoreDirectory:
 
     def reseal(self) -> None:
         """Write down how far the store has come, if that is not written down yet; of a writer."""
-        names = [self._root_name, *self._names]
+        names = [self._root_name, *(place["dir"] for place in self._root.state()["shards"] if "away" not in place)]
         if any(seal.stamp(self.path / name / layout.DATA) != self._seal["files"].get(name) for name in names):
             self._seal = seal.renew(self.path, self._root_name, self._root)
 
@@ -333,7 +361,7 @@ def _check_kind(store: StoreDirectory, table: bool | None) -> None:
 
 
 def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, command: str = "",
-               force: bool = False, table: bool | None = False) -> StoreDirectory:
+               force: bool = False, table: bool | None = False, whole: bool = True) -> StoreDirectory:
     """Open a store; a writer takes the owner lock first, a reader takes none.
 
     Args:
@@ -343,9 +371,10 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
         command: what the writer is about to do, for the messages of others.
         force: allow a network file system.
         table: expect a table, and not a store of n-grams; None: either will do.
+        whole: expect all shards to lie here.
 
     Raises:
-        StoreError: `path` is no store, or may not be read; or is a table, or none, against what was expected.
+        StoreError: `path` is no store, or may not be read; or is a table, or none, against what was expected; or lacks shards.
         StoreLocked: somebody else is writing.
         VersionMismatch: a format that this kvps does not read.
         CorruptionError: damaged.
@@ -370,8 +399,11 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
     try:
         store = StoreDirectory(path, writable, owner)
         _check_kind(store, table)
-        with store.snapshot():
-            pass
+        if whole:
+            with store.snapshot():
+                pass
+        else:
+            store.follow()
         if writable:
             store.sweep_directories()
         return store

@@ -7,6 +7,7 @@ The number G goes up when a root or a shard is replaced by another copy of itsel
 """
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -45,6 +46,12 @@ def following(name: str) -> str:
     """Return the name of the folder that replaces one of a root or a shard."""
     stem, _, number = name.rpartition(".")
     return f"{stem}.{int(number) + 1}"
+
+
+def later(name: str) -> str:
+    """Return the name of a folder that comes after one of a shard, and that nobody has had."""
+    stem, _, number = name.rpartition(".")
+    return f"{stem}.{int(number) + 1 + secrets.randbelow(1 << 30)}"
 
 
 def next_shards(names: Sequence[str], n_shards: int) -> list[str]:

@@ -48,10 +48,10 @@ def fill(shard: Shard, depot: Depot, checkpoint: Checkpoint, gone_labels: Collec
 
 
 @contextlib.contextmanager
-def old_shard(path: Path, root: Root, depot: Depot, checkpoint: Checkpoint, number: int,
-                 gone_labels: Collection[str]) -> Iterator[Shard]:
+def old_shard(scratch: Path, root: Root, depot: Depot, checkpoint: Checkpoint, number: int,
+              gone_labels: Collection[str]) -> Iterator[Shard]:
     """Give, for a while, shard `number` of a checkpoint whose shards are not those of the store, filled as by fill()."""
-    folder = path / layout.SHARDS / f"checkpoint{UNFINISHED}"
+    folder = scratch / f"checkpoint{UNFINISHED}"
     files.remove_tree(folder)
     identity = {"uuid": root.identity["uuid"], "shard": number, "shards": len(checkpoint.shards), "order": root.identity["order"]}
     try:

@@ -275,10 +275,10 @@ class Root:
         with self._write() as (_, state):
             _note_generations(state, generations)
 
-    def move_shard(self, shard: int, name: str, generation: int) -> None:
-        """Let the directory `name` hold shard number `shard` from now on."""
+    def move_shard(self, shard: int, name: str, generation: int, away: bool = False) -> None:
+        """Let the directory `name` hold shard number `shard` from now on; `away`: one in the folder of another machine."""
         with self._write() as (_, state):
-            state["shards"][shard] = {"dir": name, "generation": generation}
+            state["shards"][shard] = {"dir": name, "generation": generation, **({"away": True} if away else {})}
 
     # where n-grams go
 

@@ -47,7 +47,7 @@ def write(store: Path, record: dict) -> None:
 def renew(store: Path, root_name: str, root: Root) -> dict:
     """Write the seal of a store as its root is now; return it."""
     state = root.state()
-    folders = [root_name, *(place["dir"] for place in state["shards"])]
+    folders = [root_name, *(place["dir"] for place in state["shards"] if "away" not in place)]
     record = {"uuid": root.identity["uuid"], "root": root_name, "version": state["version"],
               "generation": state["generation"], "files": {name: stamp(store / name / layout.DATA) for name in folders}}
     write(store, record)

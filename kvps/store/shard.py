@@ -313,6 +313,10 @@ class Shard:
         """
         return function(self, **arguments, **(here or {}))
 
+    def reading(self) -> contextlib.AbstractContextManager[Txn]:
+        """Give a transaction that reads, for who looks at the records themselves."""
+        return self._env.read()
+
     def bytes(self) -> dict[str, int]:
         """Return {"file": length of the data file, "live": bytes of the pages in use}."""
         return self._env.bytes()
@@ -327,19 +331,15 @@ class Shard:
         self._env.close()
 
 
-class Snapshot:
-    """One shard at one commit; usable from one thread at a time, and closed in the end."""
+class Listed:
+    """What a manifest tells of a shard at one commit."""
 
-    def __init__(self, env: Environment) -> None:
-        self._path = str(env.data)
-        self._txn = env.begin()
-        try:
-            self._manifest = records.current(self._txn, fmt.MANIFEST)
-        except BaseException:
-            self._txn.close()
-            raise
-        self.txn_id = self._txn.id
-        self.generation: int = self._manifest["generation"]
+    _manifest: dict
+
+    @property
+    def generation(self) -> int:
+        """How many transactions the shard had seen."""
+        return self._manifest["generation"]
 
     def all_runs(self) -> list[Run]:
         """Return every run in the manifest, oldest first."""
@@ -353,6 +353,24 @@ class Snapshot:
     def runs(self, version: int) -> list[Run]:
         """Return the runs that make up `version` of the store, oldest first."""
         return [run for run in self.all_runs() if run.seen(version)]
+
+
+class Snapshot(Listed):
+    """One shard at one commit; usable from one thread at a time, and closed in the end."""
+
+    def __init__(self, env: Environment) -> None:
+        self._path = str(env.data)
+        self._txn = env.begin()
+        try:
+            self._manifest = records.current(self._txn, fmt.MANIFEST)
+        except BaseException:
+            self._txn.close()
+            raise
+        self.txn_id = self._txn.id
+
+    def manifest(self) -> dict:
+        """Return the manifest: what Listed is made of."""
+        return self._manifest
 
     @property
     def most(self) -> int:
