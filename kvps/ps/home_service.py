@@ -193,7 +193,10 @@ class HomeService(ShardService):
         if attempt == self._attempt:
             return {}, {}
         folder = layout.shard_folder(self._folder, self._number, name)
-        if files.exists(folder) or identity.get("shard") != self._number or not isinstance(identity.get("shards"), int):
+        numbers = [identity.get("order"), identity.get("shards"), field(message, "above", int), field(message, "writer", int)]
+        if (files.exists(folder) or identity.get("shard") != self._number or not isinstance(identity.get("uuid"), str)
+                or not all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers)
+                or not 1 <= numbers[1] <= layout.MAX_SHARDS):
             raise ArgumentError(f"{folder}: cannot be made: it is there, or is for another shard than {self._number}")
         self._drop_new()
         self._sweep_new()
@@ -202,7 +205,7 @@ class HomeService(ShardService):
             files.fsync_dir(self._folder)
         self._new = Shard.create(folder.with_name(folder.name + UNFINISHED), {
             name: identity[name] for name in ("uuid", "shard", "shards", "order")}, map_bytes=layout.map_bytes(identity["shards"]),
-            epoch=field(message, "writer", int), above=field(message, "above", int))
+            above=numbers[2], epoch=numbers[3])
         self._attempt, self._new_name = attempt, name
         return {}, {}
 

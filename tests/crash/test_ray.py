@@ -1,6 +1,7 @@
 """A store on a cluster of three nodes: whatever is killed while its text is counted, everything counts once."""
 import json
 import os
+import shutil
 import signal
 import time
 
@@ -108,3 +109,47 @@ def test_the_disk_is_gone(tmp_path, cluster):
     assert list(done["already"]) == [str(tmp_path / "a")] and done["inputs"] == 2
     run("servers", elsewhere, "--stop")
     assert contents(tmp_path / "store") == counted(b"".join((tmp_path / name).read_bytes() for name in "abc"), 3)
+
+
+def test_shards_on_three_machines(tmp_path, cluster):
+    """Shards on the disks of three nodes: a task, an actor and a node die, then a node with its disk, in one job."""
+    store, homes = tmp_path / "store", tmp_path / "store.shards"
+    lines = zipf_text(7, 40_000).splitlines()
+    text = b"".join(b"%s n%d\n" % (line, number // 3) for number, line in enumerate(lines))
+    (tmp_path / "first").write_bytes(zipf_text(6, 2000))
+    (tmp_path / "text").write_bytes(text)
+    there = f"ray://head,disk,other@{cluster.address}{store}"
+    run("train", there, tmp_path / "first", "-o", 3, "--shards", 3)
+    assert sorted(folder.name for folder in homes.iterdir()) == ["1", "2"]
+    assert len(list((store / "shards").iterdir())) == 1
+    run("checkpoint", "create", there)
+
+    def node_comes_again():
+        cluster.tell("kill", "other")
+        cluster.tell("add", "other")
+
+    def disk_is_lost():
+        cluster.tell("kill", "disk")
+        shutil.rmtree(homes / "1")
+        cluster.tell("add", "disk")
+
+    kills = [lambda: os.kill(cluster.tasks()[0], signal.SIGKILL), lambda: os.kill(pids(there)["shard 2"], signal.SIGKILL),
+             lambda: os.kill(pids(there)["root"], signal.SIGKILL), node_comes_again, disk_is_lost]
+    arguments = there, tmp_path / "text", "-S", "100K", "--threads", 3
+    process = start("update", *arguments, small=True)
+    for number, kill in enumerate(kills):
+        while (share := done(there, process)) < 0.05 + 0.1 * number:
+            time.sleep(0.05)
+        assert share < 1
+        kill()
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 3 and "shard 1 is not here" in err, out + err
+    found = run_json("recover", there, "--yes")
+    assert (found["rebuilt"], found["resumable"]) == ([1], True)
+    assert "from checkpoint v000001" in found["steps"][0]["what"]
+    assert run_json("resume", there)["version"] == 2
+    name = run_json("checkpoint", "create", there)["name"]
+    assert json.loads(run("check", there, "--full", "--json").stdout.splitlines()[-1])["damage"] == 0
+    run("servers", there, "--stop")
+    run("checkpoint", "restore", "--from", store / "checkpoints", name, "--into", tmp_path / "whole")
+    assert contents(tmp_path / "whole") == counted((tmp_path / "first").read_bytes() + text, 3)

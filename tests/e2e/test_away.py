@@ -1,0 +1,257 @@
+"""Shards on other machines than their root: in folders of their own here, which is all that their servers can tell."""
+import json
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from processes import Served, counted, go_on, refused, run, run_json, start, stopped, zipf_text
+
+import kvps
+from kvps.errors import KvpsError
+from kvps.ps.connection import Connection
+
+SMALL = ["--threads", 1, "--memory", "64K"]
+
+
+class Machines:
+    """A store of three shards, of which 1 and 2 are served from folders of their own."""
+
+    def __init__(self, folder):
+        """Start all servers; the store is not there yet."""
+        self.folder, self.there, self.store = folder, f"kvps://{folder}/root", folder / "store"
+        self.homes = {}
+        for number in (1, 2):
+            self.begin(number)
+        away = [f"--away={number}=kvps://{folder}/{number}" for number in (1, 2)]
+        self.root = Served(self.store, "--bind", f"ipc://{folder}/root", *away)
+
+    def begin(self, number):
+        """Start the server of a shard."""
+        self.homes[number] = Served(self.folder / f"home{number}", "--shard", number, "--root", self.there, "--bind",
+                                    f"ipc://{self.folder}/{number}")
+
+    def lose(self, number, then=lambda home: None):
+        """Lose the disk of a shard, and start its server again; `then` is called with the folder before."""
+        self.homes[number].end(signal.SIGKILL)
+        shutil.rmtree(self.folder / f"home{number}")
+        then(self.folder / f"home{number}")
+        self.begin(number)
+
+    def contents(self):
+        """Return what the store has, from a checkpoint of it."""
+        name = run_json("checkpoint", "create", self.there)["name"]
+        run("checkpoint", "restore", "--from", self.store / "checkpoints", name, "--into", self.folder / "whole")
+        found = run("dump", self.folder / "whole", "-o", 3, "--sorted").stdout
+        run("check", self.folder / "whole", "--full")
+        shutil.rmtree(self.folder / "whole")
+        return found
+
+    def end(self):
+        """End all servers."""
+        for server in (self.root, *self.homes.values()):
+            server.end()
+
+
+@pytest.fixture
+def machines(tmp_path):
+    """Servers without a store, and texts a, b and c."""
+    for name, seed in (("a", 1), ("b", 2), ("c", 3)):
+        (tmp_path / name).write_bytes(zipf_text(seed, 400, n_words=300))
+    made = Machines(tmp_path)
+    yield made
+    made.end()
+
+
+def plain(folder, *names):
+    """Return what a store in one folder has of some texts."""
+    run("train", folder / "plain", *(folder / name for name in names), "-o", 3, "--shards", 3)
+    found = run("dump", folder / "plain", "-o", 3, "--sorted").stdout
+    shutil.rmtree(folder / "plain")
+    return found
+
+
+@pytest.mark.slow
+def test_moved_and_served(machines, tmp_path):
+    """Shards go where they are to be, with all that they hold; the folder of the root says where they are not."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    run("update", machines.there, tmp_path / "b", "--label", "second")
+    assert len(list((machines.store / "shards").iterdir())) == 1
+    for number in (1, 2):
+        assert len(list((tmp_path / f"home{number}" / "shards").iterdir())) == 1
+    assert machines.contents() == plain(tmp_path, "a", "b")
+    assert "shard 1 lies on another machine" in refused("stats", machines.store)
+    assert "lies on another machine" in run("check", machines.store).stdout + run("check", machines.store).stderr
+    assert json.loads(run("check", machines.there, "--full", "--json").stdout.splitlines()[-1])["damage"] == 0
+    run("forget", machines.there, "--label", "second")
+    run("compact", machines.there)
+    machines.root.end()
+    assert "shard 1 lies on another machine; say where" in refused("serve", machines.store, "--bind", f"ipc://{tmp_path}/x")
+    machines.root.start()
+    assert machines.contents() == plain(tmp_path, "a")
+
+
+def test_a_store_that_was_whole(tmp_path):
+    """A store in one folder gives shards away, exactly; not while a job is pending."""
+    (tmp_path / "a").write_bytes(zipf_text(1, 400))
+    (tmp_path / "b").write_bytes(zipf_text(2, 4000))
+    run("train", tmp_path / "store", tmp_path / "a", "-o", 3, "--shards", 3)
+    before = run("dump", tmp_path / "store", "-o", 3, "--sorted").stdout
+    home = ("--shard", 1, "--root", f"kvps://{tmp_path}/root", "--bind", f"ipc://{tmp_path}/1")
+    root = ("--bind", f"ipc://{tmp_path}/root", "--away", f"1=kvps://{tmp_path}/1")
+    with Served(tmp_path / "home", *home):
+        with stopped("update", tmp_path / "store", tmp_path / "b", *SMALL,
+                     stop_at="SIGSTOP after kvps.store.shard:Shard.apply 9") as process:
+            process.kill()
+        assert "resume or abort it before" in refused("serve", tmp_path / "store", *root)
+        run("abort", tmp_path / "store")
+        with Served(tmp_path / "store", *root) as served:
+            assert run("dump", served.address, "-o", 3, "--sorted").stdout == before
+        assert "is using it (serve)" in refused("serve", tmp_path / "home", *home[:-1], f"ipc://{tmp_path}/2", code=5)
+
+
+@pytest.mark.parametrize("how", ["checkpoint", pytest.param("text", marks=pytest.mark.slow),
+                                 pytest.param("older", marks=pytest.mark.slow)])
+def test_a_lost_disk(machines, tmp_path, how):
+    """A shard whose disk is lost, or is an older copy, is made again: from a checkpoint and the text since, or text alone."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    if how == "checkpoint":
+        run("checkpoint", "create", machines.there)
+    older = tmp_path / "older"
+    machines.homes[1].end()
+    shutil.copytree(tmp_path / "home1", older)
+    machines.homes[1].start()
+    run("update", machines.there, tmp_path / "b", tmp_path / "c")
+    run("forget", machines.there, tmp_path / "c")
+    machines.lose(1, (lambda home: shutil.copytree(older, home)) if how == "older" else (lambda home: None))
+    what = "went back in time" if how == "older" else "shard 1 is not here"
+    assert what in refused("stats", machines.there, code=3)
+    assert what in refused("update", machines.there, tmp_path / "c", code=3)
+    assert what in run("check", machines.there, check=3).stdout
+    (tmp_path / "b").rename(tmp_path / "elsewhere")
+    assert f"needs text that is not where it was, or has changed: {tmp_path}/b" in refused(
+        "recover", machines.there, "--yes", code=4)
+    found = run_json("recover", machines.there, "--input", tmp_path / "elsewhere", "--yes")
+    assert found["rebuilt"] == [1] and found["resumable"] is False
+    assert ("from checkpoint v000001" in found["steps"][0]["what"]) == (how == "checkpoint")
+    assert machines.contents() == plain(tmp_path, "a", "elsewhere")
+    assert run_json("recover", machines.there, "--yes")["rebuilt"] == []
+    run("forget", machines.there, tmp_path / "elsewhere")
+    assert machines.contents() == plain(tmp_path, "a")
+
+
+@pytest.mark.slow
+def test_a_disk_is_lost_in_a_job(machines, tmp_path):
+    """A job that was at work when a disk was lost goes on after it: what the shard had of it is counted again."""
+    (tmp_path / "long").write_bytes(zipf_text(4, 20_000))
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    process = stopped("update", machines.there, tmp_path / "long", *SMALL,
+                      stop_at="SIGSTOP after kvps.ps.remote_store:RemoteShard.begin_apply 30")
+    machines.lose(2)
+    code, _, err = go_on(process)
+    assert code == 3 and "shard 2 is not here" in err
+    found = run_json("recover", machines.there, "--yes")
+    assert found["rebuilt"] == [2] and found["resumable"] is True
+    run("resume", machines.there)
+    assert machines.contents() == plain(tmp_path, "a", "long")
+
+
+@pytest.mark.slow
+def test_servers_are_killed(machines, tmp_path, rng):
+    """Whichever server is killed while text is counted, everything counts once."""
+    text = zipf_text(5, 12_000)
+    (tmp_path / "long").write_bytes(text)
+    process = start("train", machines.there, tmp_path / "long", "-o", 3, "--shards", 3, *SMALL, small=True)
+    while process.poll() is None:
+        try:
+            process.wait(rng.uniform(0.3, 0.8))
+        except subprocess.TimeoutExpired:
+            victim = rng.choice([machines.root, *machines.homes.values()])
+            victim.end(signal.SIGKILL)
+            victim.start()
+    out, err = process.communicate()
+    assert process.returncode == 0, out + err
+    assert sum(int(line.rpartition("\t")[2]) for line in machines.contents().splitlines()) == sum(
+        n for key, n in counted(text, 3).items() if len(key) == 3)
+
+
+def test_foreign_requests(machines, tmp_path):
+    """What nobody should ask is refused in words, and the shard is as it was."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    before = machines.contents()
+    identity = {"uuid": "0" * 32, "shard": 1, "shards": 3, "order": 3}
+    chunks = {"chunks": np.zeros(9, np.uint8), "lengths": np.array([9], np.uint32), "keys": np.array([3], np.uint32)}
+    new = {"attempt": "x", "identity": identity, "writer": 0, "above": 0}
+    asked = [
+        ("new", {**new, "dir": "../../x"}, {}), ("new", {**new, "dir": "shards/0002.7"}, {}), ("new", {**new, "dir": 7}, {}),
+        ("new", {**new, "dir": "shards/0001.7", "identity": {}}, {}),
+        ("new", {**new, "dir": "shards/0001.7", "identity": {**identity, "shards": 1 << 40}}, {}),
+        ("fill", {"attempt": "y"}, chunks), ("list", {"attempt": "y", "arguments": {"runs": []}}, {}),
+        ("count", {"attempt": "y", "version": 1, "number": 1}, chunks), ("finish", {"attempt": "y", "words": 9, "version": 1}, {}),
+        ("snapshot", {"dir": "shards/0001.0"}, {}), ("snapshot", {}, {}),
+        ("chunks", {"snapshot": 99, "run": 1, "first": 0, "n": 1, "of": 1}, {}),
+        ("run", {"function": "tidy", "arguments": {}}, {}), ("run", {"function": 7, "arguments": {}}, {}), ("run", {}, {}),
+        ("apply", {"job": "j", "split": 1, "version": 2, "row": {}, "staged": 0}, chunks),
+    ]
+    with Connection(f"ipc://{tmp_path}/1") as connection:
+        for name, arguments, arrays in asked:
+            with pytest.raises(KvpsError):
+                connection.call(name, arguments, arrays)
+        connection.call("new", {**new, "dir": "shards/0001.2000000000"})       # made, and never named by the root
+        for name, arguments, arrays in (
+                ("fill", {}, {**chunks, "places": np.zeros((2, 2), np.uint64)}), ("fill", {}, {}),
+                ("count", {"version": 1, "number": 1}, chunks),
+                ("list", {"arguments": {"runs": [{"id": 1}]}}, {}), ("list", {"arguments": {"runs": 7}}, {})):
+            with pytest.raises(KvpsError):
+                connection.call(name, {"attempt": "x", **arguments}, arrays)
+        connection.call("finish", {"attempt": "x", "words": 9, "version": 1})
+        assert connection.call("finish", {"attempt": "x", "words": 9, "version": 1}).call["generation"] > 0
+    machines.homes[1].end()
+    machines.homes[1].start()
+    assert machines.contents() == before
+    with Connection(f"ipc://{tmp_path}/root", client=b"c" * 16) as connection:
+        connection.epoch = connection.call("begin", {"command": "test"}).call["epoch"]
+        place = {"shard": 1, "name": "shards/0001.7", "generation": 1, "away": True}
+        for arguments in ({**place, "shard": 0}, {**place, "name": "x"}, {**place, "away": False}, {**place, "shard": 9},
+                          {**place, "shard": "1"}, {**place, "generation": None}, {"shard": 1}):
+            with pytest.raises(KvpsError):
+                connection.call("root-change", {"method": "move_shard", "arguments": arguments})
+        connection.call("end")
+    assert machines.contents() == before
+
+
+@pytest.mark.slow
+def test_keys(tmp_path):
+    """Servers of one store on several machines let each other in by their common keys, and nobody else."""
+    (tmp_path / "a").write_bytes(zipf_text(1, 300))
+    run("keygen", tmp_path / "keys", "me")
+    run("keygen", tmp_path / "others", "me")
+    mine = ("--keys", tmp_path / "keys" / "client-me")
+    run("train", tmp_path / "store", tmp_path / "a", "-o", 3, "--shards", 2)
+    before = run("dump", tmp_path / "store", "-o", 3, "--sorted").stdout
+    with Served(tmp_path / "unused", "--bind", "tcp://127.0.0.1:0", "--keys", tmp_path / "keys") as taken:
+        port = int(taken.address.rpartition(":")[2])
+    with Served(tmp_path / "home", "--shard", 1, "--root", f"kvps://127.0.0.1:{port}", "--bind", "tcp://127.0.0.1:0", "--keys",
+                tmp_path / "keys") as home, \
+            Served(tmp_path / "store", "--away", f"1={home.address}", "--bind", f"tcp://127.0.0.1:{port}", "--keys",
+                   tmp_path / "keys") as root:
+        assert run("dump", root.address, "-o", 3, "--sorted", *mine).stdout == before
+        run("forget", root.address, tmp_path / "a", *mine)
+        with pytest.raises(kvps.Unreachable), kvps.connect(root.address, keys=tmp_path / "others" / "client-me",
+                                                           patience_s=2) as remote:
+            remote.status()
+
+
+def test_folders_that_are_something_else(tmp_path):
+    """A home is a new folder, or one of shards; options that do not go together are refused."""
+    (tmp_path / "a").write_text("a b\n")
+    run("train", tmp_path / "store", tmp_path / "a")
+    home = ("--root", f"kvps://{tmp_path}/root", "--bind", f"ipc://{tmp_path}/1")
+    assert "is a store itself" in refused("serve", tmp_path / "store", "--shard", 1, *home)
+    assert "is something else" in refused("serve", tmp_path, "--shard", 1, *home)
+    for options in (["--shard", 1], ["--shard", 1, *home[:2]], home, ["--shard", 1, "--shard", 1, *home],
+                    ["--shard", 1, *home, "--away", "2=kvps:///x"], ["--away", "x=kvps:///x"],
+                    ["--away", "1=kvps:///x", "--away", "1=kvps:///y"]):
+        refused("serve", tmp_path / "store", *options, code=2)
+    assert "has 4 shards, no shard 9" in refused("serve", tmp_path / "store", "--away", f"9=kvps://{tmp_path}/9", code=2)
