@@ -114,3 +114,12 @@ def _control_values(controller: str, name_v2: str | None, name_v1: str | None) -
                 yield (folder / name).read_text().strip()
             except OSError:
                 continue
+
+
+
+def running_system() -> str:
+    """Return what names this machine from its start to its next one, or "" where nothing does."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""

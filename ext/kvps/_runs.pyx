@@ -249,14 +249,67 @@ cdef int decode_block(source* s, int order, int bits, uint64_t limit, packed_t* 
     return 0
 
 
-cdef int odd_count(const source* s) noexcept nogil:
-    """Return 0, or an error where the block at hand has a count that no run has."""
-    cdef index_t i
-    cdef bint zero = False, large = False
-    for i in range(s.n):
-        zero |= s.counts[i] == 0
-        large |= s.counts[i] > (<count_t>1 << 62) or s.counts[i] < -(<count_t>1 << 62)
-    return ERR_ENTRY if zero else ERR_OVERFLOW if large else 0
+cdef int verify_entries(source* s, int order, uint64_t limit, index_t* n) noexcept nogil:
+    """Look at all entries of the chunk at hand, as decode_block() does, and at their counts; add how many there were to n."""
+    cdef const byte_t* p = s.at
+    cdef const byte_t* end = s.end
+    cdef index_t left = s.left, since = s.since_restart
+    cdef int shared, k, status
+    cdef uint64_t x
+    cdef word_t before[MAX_ORDER]
+    cdef bint first = n[0] == 0
+    cdef byte_t head
+    while left > 0:
+        if p >= end:
+            return ERR_ENTRY
+        head = p[0]
+        p += 1
+        shared = head >> 4
+        if since == RESTART_INTERVAL:
+            since = 0
+        if shared >= order or (since == 0 and shared != 0):
+            return ERR_ENTRY
+        if not head & 15:
+            if get_varint(&p, end, &x) != 0 or x > <uint64_t>1 << 63 or x == 0:
+                return ERR_ENTRY
+        if p < end and p[0] < 128:
+            x = p[0]
+            p += 1
+        elif get_varint(&p, end, &x) != 0:
+            return ERR_ENTRY
+        if since > 0:
+            if x == 0:
+                return ERR_ORDER
+            if x >= limit:
+                return ERR_ENTRY
+            x += s.words[shared]
+        else:
+            memcpy(before, s.words, sizeof(before))
+        if x >= limit:
+            return ERR_ENTRY
+        s.words[shared] = <word_t>x
+        for k in range(shared + 1, order):
+            if p < end and p[0] < 128:
+                x = p[0]
+                p += 1
+            elif get_varint(&p, end, &x) != 0:
+                return ERR_ENTRY
+            if x >= limit:
+                return ERR_ENTRY
+            s.words[k] = <word_t>x
+        if since == 0:
+            if not first:                              # elsewhere differences see to the order
+                k = 0
+                while k < order and before[k] == s.words[k]:
+                    k += 1
+                if k == order or before[k] > s.words[k]:
+                    return ERR_ORDER
+            first = False
+        n[0] += 1
+        left -= 1
+        since += 1
+    s.at, s.left, s.since_restart = p, left, since
+    return 0 if p == end else ERR_ENTRY
 
 
 REASONS = {ERR_ENTRY: "bytes that are no entry", ERR_ORDER: "keys out of order", ERR_OVERFLOW: "a sum of counts beyond 2**62"}
@@ -432,16 +485,8 @@ cdef class Merge:
             raise ValueError(f"{self.m.n_sources} sources")
         while not s.done:
             with nogil:
-                while s.left > 0 and status == 0:
-                    if self.width == 1:
-                        status = decode_block(s, self.m.order, self.m.bits, self.m.limit, <u64*>s.keys)
-                    elif self.width == 2:
-                        status = decode_block(s, self.m.order, self.m.bits, self.m.limit, <u128*>s.keys)
-                    else:
-                        status = decode_block(s, self.m.order, self.m.bits, self.m.limit, <u256*>s.keys)
-                    if status == 0:
-                        n += s.n
-                        status = odd_count(s)
+                if s.left > 0:
+                    status = verify_entries(s, self.m.order, self.m.limit, &n)
             if status != 0:
                 raise self.fail(0, self.chunks[0] - 1, REASONS[status])
             self._next_chunk(0)

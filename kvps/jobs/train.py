@@ -37,7 +37,7 @@ from kvps.store.layout import MAX_SHARDS
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
-from kvps.units import check_name, cpu_count, parse_bytes
+from kvps.units import check_name, cpu_count, parse_bytes, running_system
 
 log = logging.getLogger("kvps")
 
@@ -372,7 +372,8 @@ def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: li
         "split_bytes": words and split_bytes(memory, at_once, words.spec, sum(item.size for item in inputs)),
         "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
-        "label": options.label, "gone_labels": gone_labels, "spool": recorded(store, spool_folder(store, options.temp)),
+        "label": options.label, "gone_labels": gone_labels, "machine": running_system(),
+        "spool": recorded(store, spool_folder(store, options.temp)),
         "inputs": to_records(store, inputs, digests, [prints[id(item)] for item in inputs])}
     if inputs:
         choose_routing(store, words, inputs, job["split_bytes"], options.reserved == "skip")

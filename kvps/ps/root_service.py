@@ -258,10 +258,10 @@ class RootService:
             raise ArgumentError("a word is empty or contains a separator")
         if self._vocabulary is None:
             self._vocabulary = Vocabulary(self.root.words())
-        blob, ends = letters.tobytes(), np.cumsum(lengths).tolist()
-        text = b" ".join(blob[a:b] for a, b in zip([0, *ends], ends, strict=False))
+        text = np.full(len(letters) + len(lengths), ord(" "), np.uint8)
+        text[np.arange(len(letters)) + np.repeat(np.arange(len(lengths)), lengths)] = letters
         ids = np.empty(len(text) + 1, np.uint32)
-        n_ids, n_sentences, reserved = self._vocabulary.encode(np.frombuffer(text, np.uint8), ids, skip_reserved=False)
+        n_ids, n_sentences, reserved = self._vocabulary.encode(text, ids, skip_reserved=False)
         if reserved >= 0 or (n_ids, n_sentences) != (len(lengths) + 1, 1):
             self._vocabulary = None                # it has words now that nobody has stored
             raise ArgumentError("a word is reserved")
