@@ -263,6 +263,7 @@ class _Counting:
                 land(0)
             except BaseException:
                 self._stop.set()
+                self._store.hasten()
                 raise
         return left if ours is None else set()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 from pathlib import Path
 
+from kvps.errors import ArgumentError
 from kvps.jobs.lost_text import Finder
 from kvps.jobs.recover_plan import Options, Plan, Step, bases, choose
 from kvps.jobs.remake import remake
@@ -25,7 +26,7 @@ class AwayRecovery:
         """STEP 1: begin a session and make the `plan`.
 
         Raises:
-            StoreLocked: somebody is writing. Unreachable: a server gives no answer.
+            ArgumentError: all shards are where the root is. StoreLocked: somebody is writing. Unreachable: a server gives no answer.
         """
         self.place, self.options = place, options or Options()
         self._finder = Finder(Path.cwd(), self.options.inputs)
@@ -36,6 +37,8 @@ class AwayRecovery:
             stack.pop_all()
 
     def _planned(self) -> Plan:
+        if not any(place.get("away") for place in self._store.root.state()["shards"]):
+            raise ArgumentError(f"{self.place}: no shard of it is on another machine; stop its servers, and name its folder")
         lost = self._store.lost()
         plan = Plan([of_error("shard", exc, shard=number) for number, exc in lost.items()], shards=sorted(lost))
         if lost:

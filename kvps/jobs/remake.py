@@ -93,7 +93,7 @@ def _count(store: StoreDirectory, texts: list[Text], words: Tokenizer | None, vo
     """Count text into the new shards alone."""
     how = options.job
     target = types.SimpleNamespace(
-        identity=store.identity, root=_KnownWords(store.path, store.root), claim=lambda job, split: True,
+        identity=store.identity, root=_KnownWords(store.path, store.root), claim=lambda job, split: True, hasten=store.hasten,
         elsewhere=False,
         shards=[made.get(number) or _Nowhere(number) for number in range(store.identity["shards"])])
     total, done = sum(abs(text.times) * finder.find(text).size for text in texts), 0

@@ -29,6 +29,7 @@ HANDSHAKE_MS = 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 10_000
 HIGH_WATER = 16                # requests that a client sends ahead; each has at most MAX_BODY_BYTES
 RECONNECT_MS, RECONNECT_MAX_MS = 20, 500
+LONGER = 16                    # a request is sent again after so many times its first wait at most
 TURN_S = 0.005                 # how long a thread that waits keeps others from sending
 QUEUE_S = 0.0002               # and then leaves them time to
 TELL_S = 10.0                  # after so long without a sign of life the user is told
@@ -43,14 +44,15 @@ class _Asked:
     frames: list[bytes]
     sent: float                # when it was last sent [s], monotonic
     alive: float               # when it was first sent, or was last said to be worked on
+    again_s: float             # is sent again so long after that; longer each time, for a link may be slow
 
 
 class Connection:
     """A connection to one server; calls from several threads take turns.
 
     A request that has no answer after `retry_s` is sent again under the same number, so that the server can tell it from
-    another one, and over a new socket where nothing came over the old one for so long. After `patience_s` without an answer,
-    or word that it is being worked on, Unreachable is raised.
+    another one, and over a new socket where nothing came over the old one for so long; then after twice that time, and so on.
+    After `patience_s` without an answer, or word that it is being worked on, Unreachable is raised.
 
     Args:
         address: "ipc:///path" or "tcp://host:port".
@@ -103,7 +105,7 @@ class Connection:
             while len(self._waiting) >= HIGH_WATER:
                 self._receive(next(iter(self._waiting.values())), self.retry_s)
             now = time.monotonic()
-            self._waiting[number] = _Asked(frames, now, now)
+            self._waiting[number] = _Asked(frames, now, now, self.retry_s)
             self._transmit(frames)
         return number
 
@@ -146,7 +148,7 @@ class Connection:
             Unreachable: `asked` has waited long enough.
         """
         now = time.monotonic()
-        due = min(one.sent for one in self._waiting.values()) + self.retry_s
+        due = min(one.sent + one.again_s for one in self._waiting.values())
         if self._socket is not None and self._socket.poll(int(1000 * max(0.0, min(at_most_s, due - now)))):
             self._take()
             return
@@ -158,13 +160,15 @@ class Connection:
         if not self._told and now - max(asked.alive, self._heard) > TELL_S:
             self._told = True
             log.warning("%s: no answer for %.0f s; asking on until %.0f s are over", self.address, TELL_S, self.patience_s)
-        anew = self._socket is None or (now >= due and now - self._heard >= self.retry_s)
+        late = [one for one in self._waiting.values() if now - one.sent >= one.again_s]
+        anew = self._socket is None or any(now - self._heard >= one.again_s for one in late)
+        for one in late:
+            one.again_s = min(2 * one.again_s, LONGER * self.retry_s, self.patience_s / 4)
         if anew:           # what a socket had on its way may be lost with the server: all of it once more, in the old order
             self._drop()
-        for one in self._waiting.values():
-            if anew or now - one.sent >= self.retry_s:
-                one.sent = now
-                self._transmit(one.frames)
+        for one in list(self._waiting.values()) if anew else late:
+            one.sent = now
+            self._transmit(one.frames)
 
     def _take(self) -> None:
         """Read one message: the answer to a request that waits, or word that it is worked on. Others are late doubles."""

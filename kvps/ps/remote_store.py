@@ -27,6 +27,7 @@ KEEP_ALIVE_S = 1.0
 SILENT_S = 2.5                 # who says so much less often than it should is perhaps gone: wait until that is known
 GRACE_S = 3.5                  # at least so long a client waits for a session: longer than it takes to be found silent
 RETRY_S = 0.1
+HASTE_S = 5.0                  # who wants to stop waits so long for a server that is gone
 AWAY = "@"                     # begins the address of a shard that is on another machine than its root
 MAX_RECORD_BYTES = 5 << 20     # of a packed job: at its commit it says of each input twice as much, in one message
 
@@ -363,6 +364,11 @@ class RemoteDirectory:
         """Let a shard that was made again be the one that the root names."""
         self.root.move_shard(new.shard, new.name, new.finish(n_words, version), away=True)
         self.fence()                           # under another epoch its server asks the root where it is
+
+    def hasten(self) -> None:
+        """Give up soon on servers that give no answer: the user wants to stop."""
+        for connection in (self.connection, *(shard.connection for shard in self.shards)):
+            connection.patience_s = min(connection.patience_s, HASTE_S)
 
     def wire_bytes(self) -> tuple[int, int]:
         """Return how many bytes of messages were sent and received, all connections together."""

@@ -72,7 +72,8 @@ class RootService:
         if (holder := self.root.session()) is not None:        # it may be alive, and know nothing of a restart
             self._session = Session(bytes.fromhex(holder), "", time.time(), time.monotonic())
         self._vocabulary: Vocabulary | None = None
-        self._claims: dict[tuple[str, int], tuple[bytes, float]] = {}      # (job, split) -> (worker, when heard)
+        self._claims: dict[tuple[str, int], bytes] = {}        # (job, split) -> worker
+        self._workers: dict[bytes, float] = {}                 # those that have claims -> when they were heard last
 
     def functions(self) -> dict[str, Function]:
         """Return what a Server is to answer; all of it is short, and done one after another."""
@@ -99,6 +100,7 @@ class RootService:
             self.root.renew(message.client.hex())
             self._session = Session(message.client, command, time.time(), now)
             self._claims.clear()
+            self._workers.clear()
         return {"epoch": self.root.epoch}, {}
 
     def fence(self, message: Message) -> Answer:
@@ -144,18 +146,16 @@ class RootService:
         job, split, now = field(message, "job", str), field(message, "split", int), time.monotonic()
         if job != self.root.job_id():
             raise StoreLocked(f"{self.directory.path}: this job is over", path=str(self.directory.path))
-        for key, (worker, _) in list(self._claims.items()):
-            if worker == message.client:
-                self._claims[key] = worker, now
+        self._workers[message.client] = now
         holder = self._claims.get((job, split))
-        if holder is not None and holder[0] != message.client and now - holder[1] < CLAIM_S:
+        if holder is not None and holder != message.client and now - self._workers.get(holder, -CLAIM_S) < CLAIM_S:
             return {"yours": False}, {}
-        self._claims[job, split] = message.client, now
+        self._claims[job, split] = message.client
         return {"yours": True}, {}
 
     def release(self, message: Message) -> Answer:
         """Leave the sender's splits to others."""
-        self._claims = {key: holder for key, holder in self._claims.items() if holder[0] != message.client}
+        self._workers.pop(message.client, None)
         return {}, {}
 
     def _check(self, message: Message) -> None:

@@ -255,6 +255,9 @@ class StoreDirectory:
         """Return how much room there is for the store to grow [bytes]."""
         return files.free_bytes(self.path)
 
+    def hasten(self) -> None:
+        """Wait no longer than need be for servers: there are none."""
+
     def fence(self) -> None:
         """Take nothing any more of what was sent before now and is still on its way: nothing is, for we wait for each call."""
 

@@ -250,7 +250,7 @@ def test_nothing_there(texts):
     with pytest.raises(kvps.Unreachable), kvps.connect(f"kvps://{texts}/none", retry_s=0.1, patience_s=0.3) as remote:
         remote.status()
     assert "no such store" in refused("serve", texts / "store", code=2)
-    for command in (["recover"], ["upgrade"], ["reshard", "--shards", 2]):
+    for command in (["upgrade"], ["reshard", "--shards", 2]):
         assert "name its folder" in refused(*command[:1], "kvps://127.0.0.1:1", *command[1:], code=2)
     for command in (["compact", "--vacuum"], ["forget", "--purge"]):
         assert "stop" in refused(*command[:1], "kvps://127.0.0.1:1", *command[1:], code=2)
@@ -260,6 +260,7 @@ def test_nothing_there(texts):
         assert "empty" in refused("train", there, texts / "empty", "-o", 3)
         assert "order 99 is not possible" in refused("train", there, texts / "a", "-o", 99, code=2)
         assert run_json("train", there, texts / "a", "-o", 2)["version"] == 1
+        assert "name its folder" in refused("recover", there, code=2)
         shard = f"kvps://{texts}/sock.0"
         assert "perhaps that of a shard" in refused("stats", shard)
     assert "expected kvps://HOST:PORT" in refused("stats", "kvps://127.0.0.1:70000", code=2)
