@@ -26,7 +26,8 @@ class AwayRecovery:
         """STEP 1: begin a session and make the `plan`.
 
         Raises:
-            ArgumentError: all shards are where the root is. StoreLocked: somebody is writing. Unreachable: a server gives no answer.
+            ArgumentError: all shards are where the root is. StoreLocked: somebody is writing.
+            Unreachable: a server gives no answer.
         """
         self.place, self.options = place, options or Options()
         self._finder = Finder(Path.cwd(), self.options.inputs)

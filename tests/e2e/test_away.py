@@ -6,6 +6,7 @@ import subprocess
 
 import numpy as np
 import pytest
+from machines import Machines
 from processes import Served, counted, go_on, refused, run, run_json, start, stopped, zipf_text
 
 import kvps
@@ -13,45 +14,6 @@ from kvps.errors import KvpsError
 from kvps.ps.connection import Connection
 
 SMALL = ["--threads", 1, "--memory", "64K"]
-
-
-class Machines:
-    """A store of three shards, of which 1 and 2 are served from folders of their own."""
-
-    def __init__(self, folder):
-        """Start all servers; the store is not there yet."""
-        self.folder, self.there, self.store = folder, f"kvps://{folder}/root", folder / "store"
-        self.homes = {}
-        for number in (1, 2):
-            self.begin(number)
-        away = [f"--away={number}=kvps://{folder}/{number}" for number in (1, 2)]
-        self.root = Served(self.store, "--bind", f"ipc://{folder}/root", *away)
-
-    def begin(self, number):
-        """Start the server of a shard."""
-        self.homes[number] = Served(self.folder / f"home{number}", "--shard", number, "--root", self.there, "--bind",
-                                    f"ipc://{self.folder}/{number}")
-
-    def lose(self, number, then=lambda home: None):
-        """Lose the disk of a shard, and start its server again; `then` is called with the folder before."""
-        self.homes[number].end(signal.SIGKILL)
-        shutil.rmtree(self.folder / f"home{number}")
-        then(self.folder / f"home{number}")
-        self.begin(number)
-
-    def contents(self):
-        """Return what the store has, from a checkpoint of it."""
-        name = run_json("checkpoint", "create", self.there)["name"]
-        run("checkpoint", "restore", "--from", self.store / "checkpoints", name, "--into", self.folder / "whole")
-        found = run("dump", self.folder / "whole", "-o", 3, "--sorted").stdout
-        run("check", self.folder / "whole", "--full")
-        shutil.rmtree(self.folder / "whole")
-        return found
-
-    def end(self):
-        """End all servers."""
-        for server in (self.root, *self.homes.values()):
-            server.end()
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import clusters
 import numpy as np
 import pytest
 import zmq
+from machines import Machines
 from processes import Served, contents, counted, refused, run, run_json, start, zipf_text
 
 import kvps
@@ -22,16 +23,14 @@ from kvps.ps import connection as connections
 from kvps.ps import remote_store
 
 ON_RAY = pytest.param("ray", marks=clusters.NEEDED)
-TRANSPORTS = ["folder", "ipc", "curve", ON_RAY]
+AWAY = pytest.param("away", marks=pytest.mark.slow)        # some shards on other machines
+TRANSPORTS = ["ipc", "curve", AWAY, ON_RAY]
 SERVED = ["ipc", ON_RAY]
 
 
 @contextlib.contextmanager
 def place(transport, store, folder, *, kills=0):
     """Give (what commands are told in the place of STORE, options) for one kind of connection; servers die `kills` times."""
-    if transport == "folder":
-        yield store, []
-        return
     if transport == "ray":
         there = f"ray://{clusters.shared().address}{store}"
         if store.exists():
@@ -41,6 +40,13 @@ def place(transport, store, folder, *, kills=0):
         finally:
             clusters.leave()
             run("servers", there, "--stop")
+        return
+    if transport == "away":
+        servers = Machines(folder)
+        try:
+            yield servers.there, []
+        finally:
+            servers.end()
         return
     options, keys = ["--bind", f"ipc://{folder}/sock"], []
     if transport == "curve":
@@ -118,8 +124,11 @@ def test_every_command(texts, transport):
         assert run_json("abort", there, *keys) == {"aborted": False}
         gone = run("checkpoint", "delete", there, "one", *keys).stdout
         assert "deleted checkpoint one" in gone
-    assert contents(store) == counted(a.read_bytes(), 3)
-    run("check", store, "--full")
+        run("checkpoint", "create", there, "last", *keys)
+    run("checkpoint", "restore", "--from", store / "checkpoints", "last", "--into", texts / "whole")
+    assert contents(texts / "whole") == counted(a.read_bytes(), 3)
+    for place_of_it in [texts / "whole"] + [store] * (transport != "away"):
+        run("check", place_of_it, "--full")
     plain = texts / "plain"
     run("train", plain, a, "-o", 3, "--shards", 3)
     run("update", plain, b, "--label", "second")
