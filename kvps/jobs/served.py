@@ -20,15 +20,16 @@ from kvps.jobs.verify import below_zero, n_keys
 from kvps.lm import cache
 from kvps.lm.arpa import arpa_file
 from kvps.lm.listing import counts, dump
+from kvps.lm.walks import sums_of
 from kvps.ps.merging import cancel, tidy
 from kvps.ps.places import open_place
 from kvps.ps.remote_store import RemoteDirectory
 from kvps.store import checkpoint
-from kvps.store.check import look_at_open_shard
+from kvps.store.check import look_at_snapshot
 from kvps.store.depot import Depot, is_object_name
 from kvps.store.directory import StoreDirectory
 from kvps.store.findings import WARNING, Finding, Report
-from kvps.store.shard import Shard
+from kvps.store.shard import Snapshot
 from kvps.units import check_name
 
 WAIT_S = 60.0                  # at most, whatever a client says: a thread of the server waits
@@ -44,8 +45,8 @@ def check_store(store: StoreDirectory, *, level: str) -> Iterator[bytes]:
     report, root = Report(), {"identity": store.identity, "state": state, "job": store.root.job_id()}
     store.follow()
     for number in sorted(away):
-        with report.guarding("shard", shard=number):
-            yield from store.shards[number].run(check_shard, root=root, chunks=level != "fast")
+        with report.guarding("shard", shard=number), store.shards[number].snapshot() as snapshot:
+            yield from snapshot.run(check_shard, number=number, root=root, chunks=level != "fast")
     if away and level == "full" and not report.found:
         with store.snapshot() as snapshot:
             look_at_counts(store, snapshot, (), report, lambda *place: True, lambda *place: None, lambda done, total: None)
@@ -53,10 +54,10 @@ def check_store(store: StoreDirectory, *, level: str) -> Iterator[bytes]:
     yield json.dumps({"version": look.version, "shards": look.n_shards}).encode() + b"\n"
 
 
-def check_shard(shard: Shard, *, root: dict, chunks: bool) -> Iterator[bytes]:
-    """Yield what is found in a shard on another machine, as lines of JSON; `root` as look_at_open_shard() takes it."""
+def check_shard(snapshot: Snapshot, *, number: int, root: dict, chunks: bool) -> Iterator[bytes]:
+    """Yield what is found in a shard on another machine, as lines of JSON; `root` as look_at_snapshot() takes it."""
     report = Report()
-    look_at_open_shard(shard, root, report, chunks=chunks)
+    look_at_snapshot(snapshot, number, root, report, chunks=chunks)
     yield from map(_line, report.found)
 
 
@@ -168,5 +169,5 @@ _STORE = (dump, counts, history, statistics, arpa_file, check_store, compile_mod
           score_words, log10, make_checkpoint, list_checkpoints, verify_checkpoints, delete_checkpoint, sizes, remains,
           checkpoints_of, checkpoint_names, checkpoint_description, checkpoint_object)
 _SHARD = (tidy, cancel, below_zero, n_keys, crowded, compact_label)
-_HOME = (check_shard,)         # of a shard on another machine, by its root's server
+_HOME = (check_shard, sums_of)         # with a snapshot of a shard on another machine, by its root's server
 STORE, SHARD, HOME = ({function.__name__: function for function in functions} for functions in (_STORE, _SHARD, _HOME))

@@ -2,7 +2,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import dataclasses
+import io
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -12,6 +14,7 @@ from kvps.lm.pools import gathered
 from kvps.lm.statistics import Statistics
 from kvps.ps.runs import bits_for, merged, merged_below
 from kvps.store.directory import StoreSnapshot
+from kvps.store.shard import Snapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD
 
 
@@ -36,7 +39,65 @@ def walk_shard(snapshot: StoreSnapshot, shard: int, order: int, n_words: int, wa
     drain()
 
 
-def split_sums(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+@dataclasses.dataclass
+class Sums:
+    """What a walk over a shard adds up to; its methods are those of Walk."""
+
+    values: np.ndarray         # uint64 (n_words,), and the raw counts
+    raw: np.ndarray
+    counts: np.ndarray         # of counts
+    rows: np.ndarray           # of split words, with their values and raw counts
+    row_values: np.ndarray
+    row_raws: np.ndarray
+
+    @classmethod
+    def of(cls, walk: Walk) -> Sums:
+        """Return those of a walk that is finished."""
+        return cls(*walk.unigram_values(), walk.counts_of_counts(), *walk.split_ngrams(), walk.split_raws())
+
+    def unigram_values(self) -> tuple[np.ndarray, np.ndarray]:
+        """As Walk.unigram_values()."""
+        return self.values, self.raw
+
+    def counts_of_counts(self) -> np.ndarray:
+        """As Walk.counts_of_counts()."""
+        return self.counts
+
+    def split_ngrams(self) -> tuple[np.ndarray, np.ndarray]:
+        """As Walk.split_ngrams()."""
+        return self.rows, self.row_values
+
+    def split_raws(self) -> np.ndarray:
+        """As Walk.split_raws()."""
+        return self.row_raws
+
+    def packed(self) -> bytes:
+        """Return bytes, which unpacked() takes."""
+        out = io.BytesIO()
+        for field in dataclasses.fields(self):
+            np.save(out, getattr(self, field.name), allow_pickle=False)
+        return out.getvalue()
+
+    @classmethod
+    def unpacked(cls, data: bytes) -> Sums:
+        """Return what was packed."""
+        file = io.BytesIO(data)
+        return cls(*(np.load(file, allow_pickle=False) for _ in dataclasses.fields(cls)))
+
+
+def sums_of(snapshot: Snapshot, *, runs: Sequence[int], order: int, n_words: int, top: int, raw: bool, raws: bool,
+            split: Sequence[int], progress: Callable[[int], None] = lambda n: None) -> Iterator[bytes]:
+    """Yield the sums of a walk of order `top` over some runs of a shard, packed; what walk_all() asks of one that is elsewhere."""
+    walk = Walk(order, top, bits_for(n_words), n_words, raw=raw, raws=raws, split=list(split))
+    chosen = set(runs)
+    for block in merged(snapshot, [run for run in snapshot.all_runs() if run.id in chosen], order, bits_for(n_words)):
+        walk.feed(block.keys, block.counts)
+        progress(len(block.counts))
+    walk.finish()
+    yield Sums.of(walk).packed()
+
+
+def split_sums(walks: Sequence[Walk | Sums]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return the bigrams of split words, of which each shard's walk set its part aside, summed over the shards.
 
     Returns:
@@ -52,7 +113,7 @@ def split_sums(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray, np.ndarra
             np.minimum(raws, 0xFFFFFFFF).astype(np.uint32))
 
 
-def folded(walks: Sequence[Walk], walk: Walk) -> Walk:
+def folded(walks: Sequence[Walk | Sums], walk: Walk) -> Walk:
     """Let a new walk, made as those of the shards but without split words, go over what they set aside; return it.
 
     With it, the walks of the shards add up to one over all of a store.
@@ -62,9 +123,13 @@ def folded(walks: Sequence[Walk], walk: Walk) -> Walk:
 
 
 def walk_all(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor, *,
-             raw: bool = False, raws: bool = False, progress: Callable[[int], None] = lambda n: None) -> list[Walk]:
+             raw: bool = False, raws: bool = False, progress: Callable[[int], None] = lambda n: None) -> list[Walk | Sums]:
     """Return walks of order `top`, done, that add up to one over the store: of each shard, and of what split words have."""
-    def look(shard: int) -> Walk:
+    def look(shard: int) -> Walk | Sums:
+        if snapshot.shards[shard].elsewhere:
+            found = snapshot.shards[shard].run(sums_of, runs=[run.id for run in snapshot.runs(shard)], order=order, n_words=n_words,
+                                               top=top, raw=raw, raws=raws, split=list(snapshot.split))
+            return Sums.unpacked(b"".join(found))
         walk = Walk(order, top, bits_for(n_words), n_words, raw=raw, raws=raws, split=snapshot.split)
         walk_shard(snapshot, shard, order, n_words, [walk], progress=progress)
         return walk
@@ -76,7 +141,7 @@ def walk_all(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: 
 
 
 def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: ThreadPoolExecutor, *, raw: bool = False,
-           raws: bool = False) -> tuple[Statistics, np.ndarray, np.ndarray, list[Walk]]:
+           raws: bool = False) -> tuple[Statistics, np.ndarray, np.ndarray, list[Walk | Sums]]:
     """Return the statistics of a snapshot as a model of order `top`, its unigram values and raw counts, and the walks.
 
     raw, raws: as in Walk; statistics of raw counts have no meaningful t.
@@ -86,14 +151,15 @@ def survey(snapshot: StoreSnapshot, order: int, n_words: int, top: int, pool: Th
     return statistics_of(snapshot, top, walks, unigrams, words), unigrams, words, walks
 
 
-def summed_unigrams(walks: Sequence[Walk]) -> tuple[np.ndarray, np.ndarray]:
+def summed_unigrams(walks: Sequence[Walk | Sums]) -> tuple[np.ndarray, np.ndarray]:
     """Return (values, raw counts) of every word over all walks, uint64 (n_words,); <s> has one raw count for each </s>."""
     values, raw = (sum(column) for column in zip(*(walk.unigram_values() for walk in walks), strict=True))
     raw[BOS] = raw[EOS]
     return values, raw
 
 
-def statistics_of(snapshot: StoreSnapshot, top: int, walks: Sequence[Walk], unigrams: np.ndarray, raw: np.ndarray) -> Statistics:
+def statistics_of(snapshot: StoreSnapshot, top: int, walks: Sequence[Walk | Sums], unigrams: np.ndarray,
+                  raw: np.ndarray) -> Statistics:
     """Add the statistics of walk_all() up."""
     state = snapshot.state
     sums = sum(walk.counts_of_counts() for walk in walks)

@@ -91,10 +91,6 @@ class AwayShard:
         """As Shard.generation."""
         return self._connection.call("facts").call["generation"]
 
-    def run(self, function: Callable[..., T], *, here: Mapping[str, Any] | None = None, **arguments: Any) -> T:
-        """As Shard.run(): `here` stays here, so means nothing there."""
-        return calls.run(self._connection, function, arguments)
-
     def close(self) -> None:
         """Close the connection; snapshots that are open can be read no more."""
         self._connection.close()
@@ -102,6 +98,8 @@ class AwayShard:
 
 class AwaySnapshot(Listed):
     """One shard at one commit, which its server keeps for us; as Snapshot."""
+
+    elsewhere = True
 
     def __init__(self, connection: Connection, name: str) -> None:
         """Begin it."""
@@ -135,6 +133,10 @@ class AwaySnapshot(Listed):
     def chunks(self, run: Run) -> Iterator[tuple[memoryview, int]]:
         """As Snapshot.chunks()."""
         return (self.chunk(run, index) for index in range(run.n_chunks))
+
+    def run(self, function: Callable[..., T], **arguments: Any) -> T:
+        """Return function(snapshot, **arguments), called by its server."""
+        return calls.run(self._connection, function, arguments, call="look", snapshot=self._number)
 
     def close(self, *, strict: bool = True) -> None:
         """End it."""

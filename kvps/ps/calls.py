@@ -170,10 +170,13 @@ def _pieces(stream: Iterator[bytes]) -> Iterator[Answer]:
             yield {"warnings": warnings}, {"piece": np.frombuffer(b"".join(some), np.uint8)}
 
 
-def run(connection: Connection, function: Callable, arguments: Mapping[str, Any]) -> Any:
-    """Call a function at the other end of a connection; return its result, or an iterator over a stream's pieces."""
+def run(connection: Connection, function: Callable, arguments: Mapping[str, Any], *, call: str = "run", **more: Any) -> Any:
+    """Call a function at the other end of a connection; return its result, or an iterator over a stream's pieces.
+
+    call, more: under which name a Runner is asked for it, and what that is told besides.
+    """
     plain, arrays = parted(arguments)
-    reply = connection.call("run", {"function": function.__name__, "arguments": plain}, arrays)
+    reply = connection.call(call, {"function": function.__name__, "arguments": plain, **more}, arrays)
     if "stream" in reply.call:
         return _fetched(connection, reply.call["stream"])
     _warn(reply)

@@ -9,11 +9,13 @@ the root's epochs and for its pending job, as everywhere; the root is asked over
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,7 +28,6 @@ from kvps.ps.protocol import Message
 from kvps.ps.remote_store import RemoteDirectory
 from kvps.ps.runs import verify_chunks
 from kvps.ps.shard_service import ShardService
-from kvps.ps.streams import Streams
 from kvps.store import files, layout
 from kvps.store import format as fmt
 from kvps.store.runs import Run, RunTotal
@@ -38,10 +39,21 @@ UNFINISHED = ".new"
 
 
 class _Kept:
-    """A snapshot between two messages."""
+    """A snapshot between two messages; read by one thread at a time, which has its turn."""
 
     def __init__(self, snapshot: Snapshot) -> None:
         self.snapshot, self.used, self.turn = snapshot, time.monotonic(), threading.Lock()
+
+
+def _guarded(function: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator[bytes]]:
+    """Return what yields the same of a snapshot that is kept, and lets nobody end that meanwhile."""
+    @functools.wraps(function)
+    def look(kept: _Kept, **arguments: Any) -> Iterator[bytes]:
+        with kept.turn:                        # let go by whichever thread fetches the last piece
+            yield from function(kept.snapshot, **arguments)
+            kept.used = time.monotonic()
+
+    return look
 
 
 class HomeService(ShardService):
@@ -56,11 +68,10 @@ class HomeService(ShardService):
             number: its own.
             directory: connects to the store at its root, when that is first needed.
             functions: may be run with it, in a session.
-            reads: may be run with it by anybody.
+            reads: may be run with a snapshot of it, by anybody.
         """
         super().__init__(None, functions)
-        self.runner = Runner(lambda message: self.here() if message.call["function"] in reads else self._current(message),
-                             {**functions, **reads}, Streams())
+        self._looker = Runner(self._looked_at, {name: _guarded(function) for name, function in reads.items()}, self.runner.streams)
         self._folder, self._number, self._connect = folder, number, directory
         self._attempt, self._new, self._new_name = "", None, ""
         self._finished: dict[str, int] = {}        # attempt -> generation
@@ -72,7 +83,7 @@ class HomeService(ShardService):
         making = {name: Function(answer, changes=True) for name, answer in (
             ("new", self.new), ("fill", self.fill), ("list", self.list), ("count", self.count), ("finish", self.finish),
             ("snapshot", self.snapshot), ("snapshot-end", self.snapshot_end))}
-        return {**super().functions(), **making, "chunks": Function(self.chunks)}
+        return {**super().functions(), **making, "chunks": Function(self.chunks), "look": Function(self._looker.run)}
 
     # which directory is in force
 
@@ -151,12 +162,10 @@ class HomeService(ShardService):
 
     def chunks(self, message: Message) -> Answer:
         """Return chunks of a run that follow one another."""
-        kept = self._snapshots.get(field(message, "snapshot", int))
-        if kept is None:
-            raise StoreError(f"{self._folder}: its server was started again in the middle; run the command again")
+        kept = self._kept(message)
         run, first, n, of = (field(message, name, int) for name in ("run", "first", "n", "of"))
         with kept.turn:
-            kept.used = time.monotonic()
+            self._kept(message)                # nobody has ended it while we waited
             listed = next((row for row in kept.snapshot.all_runs() if row.id == run), None)
             if listed is None or not 0 <= first <= first + n <= listed.n_chunks == of:
                 raise ArgumentError(f"run {run} has no chunks {first} to {first + n} of {of}")
@@ -167,16 +176,35 @@ class HomeService(ShardService):
                 payload.release()
         return {}, chunk_arrays(found)
 
+    def _kept(self, message: Message) -> _Kept:
+        kept = self._snapshots.get(field(message, "snapshot", int))
+        if kept is None:
+            raise StoreError(f"{self._folder}: its server was started again in the middle; run the command again")
+        kept.used = time.monotonic()
+        return kept
+
+    def _looked_at(self, message: Message) -> _Kept:
+        """Return the snapshot that a function is to look at; ArgumentError for words, which take memory, that there are not."""
+        arguments = message.call.get("arguments")
+        n_words = arguments.get("n_words", 0) if isinstance(arguments, dict) else 0
+        if not isinstance(n_words, int) or not 0 <= n_words <= self._directory.root.next_word():
+            raise ArgumentError(f"{n_words!r:.80} is no number of words of this store")
+        return self._kept(message)
+
     def snapshot_end(self, message: Message) -> Answer:
         """Let go of a snapshot; fine if it has gone."""
         self._end(field(message, "snapshot", int))
         return {}, {}
 
     def _end(self, number: int) -> None:
-        kept = self._snapshots.pop(number, None)
-        if kept is not None:
-            with kept.turn:
-                kept.snapshot.close()
+        """End a snapshot that nobody reads."""
+        kept = self._snapshots.get(number)
+        if kept is not None and kept.turn.acquire(blocking=False):
+            try:
+                if self._snapshots.pop(number, None) is not None:
+                    kept.snapshot.close()
+            finally:
+                kept.turn.release()
 
     def drop_idle(self) -> None:
         """End what nobody goes on with; called now and then."""
@@ -278,10 +306,10 @@ class HomeService(ShardService):
 
     def close(self) -> None:
         """Close what is open."""
-        for number in list(self._snapshots):
-            self._end(number)
         self._drop_new()
         self.runner.streams.close()
+        for number in list(self._snapshots):
+            self._end(number)
         self._shut()
         if self._directory is not None:
             self._directory.close()

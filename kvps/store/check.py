@@ -20,7 +20,7 @@ from kvps.store.environment import Environment
 from kvps.store.findings import DAMAGE, LINK, OLDER, RESTORE, Report, damage, page_offset, warning
 from kvps.store.root import FIRST_WORD
 from kvps.store.runs import Run, RunTotal
-from kvps.store.shard import Shard, orphans
+from kvps.store.shard import Snapshot, orphans
 from kvps.store.transaction import Txn
 
 MAX_PER_FILE = 20            # findings of one file's pages: one that is torn has thousands
@@ -216,10 +216,10 @@ def look_at_shard(path: Path, number: int, root: dict, report: Report, *, quiet:
                 _read_shard(txn, str(env.data), number, root, report, chunks, progress)
 
 
-def look_at_open_shard(shard: Shard, root: dict, report: Report, *, chunks: bool) -> None:
-    """Look at one that this process has open; `root` has "identity", "state" and "job"."""
-    with report.guarding("shard", shard=shard.shard), shard.reading() as txn:
-        _read_shard(txn, str(shard.path / layout.DATA), shard.shard, root, report, chunks, lambda n_bytes: None)
+def look_at_snapshot(snapshot: Snapshot, number: int, root: dict, report: Report, *, chunks: bool) -> None:
+    """Look at a shard that this process has open; `root` has "identity", "state" and "job"."""
+    with report.guarding("shard", shard=number):
+        _read_shard(snapshot.txn, snapshot.txn.where, number, root, report, chunks, lambda n_bytes: None)
 
 
 def _read_shard(txn: Txn, where: str, number: int, root: dict, report: Report, chunks: bool,

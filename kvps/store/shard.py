@@ -313,10 +313,6 @@ class Shard:
         """
         return function(self, **arguments, **(here or {}))
 
-    def reading(self) -> contextlib.AbstractContextManager[Txn]:
-        """Give a transaction that reads, for who looks at the records themselves."""
-        return self._env.read()
-
     def bytes(self) -> dict[str, int]:
         """Return {"file": length of the data file, "live": bytes of the pages in use}."""
         return self._env.bytes()
@@ -358,6 +354,8 @@ class Listed:
 class Snapshot(Listed):
     """One shard at one commit; usable from one thread at a time, and closed in the end."""
 
+    elsewhere = False              # whether another process has the file
+
     def __init__(self, env: Environment) -> None:
         self._path = str(env.data)
         self._txn = env.begin()
@@ -367,6 +365,11 @@ class Snapshot(Listed):
             self._txn.close()
             raise
         self.txn_id = self._txn.id
+
+    @property
+    def txn(self) -> Txn:
+        """The transaction, for who looks at the records themselves."""
+        return self._txn
 
     def manifest(self) -> dict:
         """Return the manifest: what Listed is made of."""

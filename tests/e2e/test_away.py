@@ -153,10 +153,20 @@ def test_foreign_requests(machines, tmp_path):
         ("count", {"attempt": "y", "version": 1, "number": 1}, chunks), ("finish", {"attempt": "y", "words": 9, "version": 1}, {}),
         ("snapshot", {"dir": "shards/0001.0"}, {}), ("snapshot", {}, {}),
         ("chunks", {"snapshot": 99, "run": 1, "first": 0, "n": 1, "of": 1}, {}),
+        ("look", {"snapshot": 99, "function": "sums_of", "arguments": {}}, {}), ("look", {"function": "tidy", "arguments": {}}, {}),
         ("run", {"function": "tidy", "arguments": {}}, {}), ("run", {"function": 7, "arguments": {}}, {}), ("run", {}, {}),
         ("apply", {"job": "j", "split": 1, "version": 2, "row": {}, "staged": 0}, chunks),
     ]
+    walk = {"runs": [1], "order": 3, "n_words": 9, "top": 3, "raw": False, "raws": False, "split": []}
     with Connection(f"ipc://{tmp_path}/1") as connection:
+        name = next((tmp_path / "home1" / "shards").iterdir()).name
+        found = connection.call("snapshot", {"dir": f"shards/{name}"}).call
+        kept, walk["runs"] = found["snapshot"], [row["id"] for row in found["result"]["runs"]]
+        for arguments in ({**walk, "n_words": 1 << 40}, {**walk, "order": 99}, {**walk, "split": "x"}, {}, {**walk, "runs": 7},
+                          walk, {**walk, "n_words": 0}, {**walk, "n_words": -9}, {**walk, "n_words": "x"}):
+            with pytest.raises(KvpsError):
+                stream = connection.call("look", {"snapshot": kept, "function": "sums_of", "arguments": arguments}).call["stream"]
+                connection.call("more", {"stream": stream, "number": 0})
         for name, arguments, arrays in asked:
             with pytest.raises(KvpsError):
                 connection.call(name, arguments, arrays)
