@@ -223,7 +223,7 @@ cdef class Walk:
                 or self.split == NULL or self.dense_raw == NULL):
             raise MemoryError(f"no memory for the statistics of {n_words} words")
         for word in split:
-            if <index_t>word < n_words:
+            if 0 <= <index_t>word < n_words:
                 self.split[<index_t>word] = 1
 
     def __dealloc__(self):

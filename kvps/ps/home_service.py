@@ -74,6 +74,7 @@ class HomeService(ShardService):
         self._looker = Runner(self._looked_at, {name: _guarded(function) for name, function in reads.items()}, self.runner.streams)
         self._folder, self._number, self._connect = folder, number, directory
         self._attempt, self._new, self._new_name = "", None, ""
+        self._listed = False                       # whether it has what it takes over
         self._finished: dict[str, int] = {}        # attempt -> generation
         self._snapshots: dict[int, _Kept] = {}
         self._numbers = itertools.count(1)
@@ -96,6 +97,7 @@ class HomeService(ShardService):
         if self.shard is None:
             if self._directory is None:
                 self._directory = self._connect()
+            job = self._directory.root.job_id()            # before the version: a job that ends meanwhile keeps its runs
             state = self._directory.root.state()
             place = state["shards"][self._number]
             folder = layout.shard_folder(self._folder, self._number, place["dir"])
@@ -110,7 +112,7 @@ class HomeService(ShardService):
                                       key="manifest", found=found, expected=place["generation"])
             self.shard.epoch = self._epoch
             self._sweep(place["dir"])
-            self.shard.sweep(state["version"], self._directory.root.job_id())
+            self.shard.sweep(state["version"], job)
         return self.shard
 
     def _given(self, epoch: int) -> bool:
@@ -234,7 +236,7 @@ class HomeService(ShardService):
         self._new = Shard.create(folder.with_name(folder.name + UNFINISHED), {
             name: identity[name] for name in ("uuid", "shard", "shards", "order")}, map_bytes=layout.map_bytes(identity["shards"]),
             above=numbers[2], epoch=numbers[3])
-        self._attempt, self._new_name = attempt, name
+        self._attempt, self._new_name, self._listed = attempt, name, False
         return {}, {}
 
     def _sweep_new(self) -> None:
@@ -251,6 +253,8 @@ class HomeService(ShardService):
     def fill(self, message: Message) -> Answer:
         """Take chunks under the keys that they had."""
         shard, places = self._made(message), message.arrays.get("places")
+        if self._listed:                       # it comes once more, late
+            return {}, {}
         chunks = chunks_of(message.arrays)
         if places is None or places.dtype != np.uint64 or places.shape != (len(chunks), 2):
             raise ArgumentError("chunks without their places")
@@ -261,7 +265,10 @@ class HomeService(ShardService):
 
     def list(self, message: Message) -> Answer:
         """Take the list of the runs that the chunks make up, and look whether they do."""
-        shard, runs = self._made(message), [Run.from_row(row) for row in unpacked(message)["runs"]]
+        shard = self._made(message)
+        if self._listed:
+            return {}, {}
+        runs = [Run.from_row(row) for row in unpacked(message)["runs"]]
         shard.fill(runs, iter(()))
         with shard.snapshot() as snapshot:
             for run in runs:
@@ -271,12 +278,14 @@ class HomeService(ShardService):
                     total.add(key, fmt.pack_chunk(key, shard.identity["order"], n_keys, payload), n_keys)
                     payload.release()
                 total.refuse_other(run, f"run {run.id}", str(shard.path))
+        self._listed = True                    # from here on runs are added alone
         return {}, {}
 
     def count(self, message: Message) -> Answer:
         """Take a run of counts."""
         shard, chunks = self._made(message), chunks_of(message.arrays)
         verify_chunks(chunks, shard.identity["order"], 1 << 32)
+        self._listed = True
         shard.apply(self._attempt, field(message, "number", int), field(message, "version", int), chunks, {},
                     label=optional(message, "label", str))
         return {}, {}

@@ -13,7 +13,6 @@ import queue
 import socket
 import stat
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -105,7 +104,8 @@ class Server:
 
     def run(self) -> None:
         """Answer requests until stop(), then what was taken in by then; closes the socket in the end."""
-        looked = time.monotonic()
+        idling = threading.Thread(target=self._look, name="idle", daemon=True)
+        idling.start()
         poller = zmq.Poller()
         poller.register(self._awake, zmq.POLLIN)
         try:
@@ -113,9 +113,6 @@ class Server:
                 listening = self.answerer.waiting < self.in_flight and not self._stopping.is_set()
                 poller.register(self._socket, zmq.POLLIN) if listening else _unregister(poller, self._socket)
                 ready = dict(poller.poll(IDLE_MS))
-                if time.monotonic() - looked > IDLE_MS / 1000:
-                    looked = time.monotonic()
-                    self._idle()
                 if self._awake in ready:
                     os.read(self._awake, 4096)
                 if self._socket in ready:
@@ -125,8 +122,14 @@ class Server:
                 self._send()
             self.answerer.close()
             self._send()
+            idling.join()
         finally:
             self._close()
+
+    def _look(self) -> None:
+        """Do what is to be done now and then: not in the loop, for it may ask a server that asks us meanwhile."""
+        while not self._stopping.wait(IDLE_MS / 1000):
+            self._idle()
 
     def _reply(self, sender: bytes, frames: list[bytes]) -> None:
         self._answers.put((sender, frames))

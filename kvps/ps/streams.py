@@ -1,6 +1,7 @@
 """Long answers: what a server sends piece by piece, each when it is asked for, and once more when its answer was lost."""
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import threading
@@ -8,7 +9,7 @@ import time
 from collections.abc import Generator
 from typing import Any
 
-from kvps.errors import StoreError
+from kvps.errors import KvpsError, StoreError
 from kvps.ps.answering import Answer
 
 MAX_STREAMS = 64
@@ -88,7 +89,8 @@ class Streams:
             if now - stream.used > limit_s and stream.turn.acquire(blocking=False):
                 try:
                     self._open.pop(which, None)
-                    stream.pieces.close()
+                    with contextlib.suppress(KvpsError):       # what it read from is gone
+                        stream.pieces.close()
                 finally:
                     stream.turn.release()
 
