@@ -10,7 +10,7 @@ from kvps.cli import options
 @click.argument("store")
 @click.option("--bind", metavar="ADDRESS", help="ipc:///FOLDER/SOCKET or tcp://HOST:PORT; STORE/socket if not given.")
 @click.option("--keys", metavar="DIR", type=click.Path(file_okay=False), help="Folder of keys, made by kvps keygen.")
-@click.option("--shard", "shards", type=click.IntRange(0), multiple=True, metavar="I",
+@click.option("--shard", "shards", type=click.IntRange(0, 1023), multiple=True, metavar="I",
               help="Serve shard I of the store at --root, kept in the folder STORE, which is made. May be given several times.")
 @click.option("--root", metavar="ADDRESS", help="Of the store whose shards --shard names.")
 @click.option("--away", multiple=True, metavar="I=ADDRESS",

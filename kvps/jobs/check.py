@@ -288,7 +288,8 @@ class _Look:
                     _ended("models")
         except (CorruptionError, StoreError) as exc:
             self.report.add(warning("counts", f"{self.path}: the counts were not looked at, because the store cannot be opened: "
-                                    f"{str(exc).partition('; ')[0]}", path=str(self.path)))
+                                    f"{str(exc).partition('; ')[0]}", path=str(self.path),
+                                    next=str(exc).partition("; ")[2] or "look at the other findings"))
         if self.begin("checkpoints"):
             self.look_at_checkpoints()
             _ended("checkpoints")

@@ -15,7 +15,7 @@ from kvps.store.directory import StoreDirectory, open_store
 from kvps.store.lock import OwnerLock
 
 HEIRS_S = 3.0                  # how long the servers of a starter that was killed may take to end
-OURS = {layout.SHARDS, lock.NAME, "socket"}        # what lies in a folder of shards
+OURS = {layout.SHARDS, lock.NAME, "store", "socket"}        # what lies in a folder of shards
 
 
 def take_over(store: Path, command: str, wait: float = 0.0, away: Mapping[int, Callable[[], Connection]] = MappingProxyType({}),

@@ -80,15 +80,14 @@ class Recovery:
             if plan.shards:
                 store.root.claim()
                 remake(store, plan.shards, plan.bases, self._finder, self.options)
-            with store.snapshot() as snapshot:
-                version = snapshot.version
+            version, ours = store.root.state()["version"], store.follow()
             store.sweep_directories()
             job = store.root.job()
             if job is not None and "job" in plan.kinds:
                 train.roll_back(store, job)
                 job = None
             store.root.claim()
-            for shard in store.shards:
+            for shard in ours:
                 shard.sweep(version, job and job["id"])
             self._remove_files(keep_spool=job is not None)
             store.reseal()

@@ -1,22 +1,23 @@
 """Make shards again that lay on other machines, whose disks are lost: by a client of the store's servers.
 
-STEP 1  ask each server of such a shard whether it is there; plan, as for a store in a folder (recover_plan.py)
+STEP 1  look at each of such shards; plan, as for a store in a folder (recover_plan.py)
 STEP 2  make each again beside what is left, out of sight: the newest checkpoint that helps, then the text since (remake.py)
 STEP 3  let the root name it: from here on it is in force
 """
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 
 from kvps.errors import ArgumentError
 from kvps.jobs.lost_text import Finder
 from kvps.jobs.recover_plan import Options, Plan, Step, bases, choose
 from kvps.jobs.remake import remake
-from kvps.jobs.served import ServedDepot
+from kvps.jobs.served import ServedDepot, check_store
 from kvps.ps.places import Address, open_place
 from kvps.store.depot import open_depot
-from kvps.store.findings import of_error
+from kvps.store.findings import DAMAGE, Finding, damage
 
 
 class AwayRecovery:
@@ -38,10 +39,16 @@ class AwayRecovery:
             stack.pop_all()
 
     def _planned(self) -> Plan:
-        if not any(place.get("away") for place in self._store.root.state()["shards"]):
+        away = {number for number, place in enumerate(self._store.root.state()["shards"]) if place.get("away")}
+        if not away:
             raise ArgumentError(f"{self.place}: no shard of it is on another machine; stop its servers, and name its folder")
-        lost = self._store.lost()
-        plan = Plan([of_error("shard", exc, shard=number) for number, exc in lost.items()], shards=sorted(lost))
+        found = [json.loads(line) for line in b"".join(self._store.run(
+            check_store, level="full" if self.options.full else "checksums")).splitlines()[:-1]]
+        lost: dict[int, Finding] = {}
+        for row in found:                      # of several findings of a shard the first says why
+            if row["severity"] == DAMAGE and row.get("shard") in away:
+                lost.setdefault(row["shard"], damage(row["part"], row["message"].partition("; ")[0], shard=row["shard"]))
+        plan = Plan([lost[number] for number in sorted(lost)], shards=sorted(lost))
         if lost:
             places = [*([open_depot(self.options.source)] if self.options.source is not None else []), ServedDepot(self._store)]
             plan.bases = list(bases(self._store.root, places))

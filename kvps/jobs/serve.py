@@ -28,7 +28,7 @@ from kvps.errors import ArgumentError, KvpsError, StoreError
 from kvps.jobs.owning import home_lock, take_over
 from kvps.jobs.train import check_shape
 from kvps.ps.answering import Answer, Function
-from kvps.ps.away import AwayShard
+from kvps.ps.away import PATIENCE_S, AwayShard
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import Message
 from kvps.ps.remote import connected, endpoint
@@ -124,6 +124,7 @@ class Starter:
         self._running: list[_Running] = []
         try:
             if root is not None:
+                endpoint(root)
                 self._take_home(shards)
             elif seal.exists(store):
                 self._take_over()
@@ -380,7 +381,7 @@ def functions_of(store: Path, number: int, shards: list[str], stack: contextlib.
         directory = StoreDirectory(store, False, None)
         shard = stack.enter_context(contextlib.closing(ShardService(directory, served.SHARD)))
         directory.follow()
-        shard.open(directory.shards[number].path, number)
+        shard.open(directory.shards[number].path, number, directory.root.state()["epoch"])
         return shard.functions(), shard.runner.streams.drop_idle
     from kvps.jobs.status import status_of
     from kvps.ps.calls import Runner
@@ -390,7 +391,7 @@ def functions_of(store: Path, number: int, shards: list[str], stack: contextlib.
 
     streams = Streams()
     root = stack.enter_context(contextlib.closing(RootService(store, shards, streams, lambda number, name: AwayShard(
-        connected(shards[number].removeprefix(AWAY), keys=keys), number, name))))
+        connected(shards[number].removeprefix(AWAY), keys=keys, patience_s=PATIENCE_S), number, name))))
     tables = stack.enter_context(contextlib.closing(TableService(store)))
 
     def status(directory: StoreDirectory) -> dict:
@@ -402,6 +403,7 @@ def functions_of(store: Path, number: int, shards: list[str], stack: contextlib.
     def idle() -> None:
         streams.drop_idle()
         tables.scans.drop_idle()
+        root.renew_snapshots()
 
     return {**tables.functions(), **root.functions(), **runner.functions(changes=False)}, idle
 

@@ -126,13 +126,13 @@ def checkpoint_names(store: StoreDirectory) -> list[str]:
 def checkpoint_description(store: StoreDirectory, *, name: str) -> Iterator[bytes]:
     """Yield the description of a checkpoint in the store; nothing where there is none."""
     depot, _ = checkpoint.depot_of(store.path)
-    yield depot.read_description(check_name("checkpoint", name)) or b""
+    yield (depot.read_description(check_name("checkpoint", name)) if depot else None) or b""
 
 
 def checkpoint_object(store: StoreDirectory, *, name: str, n_bytes: int) -> Iterator[bytes]:
     """Yield an object of the checkpoints in the store, compared with its name."""
     depot, _ = checkpoint.depot_of(store.path)
-    if not is_object_name(name):
+    if depot is None or not is_object_name(name):
         raise ArgumentError(f"{name!r:.80} names no object of a checkpoint")
     yield depot.read(name, n_bytes)
 

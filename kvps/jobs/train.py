@@ -372,7 +372,7 @@ def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: li
         "split_bytes": words and split_bytes(memory, at_once, words.spec, sum(item.size for item in inputs)),
         "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
-        "label": options.label, "gone_labels": gone_labels, "machine": running_system(),
+        "label": options.label, "gone_labels": gone_labels, "machine": running_system(), "files": [item.file() for item in inputs],
         "spool": recorded(store, spool_folder(store, options.temp)),
         "inputs": to_records(store, inputs, digests, [prints[id(item)] for item in inputs])}
     if inputs:

@@ -84,8 +84,9 @@ def counter(store: RemoteDirectory, job: dict, tokenizer: str | None, threads: i
     inputs = [from_record(store.path, row["input"]) for row in job["inputs"]]
     seen_as = [(item.fingerprint(), row["fingerprint"]) for item, row in zip(inputs, job["inputs"], strict=True)]
     here = job.get("machine") not in (None, "") and job["machine"] == running_system()
-    for item, row, (found, recorded) in zip(inputs, job["inputs"], seen_as, strict=True):
-        if here and found == recorded:         # as for a job that is resumed
+    files = job.get("files") or [None] * len(inputs)
+    for item, row, file, (found, recorded) in zip(inputs, job["inputs"], files, seen_as, strict=True):
+        if here and found == recorded and file is not None and item.file() == file:        # the very file
             continue
         if item.digest() != row["digest"]:     # size and time would tell nothing of another machine's file
             raise InputGone(f"{item.name}: is not the text that the {job['command']} counts; workers need its inputs under "

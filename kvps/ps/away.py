@@ -5,14 +5,18 @@ NewShard      makes it: stands for a Shard that is empty, is filled, and then ta
 """
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import os
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
 
-from kvps.errors import CorruptionError
+from kvps.errors import CorruptionError, KvpsError, Unreachable
 from kvps.ps import calls
 from kvps.ps.connection import Connection
 from kvps.store import format as fmt
@@ -20,6 +24,9 @@ from kvps.store.runs import Run
 from kvps.store.shard import Listed
 
 AHEAD = 4                      # chunks in one message where they are read one after another; the next message is on its way
+AHEAD_ALL = 32                 # of all runs of a shard together, which may be merged
+PATIENCE_S = 10.0              # how long a server is asked again that gives no answer; others wait meanwhile
+GONE_S = 5.0                   # and for so long it is not asked again
 STAGE_BYTES = 8 << 20          # of chunks in one message
 
 T = TypeVar("T")
@@ -72,10 +79,32 @@ class AwayShard:
         """Take a connection of ours alone to its server, and the name of the directory that the root says it is in."""
         self._connection, self.shard, self._name = connection, number, name
         self.path = f"{connection.address}/{name}"
+        self._kept: set[int] = set()           # snapshots that its server keeps for us
+        self._turn = threading.Lock()
+        self._gone = 0.0                       # until when it is not asked [s], monotonic
 
     def snapshot(self) -> AwaySnapshot:
-        """As Shard.snapshot()."""
-        return AwaySnapshot(self._connection, self._name)
+        """As Shard.snapshot(); Unreachable at once where its server gave no answer a moment ago."""
+        if time.monotonic() < self._gone:
+            raise Unreachable(f"{self._connection.address}: the server of shard {self.shard} gave no answer; try again when it is "
+                              "up", path=self._connection.address)
+        try:
+            return AwaySnapshot(self._connection, self._name, self._keep)
+        except Unreachable:
+            self._gone = time.monotonic() + GONE_S
+            raise
+
+    def _keep(self, number: int, kept: bool) -> None:
+        with self._turn:
+            (self._kept.add if kept else self._kept.discard)(number)
+
+    def renew(self) -> None:
+        """Let its server keep our snapshots for longer; called now and then, beside who reads them."""
+        with self._turn:
+            kept = sorted(self._kept)
+        if kept and time.monotonic() >= self._gone:
+            with contextlib.suppress(KvpsError):       # who reads them will be told
+                self._connection.call("snapshot-keep", {"snapshots": kept})
 
     def splits(self, job: str) -> dict[int, dict]:
         """As Shard.splits()."""
@@ -101,12 +130,14 @@ class AwaySnapshot(Listed):
 
     elsewhere = True
 
-    def __init__(self, connection: Connection, name: str) -> None:
-        """Begin it."""
-        self._connection = connection
+    def __init__(self, connection: Connection, name: str, keep: Callable[[int, bool], None]) -> None:
+        """Begin it; `keep` is told its number, and whether it is still to be kept."""
+        self._connection, self._keep = connection, keep
         reply = connection.call("snapshot", {"dir": name})
         self._number = reply.call["snapshot"]
         self._manifest = calls.heard(connection, reply)
+        self._ahead = max(1, min(AHEAD, AHEAD_ALL // max(1, len(self._manifest["runs"]))))
+        keep(self._number, True)
         self._read: dict[int, tuple[int, list[Chunk]]] = {}        # by run: chunks that are here, and the number of the first
         self._coming: dict[int, tuple[int, int]] = {}              # by run: the first chunk that was asked for, the request
 
@@ -118,11 +149,11 @@ class AwaySnapshot(Listed):
             coming = self._coming.pop(run.id, (-1, 0))
             if coming[0] >= 0 and coming[0] != index:
                 self._connection.wait(coming[1])
-            request = coming[1] if coming[0] == index else self._ask(run, index, AHEAD if following or index == 0 else 1)
+            request = coming[1] if coming[0] == index else self._ask(run, index, self._ahead if following or index == 0 else 1)
             first, chunks = index, chunks_of(self._connection.wait(request).arrays)
             self._read[run.id] = first, chunks
             if (following or index == 0) and index + len(chunks) < run.n_chunks:
-                self._coming[run.id] = index + len(chunks), self._ask(run, index + len(chunks), AHEAD)
+                self._coming[run.id] = index + len(chunks), self._ask(run, index + len(chunks), self._ahead)
         payload, n_keys = chunks[index - first]
         return memoryview(payload), n_keys
 
@@ -139,12 +170,15 @@ class AwaySnapshot(Listed):
         return calls.run(self._connection, function, arguments, call="look", snapshot=self._number)
 
     def close(self, *, strict: bool = True) -> None:
-        """End it."""
+        """End it, also where its server is gone."""
+        self._keep(self._number, False)
         for _, request in self._coming.values():
-            self._connection.wait(request)
+            with contextlib.suppress(KvpsError):
+                self._connection.wait(request)
         self._coming.clear()
         self._read.clear()
-        self._connection.call("snapshot-end", {"snapshot": self._number})
+        with contextlib.suppress(KvpsError):
+            self._connection.call("snapshot-end", {"snapshot": self._number})
 
     def __enter__(self) -> AwaySnapshot:
         return self
@@ -171,7 +205,7 @@ class NewShard:
         """
         self._connection, self.identity, self.name = connection, dict(identity), name
         self.shard: int = identity["shard"]
-        self._splits = 0
+        self._numbers = itertools.count(1)     # of the runs that are added, by several threads
         self._attempt = os.urandom(16).hex()
         self._call("new", {"identity": self.identity, "dir": name, "above": above, "writer": epoch})
 
@@ -207,8 +241,7 @@ class NewShard:
     def add_run(self, chunks: Iterable[Chunk], version: int, label: str | None) -> None:
         """As Shard.add_run()."""
         for group in grouped(chunks, lambda chunk: len(chunk[0])):
-            self._splits += 1
-            self._call("count", {"version": version, "label": label, "number": self._splits}, chunk_arrays(group))
+            self._call("count", {"version": version, "label": label, "number": next(self._numbers)}, chunk_arrays(group))
 
     def splits(self, job: str) -> dict[int, dict]:
         """As Shard.splits() of one that is empty."""

@@ -1,7 +1,8 @@
 """What the server of a shard answers that lies in a folder of its own, on another machine than its root.
 
-    FOLDER/owner.lock  FOLDER/shards/NNNN.G
+    FOLDER/owner.lock  FOLDER/store  FOLDER/shards/NNNN.G
 
+`store` has the uuid of the one store whose shards are here.
 Only the root says which directory holds the shard; a directory that it does not name is being made, or was left. So nothing is
 in force here before the root's commit, and a disk that is lost or old is found out at once. What is written is written under
 the root's epochs and for its pending job, as everywhere; the root is asked over a connection.
@@ -21,21 +22,22 @@ import numpy as np
 
 from kvps.errors import ArgumentError, CorruptionError, StoreError
 from kvps.ps.answering import Answer, Function, field, optional
-from kvps.ps.away import chunk_arrays, chunks_of, not_here
+from kvps.ps.away import AHEAD, chunk_arrays, not_here
 from kvps.ps.calls import Runner, said, unpacked
 from kvps.ps.merging import tidy
 from kvps.ps.protocol import Message
 from kvps.ps.remote_store import RemoteDirectory
 from kvps.ps.runs import verify_chunks
-from kvps.ps.shard_service import ShardService
+from kvps.ps.shard_service import ShardService, sent_chunks
 from kvps.store import files, layout
 from kvps.store import format as fmt
 from kvps.store.runs import Run, RunTotal
 from kvps.store.shard import Shard, Snapshot
 
-IDLE_S = 600.0                 # a snapshot that nobody reads for so long goes: the root's server has ended
+IDLE_S = 150.0                 # a snapshot of which nobody says for so long that it is read goes: the root's server has ended
 MAX_SNAPSHOTS = 64
 UNFINISHED = ".new"
+STORE = "store"
 
 
 class _Kept:
@@ -84,7 +86,8 @@ class HomeService(ShardService):
         making = {name: Function(answer, changes=True) for name, answer in (
             ("new", self.new), ("fill", self.fill), ("list", self.list), ("count", self.count), ("finish", self.finish),
             ("snapshot", self.snapshot), ("snapshot-end", self.snapshot_end))}
-        return {**super().functions(), **making, "chunks": Function(self.chunks), "look": Function(self._looker.run)}
+        return {**super().functions(), **making, "chunks": Function(self.chunks), "snapshot-keep": Function(self.snapshot_keep),
+                "look": Function(self._looker.run)}
 
     # which directory is in force
 
@@ -99,11 +102,15 @@ class HomeService(ShardService):
                 self._directory = self._connect()
             job = self._directory.root.job_id()            # before the version: a job that ends meanwhile keeps its runs
             state = self._directory.root.state()
+            if self._number >= len(state["shards"]):
+                raise StoreError(f"{self._folder}: the store has {len(state['shards'])} shards, no shard {self._number}; serve "
+                                 "another one here", path=str(self._folder), shard=self._number)
             place = state["shards"][self._number]
+            self._refuse_other(self._directory.identity["uuid"])
             folder = layout.shard_folder(self._folder, self._number, place["dir"])
             if not place.get("away") or not files.exists(folder / layout.DATA):
                 raise not_here(self._folder, self._number, place["dir"])
-            self.open(folder, self._number, verify=True)
+            self.open(folder, self._number, state["epoch"], verify=True)
             if self.shard.generation < place["generation"]:
                 found = self.shard.generation
                 self._shut()
@@ -149,12 +156,13 @@ class HomeService(ShardService):
 
     def snapshot(self, message: Message) -> Answer:
         """Keep the last commit of a directory for the sender."""
-        name = field(message, "dir", str)
-        if self.shard is not None and f"{layout.SHARDS}/{self.shard.path.name}" != name:
-            self._shut()
-        shard = self.here()
+        name, shard = field(message, "dir", str), self.here()
+        if f"{layout.SHARDS}/{shard.path.name}" != name and self._directory.root.state()["shards"][self._number]["dir"] == name:
+            self._shut()                       # another was made in its place
+            shard = self.here()
         if f"{layout.SHARDS}/{shard.path.name}" != name:
-            raise not_here(self._folder, self._number, name)
+            raise StoreError(f"{self._folder}: shard {self._number} is in {layout.SHARDS}/{shard.path.name}, not in {name!r:.80}; "
+                             "run the command again", path=str(self._folder), shard=self._number)
         if len(self._snapshots) >= MAX_SNAPSHOTS:
             raise StoreError(f"{shard.path}: {MAX_SNAPSHOTS} snapshots are open already; wait until one has ended")
         number, kept = next(self._numbers), _Kept(shard.snapshot())
@@ -169,7 +177,7 @@ class HomeService(ShardService):
         with kept.turn:
             self._kept(message)                # nobody has ended it while we waited
             listed = next((row for row in kept.snapshot.all_runs() if row.id == run), None)
-            if listed is None or not 0 <= first <= first + n <= listed.n_chunks == of:
+            if listed is None or not 0 <= n <= AHEAD or not 0 <= first <= first + n <= listed.n_chunks == of:
                 raise ArgumentError(f"run {run} has no chunks {first} to {first + n} of {of}")
             found = []
             for index in range(first, first + n):
@@ -187,11 +195,19 @@ class HomeService(ShardService):
 
     def _looked_at(self, message: Message) -> _Kept:
         """Return the snapshot that a function is to look at; ArgumentError for words, which take memory, that there are not."""
-        arguments = message.call.get("arguments")
+        kept, arguments = self._kept(message), message.call.get("arguments")
         n_words = arguments.get("n_words", 0) if isinstance(arguments, dict) else 0
         if not isinstance(n_words, int) or not 0 <= n_words <= self._directory.root.next_word():
             raise ArgumentError(f"{n_words!r:.80} is no number of words of this store")
-        return self._kept(message)
+        return kept
+
+    def snapshot_keep(self, message: Message) -> Answer:
+        """Note that snapshots are still read."""
+        for number in field(message, "snapshots", list):
+            kept = self._snapshots.get(number) if isinstance(number, int) else None
+            if kept is not None:
+                kept.used = time.monotonic()
+        return {}, {}
 
     def snapshot_end(self, message: Message) -> Answer:
         """Let go of a snapshot; fine if it has gone."""
@@ -228,8 +244,13 @@ class HomeService(ShardService):
                 or not all(isinstance(number, int) and 0 <= number < 1 << 62 for number in numbers)
                 or not 1 <= numbers[1] <= layout.MAX_SHARDS):
             raise ArgumentError(f"{folder}: cannot be made: it is there, or is for another shard than {self._number}")
+        self._refuse_other(identity["uuid"])
         self._drop_new()
         self._sweep_new()
+        if self.shard is not None:             # what another attempt has finished, and nobody has named
+            for left in (self._folder / layout.SHARDS).glob(f"{self._number:04d}.*"):
+                if left != self.shard.path:
+                    files.remove_tree(left)
         if not files.exists(folder.parent):
             files.make_dir(folder.parent)
             files.fsync_dir(self._folder)
@@ -238,6 +259,17 @@ class HomeService(ShardService):
             above=numbers[2], epoch=numbers[3])
         self._attempt, self._new_name, self._listed = attempt, name, False
         return {}, {}
+
+    def _refuse_other(self, uuid: str) -> None:
+        """Raise StoreError where this folder has shards of another store; from now on it has those of this one."""
+        mark = self._folder / STORE
+        if not files.exists(mark):
+            files.atomic_write(mark, uuid.encode())
+        with files.reading(mark) as fd:
+            found = files.read_exactly(fd, 64, 0).decode("utf-8", "replace")
+        if found != uuid:
+            raise StoreError(f"{self._folder}: has shards of the store {found:.40}, not of {uuid:.40}; serve those of "
+                             "another store from another folder", path=str(self._folder), shard=self._number)
 
     def _sweep_new(self) -> None:
         if files.exists(self._folder / layout.SHARDS):
@@ -255,7 +287,7 @@ class HomeService(ShardService):
         shard, places = self._made(message), message.arrays.get("places")
         if self._listed:                       # it comes once more, late
             return {}, {}
-        chunks = chunks_of(message.arrays)
+        chunks = sent_chunks(message)
         if places is None or places.dtype != np.uint64 or places.shape != (len(chunks), 2):
             raise ArgumentError("chunks without their places")
         keys = [fmt.chunk_key(run, index) for run, index in places.tolist()]
@@ -283,7 +315,7 @@ class HomeService(ShardService):
 
     def count(self, message: Message) -> Answer:
         """Take a run of counts."""
-        shard, chunks = self._made(message), chunks_of(message.arrays)
+        shard, chunks = self._made(message), sent_chunks(message)
         verify_chunks(chunks, shard.identity["order"], 1 << 32)
         self._listed = True
         shard.apply(self._attempt, field(message, "number", int), field(message, "version", int), chunks, {},

@@ -15,7 +15,7 @@ from typing import Any, Self, TypeVar
 
 import numpy as np
 
-from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError, StoreLocked
+from kvps.errors import ArgumentError, KvpsError, StoreError, StoreLocked
 from kvps.ps import calls
 from kvps.ps.away import NewShard, chunk_arrays, grouped, new_identity
 from kvps.ps.connection import Connection
@@ -342,17 +342,6 @@ class RemoteDirectory:
         self._alive.epoch = self.connection.epoch
         for shard in self.shards:
             shard.fence()
-
-    def lost(self) -> dict[int, CorruptionError]:
-        """Return what is wrong with the shards on other machines that are not there, or went back in time, by their numbers."""
-        found = {}
-        for number, place in enumerate(self.root.state()["shards"]):
-            if place.get("away"):
-                try:
-                    self.shards[number].facts()
-                except CorruptionError as exc:
-                    found[number] = exc
-        return found
 
     def new_shard(self, number: int) -> NewShard:
         """Begin to make a shard again that lies on another machine; in a session of ours."""

@@ -31,6 +31,7 @@ from kvps.text.vocabulary import Vocabulary, unpack_segment
 DOUBT_S = 1.5                  # more than a client leaves between two signs of life
 SESSION_S = 5.0                # a holder that is silent for so long loses its session to the next that asks
 WORDS_BYTES = 8 << 20          # of the vocabulary in one message
+RENEW_S = 30.0                 # how often it is said that snapshots on other machines are still read
 CLAIM_S = 30.0                 # a worker that is silent for so long leaves its splits to others
 SPACE = np.frombuffer((SEPARATORS + "\n").encode(), np.uint8)
 
@@ -68,6 +69,7 @@ class RootService:
         self.root = Root.open(path / name, writable=True)
         self.root.adopt()
         self._name = name
+        self._renewed = 0.0
         self._session: Session | None = None
         if (holder := self.root.session()) is not None:        # it may be alive, and know nothing of a restart
             self._session = Session(bytes.fromhex(holder), "", time.time(), time.monotonic())
@@ -81,6 +83,14 @@ class RootService:
             ("store", self.store), ("begin", self.begin), ("fence", self.fence), ("renew", self.renew), ("end", self.end),
             ("join", self.join), ("root", self.read), ("root-change", self.change), ("words", self.words),
             ("share-words", self.share_words), ("claim", self.claim), ("release", self.release), ("reseal", self.reseal))}
+
+    def renew_snapshots(self) -> None:
+        """Let the servers of shards on other machines keep what is being read here; called now and then."""
+        if time.monotonic() - self._renewed > RENEW_S:
+            self._renewed = time.monotonic()
+            for shard in list(self.directory.shards):
+                if isinstance(shard, AwayShard):
+                    shard.renew()
 
     # sessions
 

@@ -27,6 +27,7 @@ logger = logging.getLogger("kvps.server")
 ZAP_DOMAIN = b"kvps"
 MAX_TOLD = 1000                # keys of refused clients that are told about
 LINGER_MS = 500                # for the last answers to go, at the end
+JOIN_S = 5.0
 IDLE_MS = 500                  # how often the loop looks whether it is to stop
 
 
@@ -122,7 +123,7 @@ class Server:
                 self._send()
             self.answerer.close()
             self._send()
-            idling.join()
+            idling.join(JOIN_S)                # it may wait for a server that is gone
         finally:
             self._close()
 

@@ -44,10 +44,10 @@ class ShardService:
             ("mark", self.mark), ("sweep", self.sweep), ("facts", self.facts))}
         return {**own, **self.runner.functions(changes=True)}
 
-    def open(self, path: Path, number: int, *, verify: bool = False) -> None:
-        """Open the shard in a directory, which the root names; under a lock that the caller holds."""
+    def open(self, path: Path, number: int, epoch: int, *, verify: bool = False) -> None:
+        """Open the shard in a directory, which the root names at this epoch; under a lock that the caller holds."""
         identity = self._directory.identity
-        self._epoch = self._directory.root.state()["epoch"]
+        self._epoch = epoch
         self.shard = Shard.open(path, identity["uuid"], True, shard=number, map_bytes=layout.map_bytes(identity["shards"]),
                                 verify=verify)
 
@@ -87,7 +87,7 @@ class ShardService:
         """Keep a part of a split until the rest of it comes."""
         self._at_work(message, field(message, "version", int) - 1)
         key = message.client, field(message, "job", str), field(message, "split", int)
-        self._staged.setdefault(key, {})[field(message, "part", int)] = _chunks(message)
+        self._staged.setdefault(key, {})[field(message, "part", int)] = sent_chunks(message)
         # A part keeps its whole message, whatever of it are chunks.
         self._staged_bytes[key] = self._staged_bytes.get(key, 0) + PART_BYTES + sum(a.nbytes for a in message.arrays.values())
         while sum(self._staged_bytes.values()) > MAX_STAGED_BYTES:
@@ -106,14 +106,17 @@ class ShardService:
             if split in shard.splits(job):
                 return {"applied": False}, {}
             return {"missing": True}, {}
-        chunks = [chunk for part in range(n_staged) for chunk in staged[part]] + _chunks(message)
+        chunks = [chunk for part in range(n_staged) for chunk in staged[part]] + sent_chunks(message)
         verify_chunks(chunks, self._directory.identity["order"], self._directory.root.next_word())
         return {"applied": shard.apply(job, split, field(message, "version", int), chunks, field(message, "row", dict),
                                        label=optional(message, "label", str))}, {}
 
     def splits(self, message: Message) -> Answer:
         """Return the ledger of a job."""
-        return said(list(self.here().splits(field(message, "job", str)).items()), self.runner.streams)
+        job = field(message, "job", str)
+        if not 1 <= len(job.encode()) <= 255:
+            raise ArgumentError(f"{job!r:.80} names no job")
+        return said(list(self.here().splits(job).items()), self.runner.streams)
 
     def drop(self, message: Message) -> Answer:
         """Roll a job back."""
@@ -150,7 +153,7 @@ class ShardService:
         self._directory.close()
 
 
-def _chunks(message: Message) -> list[Chunk]:
+def sent_chunks(message: Message) -> list[Chunk]:
     """Return the chunks of a message."""
     try:
         return chunks_of(message.arrays)

@@ -85,7 +85,7 @@ class Streams:
         """End those that nobody goes on with, or that are done; does not wait for those at work."""
         now = time.monotonic()
         for which, stream in list(self._open.items()):
-            limit_s = DONE_S if stream.last[0]["done"] else IDLE_S
+            limit_s = DONE_S if stream.last[0]["done"] or stream.error is not None else IDLE_S
             if now - stream.used > limit_s and stream.turn.acquire(blocking=False):
                 try:
                     self._open.pop(which, None)

@@ -72,7 +72,8 @@ def roots(path: Path) -> list[str]:
 def shard_folder(path: Path, number: int, name: object) -> Path:
     """Return where the root says that a shard lies; CorruptionError where that is no place for a shard."""
     stem = f"{SHARDS}/{number:04d}."
-    if not isinstance(name, str) or not name.startswith(stem) or not name[len(stem):].isdigit():
+    number_ = name[len(stem):] if isinstance(name, str) and name.startswith(stem) else ""
+    if not (number_.isascii() and number_.isdecimal()):
         raise CorruptionError(f"{path}: shard {number} is said to be in {name}, expected {stem}N", path=str(path), key="state",
                               found=name, expected=f"{stem}N")
     return path / name

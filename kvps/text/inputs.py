@@ -98,6 +98,14 @@ class Input:
             found = os.stat(self.path)
         return {"size": found.st_size, "mtime_ns": found.st_mtime_ns}
 
+    def file(self) -> list[int] | None:
+        """Return device and number of the file, which tell it from others of this machine; None for what is none."""
+        if self.kind == "nltk" or urls.is_url(self.path):
+            return None
+        with failures_named(self.name):
+            found = os.stat(self.path)
+        return [found.st_dev, found.st_ino]
+
     def hasher(self):
         """Return the hash object behind digest(), fed with all but the bytes."""
         choices = ""

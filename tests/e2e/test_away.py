@@ -1,17 +1,24 @@
 """Shards on other machines than their root: in folders of their own here, which is all that their servers can tell."""
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
+import time
 
 import numpy as np
 import pytest
 from machines import Machines
-from processes import Served, counted, go_on, refused, run, run_json, start, stopped, zipf_text
+from processes import Served, counted, damage_shard, go_on, refused, run, run_json, start, stopped, zipf_text
 
 import kvps
 from kvps.errors import KvpsError
+from kvps.ps.away import GONE_S, chunk_arrays
 from kvps.ps.connection import Connection
+from kvps.ps.home_service import HomeService
+from kvps.ps.remote_store import RemoteDirectory
+from kvps.store.shard import Shard
 
 SMALL = ["--threads", 1, "--memory", "64K"]
 
@@ -71,6 +78,120 @@ def test_a_store_that_was_whole(tmp_path):
         with Served(tmp_path / "store", *root) as served:
             assert run("dump", served.address, "-o", 3, "--sorted").stdout == before
         assert "is using it (serve)" in refused("serve", tmp_path / "home", *home[:-1], f"ipc://{tmp_path}/2", code=5)
+
+
+def test_made_again_out_of_order(machines, tmp_path):
+    """Of a shard that is being made, what comes once more and late takes nothing away; one that was left is swept."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    before = machines.contents()
+    folder = next((tmp_path / "home1" / "shards").iterdir())
+    with Connection(f"ipc://{tmp_path}/1") as connection, Shard.open(folder, shard=1).snapshot() as snapshot:
+        runs = snapshot.all_runs()
+        identity = {"uuid": (tmp_path / "home1" / "store").read_text(), "shard": 1, "shards": 3, "order": 3}
+        for attempt in ("x", "y"):
+            new = {"attempt": attempt, "dir": f"shards/0001.200000000{'xy'.index(attempt)}", "identity": identity, "above": 0,
+                   "writer": 0}
+            connection.call("new", new)
+            places = np.array([[run.id, index] for run in runs for index in range(run.n_chunks)], np.uint64)
+            chunks = [(bytes(payload), n) for run in runs for payload, n in snapshot.chunks(run)]
+            sent = [("new", new, {}), ("fill", {"attempt": attempt}, {**chunk_arrays(chunks), "places": places}),
+                    ("list", {"attempt": attempt, "arguments": {"runs": [run.to_row() for run in runs]}}, {}),
+                    ("count", {"attempt": attempt, "version": 1, "number": 1}, chunk_arrays(chunks[:1]))]
+            for name, arguments, arrays in (*sent[1:], *sent):
+                connection.call(name, arguments, arrays)
+            made = tmp_path / "home1" / (new["dir"] + ".new")
+            with contextlib.closing(Shard.open(made, shard=1)) as shard:
+                assert [run.n_keys for run in shard.runs()] == [*(run.n_keys for run in runs), chunks[0][1]]
+            connection.call("finish", {"attempt": attempt, "words": 999, "version": 1})
+        assert len(list(folder.parent.iterdir())) == 2         # what is in force, and the last one
+    assert machines.contents() == before
+
+
+def test_a_job_ends_while_a_shard_is_opened(machines, tmp_path):
+    """A server that opens its shard while a job commits takes nothing of that job away."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    process = stopped("update", machines.there, tmp_path / "b",
+                      stop_at="SIGSTOP before kvps.ps.remote_store:RemoteRoot.commit_job 1")
+    machines.homes[1].end(signal.SIGKILL)
+    home = HomeService(tmp_path / "home1", 1, lambda: Committing(machines.there, process), {}, {})
+    try:
+        home.here()
+    finally:
+        home.close()
+    machines.homes[1].start()
+    assert machines.contents() == plain(tmp_path, "a", "b")
+
+
+class Committing(RemoteDirectory):
+    """A connection to a store whose job commits right after its version was read first."""
+
+    def __init__(self, address, process):
+        """Connect."""
+        super().__init__(address)
+        state, asked = self.root.state, []
+
+        def commits():
+            found = state()
+            if len(asked) == 0 and process.poll() is None:
+                asked.append(go_on(process))
+            return found
+
+        self.root.state = commits
+
+
+@pytest.mark.slow
+def test_a_home_of_another_store(machines, tmp_path):
+    """A folder takes shards of one store alone; a server of a shard that there is not says so."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    before = machines.contents()
+    run("train", tmp_path / "other", tmp_path / "b", "-o", 3, "--shards", 3)
+    other = run("dump", tmp_path / "other", "-o", 3, "--sorted").stdout
+    assert "has shards of the store" in refused("serve", tmp_path / "other", "--bind", f"ipc://{tmp_path}/x", "--away",
+                                                f"1=kvps://{tmp_path}/1")
+    assert run("dump", tmp_path / "other", "-o", 3, "--sorted").stdout == other
+    with (Served(tmp_path / "home9", "--shard", 9, "--root", machines.there, "--bind", f"ipc://{tmp_path}/9"),
+          Connection(f"ipc://{tmp_path}/9") as connection, pytest.raises(KvpsError, match="has 3 shards, no shard 9")):
+        connection.call("facts")
+    assert machines.contents() == before
+
+
+@pytest.mark.slow
+def test_a_damaged_shard(machines, tmp_path):
+    """One that is there and damaged is made again as one that is lost; so is one beside the root while others are away."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    before = machines.contents()
+    machines.homes[2].end()
+    damage_shard(tmp_path / "home2", "a bit", 2)
+    machines.homes[2].start()
+    assert run("check", machines.there, check=3).stdout.count("damage:") >= 1
+    assert run_json("recover", machines.there, "--yes")["rebuilt"] == [2]
+    assert machines.contents() == before
+    machines.root.end()
+    damage_shard(machines.store, "a bit", 0)
+    assert run_json("recover", machines.store, "--yes")["rebuilt"] == [0]
+    machines.root.start()
+    assert machines.contents() == before
+
+
+@pytest.mark.slow
+def test_a_home_that_stands_still(machines, tmp_path):
+    """While one gives no answer, the root answers what does not need it, and says of the rest what is missing."""
+    run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
+    servers = {row["server"]: row["pid"] for row in map(json.loads, run("servers", machines.there, "--json").stdout.splitlines())}
+    os.kill(servers["shard 1"], signal.SIGSTOP)
+    try:
+        processes = [start("stats", machines.there) for _ in range(3)]
+        began = time.monotonic()
+        run("history", machines.there)
+        run("table", "list", machines.there)
+        assert time.monotonic() - began < 60
+        for process in processes:
+            out, err = process.communicate(timeout=120)
+            assert process.returncode == 4 and ("no answer" in err), out + err
+    finally:
+        os.kill(servers["shard 1"], signal.SIGCONT)
+    time.sleep(GONE_S)
+    assert run_json("stats", machines.there)["version"] == 1
 
 
 @pytest.mark.parametrize("how", ["checkpoint", pytest.param("text", marks=pytest.mark.slow),
@@ -142,7 +263,7 @@ def test_foreign_requests(machines, tmp_path):
     """What nobody should ask is refused in words, and the shard is as it was."""
     run("train", machines.there, tmp_path / "a", "-o", 3, "--shards", 3)
     before = machines.contents()
-    identity = {"uuid": "0" * 32, "shard": 1, "shards": 3, "order": 3}
+    identity = {"uuid": (tmp_path / "home1" / "store").read_text(), "shard": 1, "shards": 3, "order": 3}
     chunks = {"chunks": np.zeros(9, np.uint8), "lengths": np.array([9], np.uint32), "keys": np.array([3], np.uint32)}
     new = {"attempt": "x", "identity": identity, "writer": 0, "above": 0}
     asked = [
@@ -153,6 +274,8 @@ def test_foreign_requests(machines, tmp_path):
         ("count", {"attempt": "y", "version": 1, "number": 1}, chunks), ("finish", {"attempt": "y", "words": 9, "version": 1}, {}),
         ("snapshot", {"dir": "shards/0001.0"}, {}), ("snapshot", {}, {}),
         ("chunks", {"snapshot": 99, "run": 1, "first": 0, "n": 1, "of": 1}, {}),
+        ("new", {**new, "dir": "shards/0001.8", "identity": {**identity, "uuid": "0" * 32}}, {}),
+        ("new", {**new, "dir": "shards/0001.\u00b2"}, {}), ("splits", {"job": ""}, {}), ("splits", {"job": "x" * 300}, {}),
         ("look", {"snapshot": 99, "function": "sums_of", "arguments": {}}, {}), ("look", {"function": "tidy", "arguments": {}}, {}),
         ("run", {"function": "tidy", "arguments": {}}, {}), ("run", {"function": 7, "arguments": {}}, {}), ("run", {}, {}),
         ("apply", {"job": "j", "split": 1, "version": 2, "row": {}, "staged": 0}, chunks),
