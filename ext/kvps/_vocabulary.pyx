@@ -510,18 +510,26 @@ def encode_frozen(FrozenWords table, const byte_t[::1] text, uint32_t[::1] ids):
 
     ids: uint32, OUT, at least 2 * len(text) + 2 long. Return (number of ids, number of sentences).
     """
-    cdef encoding e
+    cdef index_t n, n_sentences
     if ids.shape[0] < 2 * text.shape[0] + 2:
         raise ValueError(f"{text.shape[0]} bytes of text need room for {2 * text.shape[0] + 2} ids")
     if text.shape[0] == 0:
         return 0, 0
-    e.text, e.n_text, e.ids, e.v = &text[0], text.shape[0], &ids[0], table.v
+    with nogil:
+        n = encode_lines(&table.v, &text[0], text.shape[0], &ids[0], &n_sentences)
+    table.refuse_damage()
+    return n, n_sentences
+
+
+cdef index_t encode_lines(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids, index_t* n_sentences) noexcept nogil:
+    """Write the ids of lines as encode_frozen() does, n > 0; return how many, at most 2 * n + 2. OUT the number of sentences."""
+    cdef encoding e
+    e.text, e.n_text, e.ids, e.v = text, n, ids, v[0]
     e.n_ids = e.n_sentences = 0
     e.skip_reserved, e.start_mark, e.oov_is_unk = False, True, True
-    with nogil:
-        encode_text(&e)
-    table.refuse_damage()
-    return e.n_ids, e.n_sentences
+    encode_text(&e)
+    n_sentences[0] = e.n_sentences
+    return e.n_ids
 
 
 cdef byte_t BLANK[256]         # what bytes.split() parts words at: white space of ASCII
