@@ -143,6 +143,7 @@ cdef class Tables:
     cdef index_t n_words, n_totals, n_large
     cdef uint64_t n_numbers                # numbers of totals are below this
     cdef uint64_t quarter
+    cdef uint32_t unlisted                 # number of the totals of an n-gram that has none listed
     cdef uint64_t seed
     cdef int order
     cdef bint exact
@@ -279,6 +280,7 @@ cdef class Tables:
             for j in range(4):
                 self.rules.discount[k][j] = discounts[k][j]
         self.rules.kind, self.rules.value, self.rules.vocabulary = kind, value, vocabulary
+        self.unlisted = <uint32_t>NONE if kind == GIVEN else 0
         if kind == GIVEN:
             # Codes of n-grams are the bits of -log10 p as a float32, plus 1; numbers of totals those of log10 of the back-off.
             self.quarter, self.n_numbers = self.entries.listed, <uint64_t>1 << 32
@@ -354,7 +356,8 @@ cdef class Tables:
     cdef bint find_entry(self, uint64_t hash, const byte_t* bucket, uint64_t* value, uint32_t* number) noexcept nogil:
         """Look an n-gram up, from its home bucket on: OUT its value, and the number of its totals as a context.
 
-        False: there is none, or a damaged page was met. An n-gram that is known and whose totals are not listed has (1, 1, 0, 0), number 0.
+        False: there is none, or a damaged page was met. An n-gram that is known and whose totals are not listed has (1, 1, 0, 0),
+        number 0; where probabilities are given it is no context then, and one that is marked only has the back-off 0.
         """
         cdef const table* t = &self.entries
         cdef uint64_t f = fingerprint(hash), tag = (f & 255) * ONES, high = f >> 8, other = partner(f) >> 8
@@ -401,7 +404,7 @@ cdef class Tables:
             value[0] = self.large[code - self.quarter]
         else:
             return False                       # damage must not lead outside the table
-        number[0] = 0
+        number[0] = self.unlisted
         if ngram & t.listed:
             number[0] = totals_number if totals_number != t.code_mask else self.find_escaped(hash)
             if number[0] >= self.n_numbers:
@@ -538,7 +541,7 @@ cdef class Tables:
         """Do what find_entry() does, with `matches` known, for (d + 1)-grams of n tokens; keep those in `live` that are there."""
         cdef uint64_t quarter = self.quarter, limit = min(t.code_mask, self.n_numbers), slot_bytes = t.slot_bytes
         cdef uint64_t slot, slot2, is_ngram, is_ngram2, is_totals, is_totals2, ngram, totals, known, listed, done
-        cdef uint32_t high, x, x2, m, m2, last = <uint32_t>1 << (t.n_slots - 1)
+        cdef uint32_t high, x, x2, m, m2, unlisted = self.unlisted, last = <uint32_t>1 << (t.n_slots - 1)
         cdef int spare = 8 * (8 - t.slot_bytes)
         cdef uint8_t found[LANES]
         cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
@@ -569,7 +572,7 @@ cdef class Tables:
             totals &= 0 - listed
             done &= <uint64_t>((m2 & (m2 - 1)) == 0) & <uint64_t>(ngram < quarter) & <uint64_t>(totals < limit)
             values[i] = ngram
-            own[i] = <uint32_t>(totals | (known - 1)) | 0 - <uint32_t>(ids[i] == EOS)
+            own[i] = <uint32_t>(totals | (known - 1)) | (unlisted & <uint32_t>(listed - 1)) | 0 - <uint32_t>(ids[i] == EOS)
             fetch(weights + <uint32_t>(own[i] + 1))
             found[n_found] = <uint8_t>i
             n_found += <index_t>(known & done)
