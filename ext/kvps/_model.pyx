@@ -534,7 +534,8 @@ cdef class Tables:
                 fetch(buckets[j])
             # STEP 3: read.
             match_tags(&t, self.page, n_live, hashes, buckets, matches)
-            n_live = self.read_slots(&t, d, ids, live, n_live, hashes, buckets, matches, values + d * LANES, own + (d + 1) * ROW + 1)
+            n_live = self.read_slots(&t, d, ids, live, n_live, hashes, buckets, matches, values + d * LANES,
+                                     own + (d + 1) * ROW + 1)
 
     cdef inline index_t read_slots(self, const table* t, int d, const word_t* ids, uint8_t* live, index_t n, const uint64_t* hashes,
                                    const byte_t** buckets, const uint32_t* matches, uint64_t* values, uint32_t* own) noexcept nogil:
@@ -591,7 +592,8 @@ cdef class Tables:
         memcpy(live, found, n_found)
         return n_found
 
-    cdef void combine_block(self, const word_t* ids, const uint8_t* history, index_t n, const uint64_t* values, const uint32_t* numbers, double* p) noexcept nogil:
+    cdef void combine_block(self, const word_t* ids, const uint8_t* history, index_t n, const uint64_t* values,
+                            const uint32_t* numbers, double* p) noexcept nogil:
         """combine() of n tokens, or backed_off() where probabilities are given."""
         cdef index_t i
         cdef int d
@@ -816,7 +818,8 @@ cdef class Tables:
     def sums_by_sentence(self, const uint32_t[::1] ids, const uint8_t[::1] history, int64_t[:, ::1] counts, double[:, ::1] logs):
         """The same for each sentence.
 
-        counts: int64 (4, n), OUT, tokens, OOVs, tokens of probability 0, OOVs of probability 0. logs: float64 (2, n), OUT, the sums.
+        counts: int64 (4, n), OUT, tokens, OOVs, tokens of probability 0, OOVs of probability 0.
+        logs: float64 (2, n), OUT, the two sums.
         """
         cdef tally t
         cdef by_sentence rows
@@ -988,14 +991,21 @@ cdef class Tables:
         cdef uint32_t numbers[MAX_ORDER * LANES]
         cdef index_t start = 0, i, block
         cdef int d, used
+        cdef double p[LANES]
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
         while start < n:
             block = n - start if n - start < LANES else LANES
             self.gather(ids, history, start, block, own_before, values, numbers)
+            if self.rules.kind != GIVEN:
+                self.combine_block(ids + start, history + start, block, values, numbers, p)
             for i in range(block):
                 d = history[start + i] + 1 if history[start + i] < self.order else self.order
-                out[start + i] = self.float_of(values + i, numbers + i, d, ids[start + i], &used)
+                if self.rules.kind != GIVEN and ids[start + i] != BOS:
+                    used = max(self.longest_seen(values + i, d), 1)
+                    out[start + i] = <float>log10(p[i])
+                else:
+                    out[start + i] = self.float_of(values + i, numbers + i, d, ids[start + i], &used)
                 matched[start + i] = <uint8_t>used
             start += block
 

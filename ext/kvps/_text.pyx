@@ -1,4 +1,7 @@
-"""Check text before words are made of it, and lay sentences one after another. The rules: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences"."""
+"""Check text before words are made of it, and lay sentences one after another.
+
+The rules: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences".
+"""
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport uint64_t
