@@ -1,6 +1,6 @@
 """Build all kernels with the address and undefined behaviour sanitizers, and run tests with them.
 
-    python tests/sanitize.py [--keep FOLDER] [PYTEST ARGUMENT...]          by default tests/unit, tests/property, and what asks KenLM's calls
+    python tests/sanitize.py [--keep FOLDER] [PYTEST ARGUMENT...]          TESTS by default
 
 Works on a copy of the tree in a temporary folder (or in FOLDER, which stays and is brought up to date by the next run),
 so that the checkout keeps its own kernels. Needs what building kvps needs, and gcc's libasan and libubsan. Leaks are not

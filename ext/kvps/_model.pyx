@@ -461,8 +461,9 @@ cdef class Tables:
         cdef word_t word
         cdef uint32_t number
         cdef bint fetching = self.rules.kind != GIVEN and self.order > 1
-        memset(values + LANES, 0, (self.order - 1) * LANES * sizeof(uint64_t))
-        memset(own + 2 * ROW, 255, (self.order - 1) * ROW * sizeof(uint32_t))
+        for d in range(1, self.order):
+            memset(values + d * LANES, 0, n * sizeof(uint64_t))
+            memset(own + (d + 1) * ROW + 1, 255, n * sizeof(uint32_t))     # NONE
         for d in range(1, self.order + 1):
             own[d * ROW] = own_before[d]
         for i in range(n):

@@ -1,6 +1,7 @@
 """A Model: one version of a store seen through a smoothing, which answers with probabilities."""
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 import threading
@@ -138,10 +139,11 @@ class Model:
         """
         model = self._model()
         if isinstance(sentences, str):
-            found = model.score_line(sentences) if isinstance(model, CompiledModel) and self._plain() else None
+            found = model.score_line(sentences) if isinstance(model, CompiledModel) and self._plain else None
             return float(self._scores(model, [sentences])[0]) if found is None else found
         return self._scores(model, sentences)
 
+    @functools.cached_property
     def _plain(self) -> bool:
         """Whether sentences are words between separators, with nothing to be done to them."""
         return bool(self._directory.identity["tokenizer"] == PLAIN.to_json())

@@ -741,7 +741,8 @@ def test_contexts_are_marked(rng):
 
 def test_words_of_any_length_between_any_separators(rng):
     """Text is split where lmplz splits it, whatever lies where eight or 64 bytes end; unknown words are <unk>."""
-    words = ["".join(rng.choices("abé語", k=rng.choice([1, 2, 3, 4, 7, 8, 9, 16, 17, 63, 64, 65, 130]))).encode() for _ in range(60)]
+    lengths = [1, 2, 3, 4, 7, 8, 9, 16, 17, 63, 64, 65, 130]
+    words = ["".join(rng.choices("abé語", k=rng.choice(lengths))).encode() for _ in range(60)]
     table = WordTable()
     for word in (b"<unk>", b"<s>", b"</s>", *words):
         table.add(word)
