@@ -292,14 +292,14 @@ class _Import(_Reader):
             out = np.zeros(n_buckets * BUCKET_BYTES, np.uint8)
             with files.reporting(self._scratch):
                 ngrams, contexts, parents = (spill.read(partition) for spill in self._spills)
-            if len(ngrams) and not fill_given(out, bits, ngrams, contexts=False):
-                self._refuse_twice(ngrams)
-                raise SeedCollision
+            # Back-offs first, then shorter n-grams before longer ones: what is asked for most is in the first bucket then.
+            for records, is_contexts in ((contexts, True), (ngrams, False)):
+                if len(records) and not fill_given(out, bits, records, contexts=is_contexts):
+                    self._refuse_twice(records)
+                    raise SeedCollision
             if len(parents) and (absent := mark_contexts(out, bits, CODE_BYTES, parents)) >= 0:
                 line = int(parents[absent, 8:].copy().view(np.uint32)[0])
                 raise self.lines.refusal("the context of this n-gram (all its words but the last) is not listed", line)
-            if len(contexts) and not fill_given(out, bits, contexts, contexts=True):
-                raise SeedCollision
             return out
 
         ngrams = dict(enumerate(self.sizes, 1))
