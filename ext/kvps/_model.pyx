@@ -1163,7 +1163,7 @@ cdef class Walker:
         return total
 
     def score_many(self, sentences, bint bos=True, bint eos=True):
-        """Return score() of each of many sentences, a list of floats; much faster than one by one. Not KenLM's."""
+        """Return score() of each of many sentences, a list of floats; faster than one by one. Not KenLM's."""
         cdef token_list t
         cdef index_t i, first, sentence
         cdef float total
