@@ -542,7 +542,7 @@ cdef class Tables:
                                    const byte_t** buckets, const uint32_t* matches, uint64_t* values, uint32_t* own) noexcept nogil:
         """Do what find_entry() does, with `matches` known, for (d + 1)-grams of n tokens; keep those in `live` that are there."""
         cdef uint64_t quarter = self.quarter, limit = min(t.code_mask, self.n_numbers), slot_bytes = t.slot_bytes
-        cdef uint64_t slot, slot2, is_ngram, is_ngram2, is_totals, is_totals2, ngram, totals, known, listed, done
+        cdef uint64_t slot, slot2, ngram, totals, known, listed, done, absent = <uint64_t>1 << 32
         cdef uint32_t high, x, x2, m, m2, unlisted = self.unlisted, last = <uint32_t>1 << (t.n_slots - 1)
         cdef int spare = 8 * (8 - t.slot_bytes)
         cdef uint8_t found[LANES]
@@ -559,19 +559,17 @@ cdef class Tables:
             slots = bucket + t.n_slots + slot_bytes - 8
             slot = load64(slots + lowest(m | last) * slot_bytes) >> spare
             slot2 = load64(slots + lowest(m2 | last) * slot_bytes) >> spare
-            x, x2 = <uint32_t>slot ^ high, <uint32_t>slot2 ^ high
-            is_ngram = <uint64_t>(m != 0) & <uint64_t>(x == 0)
-            is_totals = <uint64_t>(m != 0) & <uint64_t>(x == PARTNER)
-            is_ngram2 = <uint64_t>(m2 != 0) & <uint64_t>(x2 == 0)
-            is_totals2 = <uint64_t>(m2 != 0) & <uint64_t>(x2 == PARTNER)
-            ngram = (slot >> 32 & 0 - is_ngram) | (slot2 >> 32 & 0 - is_ngram2)
-            totals = (slot >> 32 & 0 - is_totals) | (slot2 >> 32 & 0 - is_totals2)
-            known = is_ngram | is_ngram2
-            listed = (ngram & t.listed) != 0
-            done = known & ((listed ^ 1) | is_totals | is_totals2)
+            x, x2 = <uint32_t>slot ^ high | <uint32_t>(m == 0), <uint32_t>slot2 ^ high | <uint32_t>(m2 == 0)
+            ngram = slot >> 32 if x == 0 else absent
+            ngram = slot2 >> 32 if x2 == 0 else ngram
+            totals = slot >> 32 if x == PARTNER else absent
+            totals = slot2 >> 32 if x2 == PARTNER else totals
+            listed = <uint64_t>((ngram & t.listed) != 0)
+            known = <uint64_t>(ngram != absent)
+            done = known & ((listed ^ 1) | <uint64_t>(totals != absent))
             done |= (bucket[MARKS] & mark_of(tag_of(hashes[j])) if t.marked else bucket[t.n_slots - 1]) == 0
-            ngram &= ~t.listed
-            totals &= 0 - listed
+            ngram = ngram & ~t.listed & 0 - known
+            totals = totals & 0 - (listed & <uint64_t>(totals != absent))
             done &= <uint64_t>((m2 & (m2 - 1)) == 0) & <uint64_t>(ngram < quarter) & <uint64_t>(totals < limit)
             values[i] = ngram
             own[i] = <uint32_t>(totals | (known - 1)) | (unlisted & <uint32_t>(listed - 1)) | 0 - <uint32_t>(ids[i] == EOS)
