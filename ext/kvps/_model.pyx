@@ -500,7 +500,9 @@ cdef class Tables:
         """Look n-grams of 2 words and more up in the hash table, order by order; values and own as in gather().
 
         Each step is a short loop without branches that depend on what is found: many of its rounds are under way at once then,
-        where guesses at branches would be wrong as often as not.
+        where guesses at branches would be wrong as often as not. Tried, and no faster: groups of tokens that are each at
+        another order, so that lines come while others are worked on; one long loop without branches (half as fast); the
+        file in huge pages, mapped or copied.
         """
         cdef uint64_t chain[LANES]
         cdef uint64_t hashes[LANES]
