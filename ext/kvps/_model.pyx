@@ -19,6 +19,9 @@ from kvps._smoothing cimport GIVEN, LIDSTONE, MODIFIED_KNESER_NEY, STUPID_BACKOF
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, int64_t, uint8_t, uint32_t, uint64_t
 from kvps._vocabulary cimport FrozenWords, encode_line, encode_lines, find_word, hash_word
 
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
+
 cdef enum:
     NONE = 0xFFFFFFFF          # no such entry
     LANES = 128                # tokens looked up together, order by order: few enough for the first cache
@@ -278,7 +281,7 @@ cdef class Tables:
             self.weight_of(k, NONE).scale, self.weight_of(k, NONE).gamma = 0, 1
         for k in range(1, self.order + 1):
             for j in range(4):
-                self.rules.discount[k][j] = discounts[k][j]
+                self.rules.discount[k][j] = discounts[k][j] if j else 0        # what is not there keeps nothing
         self.rules.kind, self.rules.value, self.rules.vocabulary = kind, value, vocabulary
         self.unlisted = <uint32_t>NONE if kind == GIVEN else 0
         if kind == GIVEN:
@@ -846,10 +849,13 @@ cdef class Tables:
         cdef tally t
         if self.weights == NULL or <index_t>words.v.n_words != self.n_words:
             raise ValueError(f"{words.v.n_words} words for a model of {self.n_words}")
-        try:
-            p = PyUnicode_AsUTF8AndSize(line, &n)
-        except UnicodeEncodeError:
-            return None
+        text = line
+        if not PyUnicode_IS_ASCII(line):       # a str would keep its UTF-8 for good
+            try:
+                text = line.encode()
+            except UnicodeEncodeError:
+                return None
+        p = utf8(text, &n)
         if n == 0 or memchr(p, 10, n) != NULL:
             return None
         ids = <word_t*>malloc((2 * n + 2) * (sizeof(word_t) + 1))

@@ -2,12 +2,15 @@
 
 The rules: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences".
 """
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport uint64_t
 from libc.string cimport memchr, memcpy
 
 from kvps._types cimport byte_t, index_t
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
 
 cdef enum:
     ALL_VALID = -1
@@ -70,6 +73,14 @@ def first_invalid_utf8(const byte_t[::1] text not None):
     return found
 
 
+cdef const char* text_of(line, Py_ssize_t* n) except NULL:
+    """Return the bytes of a bytes, or of a str of ASCII, and how many."""
+    if isinstance(line, bytes):
+        n[0] = PyBytes_GET_SIZE(line)
+        return PyBytes_AS_STRING(line)
+    return PyUnicode_AsUTF8AndSize(line, n)
+
+
 def join_lines(list sentences not None, index_t first, index_t limit):
     """Return (bytes, end): sentences[first:end], each with a newline behind it, as far as they are plain.
 
@@ -80,20 +91,25 @@ def join_lines(list sentences not None, index_t first, index_t limit):
     cdef Py_ssize_t size
     cdef const char* p
     cdef char* out
+    cdef list lines = []                       # str of ASCII, or bytes: a str would keep its UTF-8 for good
     cdef bytes joined
     while end < len(sentences) and isinstance(sentences[end], str):
-        try:
-            p = PyUnicode_AsUTF8AndSize(sentences[end], &size)
-        except UnicodeEncodeError:
-            break
+        line = sentences[end]
+        if not PyUnicode_IS_ASCII(line):
+            try:
+                line = (<str>line).encode()
+            except UnicodeEncodeError:
+                break
+        p = text_of(line, &size)
         if n and n + size >= limit or size and memchr(p, 10, size) != NULL:
             break
+        lines.append(line)
         n += size + 1
         end += 1
     joined = PyBytes_FromStringAndSize(NULL, n)
     out = PyBytes_AS_STRING(joined)
-    for i in range(first, end):
-        p = PyUnicode_AsUTF8AndSize(sentences[i], &size)   # which keeps what it made for the first loop
+    for line in lines:
+        p = text_of(line, &size)
         memcpy(out, p, size)
         out[size] = 10
         out += size + 1
