@@ -4,6 +4,7 @@
 - `nltk FILE ORDER`: fit nltk.lm's MLE on the lines of FILE
 - `kvps FILE ORDER STORE`: train a new store on FILE through the Python interface
 - `kenlm MODEL FILE`: score the lines of FILE with kenlm.Model
+- `score WHO MODEL FILE`: score the lines of FILE from Python, as one list and one by one, with "kvps", "compat" or "kenlm"
 - `table STORE N BATCH SEED`: fill a table with N keys, then push and pull batches; milliseconds, medians
 - `rows FOLDER N BATCH SEED`: the same with an LMDB row a key
 - `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, "tcp"; then several clients at once
@@ -21,6 +22,7 @@ import time
 
 SHARDS = (4, 16, 64, 100, 256, 800)
 CLIENTS, EACH = 4, 8       # that push at once, and how many batches
+PASSES = 5                 # over a text that is scored
 
 
 def reuters(out, limit):
@@ -65,6 +67,42 @@ def kenlm(model, file):
     opened = library.Model(model)
     with open(file, encoding="utf-8", newline="\n") as lines:
         return {"log10_probability": sum(opened.score(line.rstrip("\n")) for line in lines)}
+
+
+def score(who, model, file):
+    """Return tokens per second of CPU, medians, of one list of lines ("batch") and of a call a line ("each")."""
+    import statistics
+    with open(file, encoding="utf-8", newline="\n") as lines:
+        sentences = [line.rstrip("\n") for line in lines]
+    if who == "kvps":
+        from kvps import load
+        opened = load(model, threads=1)
+        many = opened.score
+    elif who == "compat":
+        from kvps.compat import kenlm as ours
+        opened = ours.Model(model)
+        many = opened.score_many
+    else:
+        import kenlm as library
+        opened = library.Model(model)
+
+        def many(sentences):
+            return [opened.score(sentence) for sentence in sentences]
+
+    def each():
+        return [opened.score(sentence) for sentence in sentences]
+
+    found = {"log10_probability": float(sum(many(sentences)))}
+    each()
+    tokens = sum(len(sentence.split()) + 1 for sentence in sentences)
+    for name, call in (("batch", lambda: many(sentences)), ("each", each)):
+        times = []
+        for _ in range(PASSES):
+            start = time.process_time()
+            call()
+            times.append(time.process_time() - start)
+        found[name] = tokens / max(statistics.median(times), 1e-9)
+    return found
 
 
 def _batches(n_keys, batch, seed, push, pull, others=()):
@@ -334,5 +372,5 @@ if __name__ == "__main__":
     job, *arguments = sys.argv[1:]
     if job == "unchecked":
         unchecked(*arguments)
-    print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "table": table, "rows": rows,
+    print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "score": score, "table": table, "rows": rows,
                       "served": served, "workers": workers, "cluster": cluster, "skew": skew, "redis": redis}[job](*arguments)))

@@ -60,6 +60,32 @@ def query(setting):
     setting.figure("perplexity", perplexity)
 
 
+@benchmark("score", "scoring from Python, a list of sentences and one by one: tokens per CPU second; beside kenlm's Model.score")
+def score(setting):
+    """Score the held-out text in one thread, over and over; models are in memory.
+
+    Whose model: a store's; that of its ARPA file, imported ("imported"), which holds the same probabilities; the same with
+    the calls of kvps.compat.kenlm ("compat"); KenLM's probing form of the same ARPA file.
+    """
+    store, arpa, imported, binary = (setting.scratch(name) for name in ("store", "arpa", "imported", "binary"))
+    setting.train_kvps(store, setting.train)
+    setting.kvps("export", store, arpa)
+    setting.kvps("import", imported, arpa)
+    setting.kvps("compile", store)
+    models = {"kvps": ("kvps", store), "imported": ("kvps", imported), "compat": ("compat", imported)}
+    if setting.peer("build_binary") and importlib.util.find_spec("kenlm") and 2 <= setting.order <= 6:
+        setting.build_binary(arpa, binary)
+        models["kenlm"] = ("kenlm", binary)
+    found = {name: [] for name in models}
+    for _ in range(setting.runs):
+        for name, (who, model) in models.items():
+            found[name].append(setting.child("score", who, model, setting.heldout)[0])
+    for way, goal in (("batch", "5 times kenlm's"), ("each", "kenlm's")):
+        setting.figure(f"score_{way}_tokens_per_cpu_s", {name: [run[way] for run in runs] for name, runs in found.items()},
+                       better="more", goal=goal)
+    setting.figure("log10_probability", {name: [run["log10_probability"] for run in runs] for name, runs in found.items()})
+
+
 @benchmark("startup", "CPU seconds of `kvps --help` and of scoring one sentence")
 def startup(setting):
     """Start each command at least five times; the model is compiled before."""

@@ -1,6 +1,6 @@
 """Build all kernels with the address and undefined behaviour sanitizers, and run tests with them.
 
-    python tests/sanitize.py [--keep FOLDER] [PYTEST ARGUMENT...]          tests/unit and tests/property by default
+    python tests/sanitize.py [--keep FOLDER] [PYTEST ARGUMENT...]          TESTS by default
 
 Works on a copy of the tree in a temporary folder (or in FOLDER, which stays and is brought up to date by the next run),
 so that the checkout keeps its own kernels. Needs what building kvps needs, and gcc's libasan and libubsan. Leaks are not
@@ -16,7 +16,8 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ["tests/unit", "tests/property"]
+# With these every kernel is run.
+TESTS = ["tests/unit", "tests/property", "tests/e2e/test_import.py", "tests/e2e/test_compat_kenlm.py"]
 # What a build needs and what the tests read.
 PARTS = ["setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", ".gitignore", ".ci", "ext", "kvps",
          "tests", "bench"]

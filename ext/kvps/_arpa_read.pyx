@@ -202,10 +202,12 @@ cdef index_t read_block(const byte_t* data, index_t size, index_t limit, int k, 
                 problem[0] = UNKNOWN_WORD
         if problem[0] != 0:
             break
-        h = start
-        for j in range(k - 3, -1, -1):
-            h = mix(h, ids[j])
-        parents[n] = mix(h, ids[k - 2])
+        parents[n] = ids[0]
+        if k > 2:
+            h = start
+            for j in range(k - 3, -1, -1):
+                h = mix(h, ids[j])
+            parents[n] = mix(h, ids[k - 2])
         h = start
         for j in range(k - 2, -1, -1):
             h = mix(h, ids[j])
@@ -228,7 +230,7 @@ def read_ngrams(const byte_t[::1] text, index_t limit, int k, bint highest, uint
 
     Return (lines read, bytes read, what is wrong with the line there or 0, arrays); the arrays: hashes uint64 and codes
     uint32 of the n-grams, hashes uint64 and bits of the back-offs uint32 of those with a back-off that is not 0, and the
-    hashes of the n-grams that are their contexts, uint64.
+    hashes of the n-grams that are their contexts, uint64; where these are words, their ids.
     """
     cdef const uint64_t[::1] slots_view = slots, ends_view = ends
     cdef const byte_t[::1] blob_view = blob

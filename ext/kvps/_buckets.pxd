@@ -19,6 +19,7 @@ cdef enum:
     ONES = 0x0101010101010101
     HIGHS = 0x8080808080808080
     FINGERPRINT = 0xFFFFFFFFFF
+    PARTNER = 0x80000000       # by what the higher 32 bits of the fingerprints of an n-gram and of its totals differ
     MARKS = BUCKET - 1         # the byte of a bucket for marks
 
 cdef struct table:
@@ -26,6 +27,7 @@ cdef struct table:
     uint64_t n_buckets         # per partition
     int partition_bits, slot_bytes, n_slots        # slot_bytes without the tag
     uint64_t code_mask, listed
+    uint32_t slot_bits         # a bit per slot
     bint marked                # buckets have marks
 
 
@@ -39,9 +41,15 @@ cdef inline uint64_t fingerprint(uint64_t hash) noexcept nogil:
     return f if f & 255 else f | 1         # a tag of 0 marks an empty slot
 
 
+cdef inline byte_t tag_of(uint64_t hash) noexcept nogil:
+    """The lowest byte of the fingerprint."""
+    cdef byte_t tag = <byte_t>hash
+    return tag | <byte_t>(tag == 0)
+
+
 cdef inline uint64_t partner(uint64_t f) noexcept nogil:
     """The fingerprint under which the totals of an n-gram as a context stand, in the same chain of buckets."""
-    return f ^ (<uint64_t>1 << 39)
+    return f ^ (<uint64_t>PARTNER << 8)
 
 
 cdef inline bint has_marks(int slot_bytes, int n_slots) noexcept nogil:

@@ -71,16 +71,17 @@ cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot
     return FULL
 
 
-cdef bint holds(const byte_t* region, uint64_t n_buckets, int partition_bits, int slot_bytes, uint64_t hash) noexcept nogil:
-    """Whether there is an n-gram with this hash in a partition."""
+cdef bint mark_context(byte_t* region, uint64_t n_buckets, int partition_bits, int slot_bytes, uint64_t hash) noexcept nogil:
+    """Set the highest bit of an n-gram's code, as where its totals are listed; False if there is none in this partition."""
     cdef int s, n_slots = BUCKET // (slot_bytes + 1)
     cdef uint64_t f = fingerprint(hash), b = home(hash, partition_bits, n_buckets), tried
     cdef bint marked = has_marks(slot_bytes, n_slots)
-    cdef const byte_t* bucket
+    cdef byte_t* bucket
     for tried in range(n_buckets + 1):
         bucket = region + b * BUCKET
         for s in range(n_slots):
             if bucket[s] == <byte_t>f and load32(bucket + n_slots + s * slot_bytes) == f >> 8:
+                bucket[n_slots + (s + 1) * slot_bytes - 1] |= 0x80
                 return True
         if (bucket[MARKS] & mark_of(f) if marked else bucket[n_slots - 1]) == 0:
             return False
@@ -88,15 +89,18 @@ cdef bint holds(const byte_t* region, uint64_t n_buckets, int partition_bits, in
     return False
 
 
-def first_absent(const byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:, ::1] records):
-    """Return the place of the first record (hash, value) of a partition of which there is no n-gram, or -1."""
+def mark_contexts(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:, ::1] records):
+    """Mark the n-grams of a partition that are contexts, by records (hash, value).
+
+    Return the place of the first record of which there is no n-gram, or -1.
+    """
     cdef index_t i, n = records.shape[0], found = -1
     cdef uint64_t n_buckets = region.shape[0] // BUCKET
     if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 12 or not 2 <= code_bytes <= 4:
         raise ValueError(f"a region of {region.shape[0]} bytes, records of {records.shape[1]} bytes")
     with nogil:
         for i in range(n):
-            if not holds(&region[0], n_buckets, partition_bits, 4 + code_bytes, load64(&records[i, 0])):
+            if not mark_context(&region[0], n_buckets, partition_bits, 4 + code_bytes, load64(&records[i, 0])):
                 found = i
                 break
     return found

@@ -7,21 +7,25 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.math cimport isinf, log10
+from libc.math cimport INFINITY, isinf, log10
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memchr, memcmp, memcpy, memset
 
 from kvps._buckets cimport (
-    BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table)
-from kvps._keys cimport bit_length, fetch, load64, mix, u64
+    BUCKET, HIGHS, MARKS, ONES, PARTNER, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table, tag_of)
+from kvps._keys cimport bit_length, equal16, fetch, load64, lowest, mix, mul_high, u64
 from kvps._pages cimport Pages, page_view, usable
 from kvps._smoothing cimport GIVEN, LIDSTONE, MODIFIED_KNESER_NEY, STUPID_BACKOFF, kept, shares, smoothing
-from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
-from kvps._vocabulary cimport FrozenWords, encode_line, find_word, hash_word
+from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, int64_t, uint8_t, uint32_t, uint64_t
+from kvps._vocabulary cimport FrozenWords, encode_line, encode_lines, find_word, hash_word
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
 
 cdef enum:
     NONE = 0xFFFFFFFF          # no such entry
     LANES = 128                # tokens looked up together, order by order: few enough for the first cache
+    ROW = LANES + 1            # numbers of totals of n-grams of one order that end at each of them, and before the first
 
 
 
@@ -33,11 +37,91 @@ cdef struct exact_rows:
     const uint32_t* numbers    # of contexts
 
 
+cdef struct weight:
+    double scale, gamma        # of a context: by what to multiply what its n-grams keep, and what it leaves to the shorter one
+
+
+cdef struct tally:
+    # Sums over tokens; those of log10 probabilities leave tokens of probability 0 out.
+    index_t tokens, oov, zero, zero_oov
+    double total, total_oov, product       # total is without `product`
+
+
+cdef inline void start(tally* t) noexcept nogil:
+    t.tokens = t.oov = t.zero = t.zero_oov = 0
+    t.total, t.total_oov, t.product = 0, 0, 1
+
+
+cdef inline void count(tally* t, double p, bint unknown) noexcept nogil:
+    """Add a token of probability p."""
+    t.tokens += 1
+    if unknown:
+        t.oov += 1
+        if p > 0:
+            t.total_oov += log10(p)
+        else:
+            t.zero_oov += 1
+    if p <= 0:
+        t.zero += 1
+    # One logarithm for many tokens: the product is taken while it is far from underflow.
+    elif p < 1e-100:
+        t.total += log10(p)
+    else:
+        t.product *= p
+        if t.product < 1e-200:
+            t.total += log10(t.product)
+            t.product = 1
+
+
+cdef inline void count_log10(tally* t, double log10_p, bint unknown) noexcept nogil:
+    """Add a token of which the logarithm is known."""
+    cdef bint zero = isinf(log10_p)
+    t.tokens += 1
+    t.oov += unknown
+    t.zero += zero
+    t.zero_oov += zero and unknown
+    if not zero:
+        t.total += log10_p
+        t.total_oov += log10_p if unknown else 0
+
+
+cdef struct by_sentence:
+    # Columns of n rows, one after another.
+    index_t n
+    int64_t* counts            # tokens, OOVs, tokens of probability 0, OOVs of probability 0
+    double* logs               # sums of log10 p, of those of OOVs
+
+
+cdef inline void write_row(const by_sentence* out, index_t row, const tally* t) noexcept nogil:
+    if 0 <= row < out.n:
+        out.counts[row], out.counts[out.n + row] = t.tokens, t.oov
+        out.counts[2 * out.n + row], out.counts[3 * out.n + row] = t.zero, t.zero_oov
+        out.logs[row], out.logs[out.n + row] = t.total + log10(t.product), t.total_oov
+
+
 cdef struct place:
     # Where a sentence stands: the words before the next one, the last first, and what look-ups need of them.
     word_t words[MAX_ORDER]
     uint32_t numbers[MAX_ORDER]    # numbers[d - 1]: of the totals of the last d words, NONE if they are no context
     int length                     # words that matter for what follows
+
+
+cdef inline index_t with_context(uint8_t* live, index_t n, const uint32_t* own, const uint8_t* history, int d) noexcept nogil:
+    """Keep of some tokens of a block those that have a context of d words; own[i]: the number of its totals."""
+    cdef index_t i, j, left = 0
+    for j in range(n):
+        i = live[j]
+        live[left] = <uint8_t>i
+        left += <index_t>(history[i] >= d) & <index_t>(own[i] != <uint32_t>NONE)
+    return left
+
+
+cdef inline void match_tags(const table* t, page_view* page, index_t n, const uint64_t* hashes, const byte_t** buckets,
+                            uint32_t* matches) noexcept nogil:
+    """OUT matches[j]: a bit for each slot of a bucket whose tag is that of a hash; none where a damaged page is met."""
+    cdef index_t j
+    for j in range(n):
+        matches[j] = equal16(buckets[j], tag_of(hashes[j])) & t.slot_bits if usable(page, buckets[j]) else 0
 
 
 @cython.final
@@ -62,6 +146,7 @@ cdef class Tables:
     cdef index_t n_words, n_totals, n_large
     cdef uint64_t n_numbers                # numbers of totals are below this
     cdef uint64_t quarter
+    cdef uint32_t unlisted                 # number of the totals of an n-gram that has none listed
     cdef uint64_t seed
     cdef int order
     cdef bint exact
@@ -72,7 +157,7 @@ cdef class Tables:
     cdef smoothing rules
     cdef double unigram_total, uniform     # sum of unigram values; 1 / V
     cdef double unigram_gamma              # mass for the uniform distribution, times uniform
-    cdef double* weights                   # per totals: 1 / den, then for each depth d >= 1 the mass gamma of its back-off
+    cdef weight* weights                   # order rows of n_totals + 1, see weight_of()
 
     def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint32_t[::1] unigram_contexts,
                   const uint64_t[::1] totals, const uint64_t[::1] large, uint64_t seed, Pages pages=None):
@@ -118,6 +203,7 @@ cdef class Tables:
         t.partition_bits, t.slot_bytes = (n_partitions - 1).bit_length(), 4 + code_bytes
         t.n_slots = BUCKET // (5 + code_bytes)
         t.marked = has_marks(t.slot_bytes, t.n_slots)
+        t.slot_bits = (1 << t.n_slots) - 1
         t.code_mask = (<uint64_t>1 << 8 * code_bytes) - 1
         t.listed = <uint64_t>1 << (8 * code_bytes - 1)
         self.quarter = t.listed >> 1
@@ -183,18 +269,21 @@ cdef class Tables:
         cdef index_t i
         cdef index_t n_of[4]                       # words whose value is 0, 1, 2, 3 or more
         cdef double freed = 0
-        cdef double* weights
+        cdef weight* weights
         if len(discounts) != self.order + 1 or any(len(row) != 4 for row in discounts):
             raise ValueError(f"discounts of {len(discounts)} rows for order {self.order}, of {[len(row) for row in discounts]}")
-        weights = <double*>malloc(self.n_totals * self.order * sizeof(double))
+        weights = <weight*>malloc((self.n_totals + 1) * self.order * sizeof(weight))
         if weights == NULL:
             raise MemoryError(f"no memory for the weights of {self.n_totals} totals")
         free(self.weights)
         self.weights = weights
+        for k in range(self.order):
+            self.weight_of(k, NONE).scale, self.weight_of(k, NONE).gamma = 0, 1
         for k in range(1, self.order + 1):
             for j in range(4):
-                self.rules.discount[k][j] = discounts[k][j]
+                self.rules.discount[k][j] = discounts[k][j] if j else 0        # what is not there keeps nothing
         self.rules.kind, self.rules.value, self.rules.vocabulary = kind, value, vocabulary
+        self.unlisted = <uint32_t>NONE if kind == GIVEN else 0
         if kind == GIVEN:
             # Codes of n-grams are the bits of -log10 p as a float32, plus 1; numbers of totals those of log10 of the back-off.
             self.quarter, self.n_numbers = self.entries.listed, <uint64_t>1 << 32
@@ -212,17 +301,21 @@ cdef class Tables:
         self.unigram_gamma = freed / self.unigram_total * self.uniform if self.unigram_total > 0 else self.uniform
 
         cdef const uint64_t* t
+        cdef weight* w
         cdef double den
         for i in range(self.n_totals):
             t = self.totals + 4 * i
             den = <double>t[0] if t[0] > 0 else 1      # a context has a follower; 0 only where the file is damaged
-            self.weights[i * self.order] = 1 / den
             for k in range(1, self.order):
-                shares(&self.rules, k + 1, den, t[1], t[2], t[3], &self.weights[i * self.order],
-                       &self.weights[i * self.order + k])
+                w = self.weight_of(k, <uint32_t>i)
+                shares(&self.rules, k + 1, den, t[1], t[2], t[3], &w.scale, &w.gamma)
 
     def __dealloc__(self):
         free(self.weights)
+
+    cdef inline weight* weight_of(self, int d, uint32_t number) noexcept nogil:
+        """The weights of a context of d words by the number of its totals, NONE among them."""
+        return self.weights + d * (self.n_totals + 1) + <uint32_t>(number + 1)
 
     cdef index_t find_row(self, const exact_rows* r, const word_t* key, int n) noexcept nogil:
         """Return the row of n words in context order, or -1, as where a damaged page is met."""
@@ -266,7 +359,8 @@ cdef class Tables:
     cdef bint find_entry(self, uint64_t hash, const byte_t* bucket, uint64_t* value, uint32_t* number) noexcept nogil:
         """Look an n-gram up, from its home bucket on: OUT its value, and the number of its totals as a context.
 
-        False: there is none, or a damaged page was met. An n-gram that is known and whose totals are not listed has (1, 1, 0, 0), number 0.
+        False: there is none, or a damaged page was met. An n-gram that is known and whose totals are not listed has (1, 1, 0, 0),
+        number 0; where probabilities are given it is no context then, and one that is marked only has the back-off 0.
         """
         cdef const table* t = &self.entries
         cdef uint64_t f = fingerprint(hash), tag = (f & 255) * ONES, high = f >> 8, other = partner(f) >> 8
@@ -313,7 +407,7 @@ cdef class Tables:
             value[0] = self.large[code - self.quarter]
         else:
             return False                       # damage must not lead outside the table
-        number[0] = 0
+        number[0] = self.unlisted
         if ngram & t.listed:
             number[0] = totals_number if totals_number != t.code_mask else self.find_escaped(hash)
             if number[0] >= self.n_numbers:
@@ -356,7 +450,7 @@ cdef class Tables:
 
     cdef void gather(self, const word_t* ids, const uint8_t* history, index_t start, index_t n, uint32_t* own_before,
                      uint64_t* values, uint32_t* numbers) noexcept nogil:
-        """Look up the n <= LANES tokens ids[start:start + n], order by order, prefetching a whole order ahead.
+        """Look up the n <= LANES tokens ids[start:start + n].
 
         history[start + i] is how many tokens before token i belong to its sentence (at most order - 1).
         own_before[k]: number of the totals of the k-gram that ends before `start`, NONE if it is no context; OUT the
@@ -364,55 +458,172 @@ cdef class Tables:
         OUT values[(k - 1) * LANES + i]: of the k-gram that ends at token i, 0 if there is none.
         OUT numbers[d * LANES + i]: of the totals of its context of d words, NONE if that was never seen.
         """
-        cdef uint64_t chain[LANES]
-        cdef uint64_t grams[LANES]
-        cdef const byte_t* buckets[LANES]
-        cdef uint32_t own[LANES + 1]       # own[i + 1]: totals of the n-gram of the order at hand that ends at token i
-        cdef index_t todo[LANES]
-        cdef index_t i, j, n_todo
+        cdef uint32_t own[(MAX_ORDER + 1) * ROW]       # own[k * ROW + i + 1]: totals of the k-gram that ends at token i
+        cdef index_t i
         cdef int d
         cdef word_t word
-        own[0] = own_before[1]
+        cdef uint32_t number
+        cdef bint fetching = self.rules.kind != GIVEN and self.order > 1
+        for d in range(1, self.order):
+            memset(values + d * LANES, 0, n * sizeof(uint64_t))
+            memset(own + (d + 1) * ROW + 1, 255, n * sizeof(uint32_t))     # NONE
+        for d in range(1, self.order + 1):
+            own[d * ROW] = own_before[d]
         for i in range(n):
             word = ids[start + i]
             values[i] = self.unigrams[word] if word != UNK else 0
-            own[i + 1] = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
-            if own[i + 1] >= self.n_numbers:
-                own[i + 1] = <uint32_t>NONE
-            chain[i] = self.seed
-        own_before[1] = own[n]
+            number = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
+            own[ROW + i + 1] = number if number < self.n_numbers else <uint32_t>NONE
+            if fetching:
+                fetch(self.weight_of(1, own[ROW + i + 1]))
+        if self.exact:
+            self.gather_rows(ids + start, history + start, n, values, own)
+        else:
+            self.gather_hashes(ids + start, history + start, n, values, own)
         for d in range(1, self.order):
-            # STEP 1: the context of d words is the d-gram before the token; where would the (d + 1)-gram be?
-            n_todo = 0
             for i in range(n):
-                numbers[d * LANES + i] = own[i] if history[start + i] >= d else <uint32_t>NONE
+                numbers[d * LANES + i] = own[d * ROW + i] | 0 - <uint32_t>(history[start + i] < d)
+        for d in range(1, self.order + 1):
+            own_before[d] = own[d * ROW + n]
+
+    cdef void gather_rows(self, const word_t* ids, const uint8_t* history, index_t n, uint64_t* values,
+                          uint32_t* own) noexcept nogil:
+        """Look n-grams of 2 words and more up in sorted rows; values and own as in gather()."""
+        cdef index_t i
+        cdef int d
+        for d in range(1, self.order):
+            for i in range(n):
+                if history[i] >= d and values[(d - 1) * LANES + i] > 0 and own[d * ROW + i] != <uint32_t>NONE:
+                    self.find_exactly(ids + i, d + 1, &values[d * LANES + i], &own[(d + 1) * ROW + i + 1])
+                    if ids[i] == EOS:
+                        own[(d + 1) * ROW + i + 1] = <uint32_t>NONE
+
+    cdef void gather_hashes(self, const word_t* ids, const uint8_t* history, index_t n, uint64_t* values,
+                            uint32_t* own) noexcept nogil:
+        """Look n-grams of 2 words and more up in the hash table, order by order; values and own as in gather().
+
+        Each step is a short loop without branches that depend on what is found: many of its rounds are under way at once then,
+        where guesses at branches would be wrong as often as not. Tried, and no faster: groups of tokens that are each at
+        another order, so that lines come while others are worked on; one long loop without branches (half as fast); the
+        file in huge pages, mapped or copied.
+        """
+        cdef uint64_t chain[LANES]
+        cdef uint64_t hashes[LANES]
+        cdef const byte_t* buckets[LANES]
+        cdef uint32_t matches[LANES]
+        cdef uint8_t live[LANES]               # tokens whose n-grams may be known
+        cdef index_t n_live = n, i, j
+        cdef int d
+        cdef bint given = self.rules.kind == GIVEN
+        cdef table t = self.entries
+        for i in range(n):
+            chain[i] = self.seed
+            live[i] = <uint8_t>i
+        for d in range(1, self.order):
+            # STEP 1: the context of d words is the d-gram before the token.
+            if given:
                 # An n-gram that is given may be listed without its shorter endings.
-                if history[start + i] >= d and (values[(d - 1) * LANES + i] > 0 or self.rules.kind == GIVEN):
-                    chain[i] = mix(chain[i], ids[start + i - d])
-                    if numbers[d * LANES + i] == <uint32_t>NONE:
-                        continue
-                    grams[i] = mix(chain[i], ids[start + i])
-                    todo[n_todo] = i
-                    n_todo += 1
-                    if not self.exact:
-                        buckets[i] = self.bucket_of(grams[i])
-                        fetch(buckets[i])
-            # STEP 2: read.
-            own[0] = own_before[d + 1]
+                n_live = n
+                for i in range(n):
+                    live[i] = <uint8_t>i
+                    if history[i] >= d:
+                        chain[i] = mix(chain[i], (ids + i - d)[0])
+            n_live = with_context(live, n_live, own + d * ROW, history, d)
+            # STEP 2: where would the (d + 1)-gram be?
+            for j in range(n_live):
+                i = live[j]
+                if not given:
+                    chain[i] = mix(chain[i], (ids + i - d)[0])
+                hashes[j] = mix(chain[i], ids[i])
+            for j in range(n_live):
+                buckets[j] = t.data + mul_high(hashes[j], t.n_buckets << t.partition_bits) * BUCKET
+                fetch(buckets[j])
+            # STEP 3: read.
+            match_tags(&t, self.page, n_live, hashes, buckets, matches)
+            n_live = self.read_slots(&t, d, ids, live, n_live, hashes, buckets, matches, values + d * LANES,
+                                     own + (d + 1) * ROW + 1)
+
+    cdef inline index_t read_slots(self, const table* t, int d, const word_t* ids, uint8_t* live, index_t n, const uint64_t* hashes,
+                                   const byte_t** buckets, const uint32_t* matches, uint64_t* values, uint32_t* own) noexcept nogil:
+        """Do what find_entry() does, with `matches` known, for (d + 1)-grams of n tokens; keep those in `live` that are there."""
+        cdef uint64_t quarter = self.quarter, limit = min(t.code_mask, self.n_numbers), slot_bytes = t.slot_bytes
+        cdef uint64_t slot, slot2, ngram, totals, known, listed, done, absent = <uint64_t>1 << 32
+        cdef uint32_t high, x, x2, m, m2, unlisted = self.unlisted, last = <uint32_t>1 << (t.n_slots - 1)
+        cdef int spare = 8 * (8 - t.slot_bytes)
+        cdef uint8_t found[LANES]
+        cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
+        cdef index_t j, i, n_found = 0, n_rest = 0
+        cdef const byte_t* bucket
+        cdef const byte_t* slots
+        cdef const weight* weights = self.weight_of(d + 1 if d + 1 < self.order and self.rules.kind != GIVEN else 0, <uint32_t>NONE)
+        for j in range(n):
+            i, bucket, m = live[j], buckets[j], matches[j]
+            m2 = m & (m - 1)
+            high = <uint32_t>(hashes[j] >> 8)
+            # The eight bytes that end where a slot ends lie in its bucket. Where no tag matches the last slot is read, in vain.
+            slots = bucket + t.n_slots + slot_bytes - 8
+            slot = load64(slots + lowest(m | last) * slot_bytes) >> spare
+            slot2 = load64(slots + lowest(m2 | last) * slot_bytes) >> spare
+            x, x2 = <uint32_t>slot ^ high | <uint32_t>(m == 0), <uint32_t>slot2 ^ high | <uint32_t>(m2 == 0)
+            ngram = slot >> 32 if x == 0 else absent
+            ngram = slot2 >> 32 if x2 == 0 else ngram
+            totals = slot >> 32 if x == PARTNER else absent
+            totals = slot2 >> 32 if x2 == PARTNER else totals
+            listed = <uint64_t>((ngram & t.listed) != 0)
+            known = <uint64_t>(ngram != absent)
+            done = known & ((listed ^ 1) | <uint64_t>(totals != absent))
+            done |= (bucket[MARKS] & mark_of(tag_of(hashes[j])) if t.marked else bucket[t.n_slots - 1]) == 0
+            ngram = ngram & ~t.listed & 0 - known
+            totals = totals & 0 - (listed & <uint64_t>(totals != absent))
+            done &= <uint64_t>((m2 & (m2 - 1)) == 0) & <uint64_t>(ngram < quarter) & <uint64_t>(totals < limit)
+            values[i] = ngram
+            own[i] = <uint32_t>(totals | (known - 1)) | (unlisted & <uint32_t>(listed - 1)) | 0 - <uint32_t>(ids[i] == EOS)
+            fetch(weights + <uint32_t>(own[i] + 1))
+            found[n_found] = <uint8_t>i
+            n_found += <index_t>(known & done)
+            rest[n_rest] = <uint8_t>j
+            n_rest += <index_t>(done ^ 1)
+        for j in range(n_rest):
+            fetch(bucket_at(t, hashes[rest[j]], after(0, 0, fingerprint(hashes[rest[j]]), t.n_buckets)))
+        for j in range(n_rest):
+            i = live[rest[j]]
+            values[i], own[i] = 0, <uint32_t>NONE
+            if self.find_entry(hashes[rest[j]], buckets[rest[j]], &values[i], &own[i]):
+                found[n_found] = <uint8_t>i
+                n_found += 1
+            if ids[i] == EOS:
+                own[i] = <uint32_t>NONE
+        memcpy(live, found, n_found)
+        return n_found
+
+    cdef void combine_block(self, const word_t* ids, const uint8_t* history, index_t n, const uint64_t* values,
+                            const uint32_t* numbers, double* p) noexcept nogil:
+        """combine() of n tokens, or backed_off() where probabilities are given."""
+        cdef index_t i
+        cdef int d
+        cdef int64_t a
+        cdef const weight* w
+        cdef const weight* weights
+        cdef double total = self.unigram_total, gamma = self.unigram_gamma
+        cdef const double* discount
+        if self.rules.kind == GIVEN:
             for i in range(n):
-                values[d * LANES + i] = 0
-                own[i + 1] = <uint32_t>NONE
-            for j in range(n_todo):
-                i = todo[j]
-                if self.exact:
-                    self.find_exactly(ids + start + i, d + 1, &values[d * LANES + i], &own[i + 1])
-                else:
-                    self.find_entry(grams[i], buckets[i], &values[d * LANES + i], &own[i + 1])
-                if ids[start + i] == EOS:
-                    own[i + 1] = <uint32_t>NONE
-                elif own[i + 1] != <uint32_t>NONE and self.rules.kind != GIVEN:
-                    fetch(self.weights + own[i + 1] * <index_t>self.order)
-            own_before[d + 1] = own[n]
+                p[i] = self.backed_off(values + i, numbers + i, min(history[i] + 1, self.order))
+            return
+        if self.rules.kind != MODIFIED_KNESER_NEY:
+            for i in range(n):
+                p[i] = self.combine(values + i, numbers + i, min(history[i] + 1, self.order))
+            return
+        for i in range(n):
+            a = <int64_t>values[i]
+            p[i] = gamma + (<double>a - self.rules.discount[1][3 if a > 3 else a]) / total if a > 0 else gamma
+        for d in range(1, self.order):
+            discount = self.rules.discount[d + 1]
+            weights = self.weight_of(d, NONE)
+            for i in range(n):
+                a = <int64_t>values[d * LANES + i]
+                w = weights + <uint32_t>(numbers[d * LANES + i] + 1)
+                p[i] = p[i] * w.gamma + (<double>a - discount[3 if a > 3 else a]) * w.scale
 
     cdef inline double combine(self, const uint64_t* values, const uint32_t* numbers, int longest) noexcept nogil:
         """Return the probability of a token from what `gather` found; values and numbers step by LANES.
@@ -421,7 +632,7 @@ cdef class Tables:
         """
         cdef int d, top = longest
         cdef uint64_t a = values[0]
-        cdef const double* w
+        cdef const weight* w
         cdef double p, den
         if self.rules.kind == LIDSTONE or self.rules.kind == STUPID_BACKOFF:
             p = 1
@@ -447,10 +658,10 @@ cdef class Tables:
             if numbers[d * LANES] == <uint32_t>NONE:
                 break
             a = values[d * LANES]
-            w = self.weights + numbers[d * LANES] * <index_t>self.order
-            p *= w[d]
+            w = self.weight_of(d, numbers[d * LANES])
+            p *= w.gamma
             if a > 0:
-                p += kept(&self.rules, d + 1, a) * w[0]
+                p += kept(&self.rules, d + 1, a) * w.scale
         return p
 
     cdef double backed_off(self, const uint64_t* values, const uint32_t* numbers, int longest) noexcept nogil:
@@ -476,39 +687,39 @@ cdef class Tables:
         give; 1 where it was not seen. REQUIRES share and discount of 0, backoff of 1.
         """
         cdef int d, top = longest
-        cdef double weight = 1, den
-        cdef const double* w
+        cdef double mass = 1, den
+        cdef const weight* w
         if self.rules.kind == LIDSTONE or self.rules.kind == STUPID_BACKOFF:
             while self.rules.kind == STUPID_BACKOFF and top > 1 and values[(top - 1) * LANES] == 0:
                 top -= 1
                 backoff[top] = self.rules.value
-                weight *= self.rules.value
+                mass *= self.rules.value
             den = self.unigram_total
             if top > 1:
                 den = <double>self.totals[4 * <index_t>numbers[(top - 1) * LANES]] if numbers[(top - 1) * LANES] != <uint32_t>NONE else 0
             if self.rules.kind == LIDSTONE:
                 den += self.rules.value * self.rules.vocabulary
                 share[0] = self.rules.value / den if den > 0 else 0
-            share[top] = weight * <double>values[(top - 1) * LANES] / den if den > 0 else 0
+            share[top] = mass * <double>values[(top - 1) * LANES] / den if den > 0 else 0
             return
         top = 1
         while top < longest and numbers[top * LANES] != <uint32_t>NONE:
             top += 1
         for d in range(top - 1, 0, -1):
-            w = self.weights + numbers[d * LANES] * <index_t>self.order
+            w = self.weight_of(d, numbers[d * LANES])
             if values[d * LANES] > 0:
-                share[d + 1] = weight * kept(&self.rules, d + 1, values[d * LANES]) * w[0]
+                share[d + 1] = mass * kept(&self.rules, d + 1, values[d * LANES]) * w.scale
                 discount[d + 1] = <double>values[d * LANES] - kept(&self.rules, d + 1, values[d * LANES])
-            backoff[d] = w[d]
-            weight *= w[d]
+            backoff[d] = w.gamma
+            mass *= w.gamma
         if self.rules.kind == MODIFIED_KNESER_NEY:
-            share[0] = weight * self.unigram_gamma
+            share[0] = mass * self.unigram_gamma
             backoff[0] = self.unigram_gamma / self.uniform
             if values[0] > 0:
-                share[1] = weight * kept(&self.rules, 1, values[0]) / self.unigram_total
+                share[1] = mass * kept(&self.rules, 1, values[0]) / self.unigram_total
                 discount[1] = <double>values[0] - kept(&self.rules, 1, values[0])
         elif self.unigram_total > 0:
-            share[1] = weight * <double>values[0] / self.unigram_total
+            share[1] = mass * <double>values[0] / self.unigram_total
 
     cdef inline int longest_seen(self, const uint64_t* values, int longest) noexcept nogil:
         """The order of the longest n-gram that ends at a token; 0 for an unknown word."""
@@ -536,8 +747,9 @@ cdef class Tables:
             out: float64 (n,), OUT, log10 of the probability; 0 for <s> without history.
             matched: uint8 (n,), OUT, the order of the longest n-gram seen.
         """
-        cdef index_t n = ids.shape[0], start, i, block
-        cdef int d, longest
+        cdef index_t n = ids.shape[0], first, i, block
+        cdef int d
+        cdef double p[LANES]
         cdef uint32_t own_before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
@@ -547,20 +759,48 @@ cdef class Tables:
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
         with nogil:
-            start = 0
-            while start < n:
-                block = n - start if n - start < LANES else LANES
-                self.gather(&ids[0], &history[0], start, block, own_before, values, numbers)
+            first = 0
+            while first < n:
+                block = n - first if n - first < LANES else LANES
+                self.gather(&ids[0], &history[0], first, block, own_before, values, numbers)
+                self.combine_block(&ids[first], &history[first], block, values, numbers, p)
                 for i in range(block):
-                    if ids[start + i] == BOS and history[start + i] == 0:
-                        out[start + i], matched[start + i] = 0, 1
+                    if ids[first + i] == BOS and history[first + i] == 0:
+                        out[first + i], matched[first + i] = 0, 1
                         continue
-                    longest = history[start + i] + 1 if history[start + i] < self.order else self.order
-                    out[start + i] = (self.backed_off(values + i, numbers + i, longest) if self.rules.kind == GIVEN
-                                      else log10(self.combine(values + i, numbers + i, longest)))
-                    matched[start + i] = <uint8_t>self.longest_seen(values + i, longest)
-                start += block
+                    out[first + i] = p[i] if self.rules.kind == GIVEN else log10(p[i])
+                    matched[first + i] = <uint8_t>self.longest_seen(values + i, min(history[first + i] + 1, self.order))
+                first += block
         self.refuse_damage()
+
+    cdef void add_up(self, const word_t* ids, const uint8_t* history, index_t n, tally* t, const by_sentence* rows) noexcept nogil:
+        """Add up the tokens of sentences, <s> words </s>: all of them in t or, where there are `rows`, each sentence for itself."""
+        cdef uint32_t own_before[MAX_ORDER + 2]
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
+        cdef double p[LANES]
+        cdef index_t first = 0, i, block, row = -1
+        cdef int d
+        start(t)
+        for d in range(MAX_ORDER + 2):
+            own_before[d] = <uint32_t>NONE
+        while first < n:
+            block = n - first if n - first < LANES else LANES
+            self.gather(ids, history, first, block, own_before, values, numbers)
+            self.combine_block(&ids[first], &history[first], block, values, numbers, p)
+            for i in range(block):
+                if ids[first + i] == BOS and history[first + i] == 0:
+                    if rows != NULL:
+                        write_row(rows, row, t)
+                        row += 1
+                        start(t)
+                elif self.rules.kind == GIVEN:
+                    count_log10(t, p[i], ids[first + i] == UNK)
+                else:
+                    count(t, p[i], ids[first + i] == UNK)
+            first += block
+        if rows != NULL:
+            write_row(rows, row, t)
 
     def sums(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Score text and add up; arguments as `score`.
@@ -568,58 +808,68 @@ cdef class Tables:
         Return (tokens, OOVs, sum of log10 p, the part of it of OOVs, tokens of probability 0, OOVs of probability 0);
         the sums leave tokens of probability 0 out.
         """
-        cdef index_t n = ids.shape[0], start = 0, i, block, tokens = 0, oov = 0, zero = 0, zero_oov = 0
-        cdef int d, longest
-        cdef uint32_t own_before[MAX_ORDER + 2]
-        cdef uint64_t values[MAX_ORDER * LANES]
-        cdef uint32_t numbers[MAX_ORDER * LANES]
-        cdef double p, total = 0, total_oov = 0, product = 1
-        if history.shape[0] != n or self.weights == NULL:
-            raise ValueError(f"{n} ids, {history.shape[0]} histories")
+        cdef tally t
+        if history.shape[0] != ids.shape[0] or self.weights == NULL:
+            raise ValueError(f"{ids.shape[0]} ids, {history.shape[0]} histories")
         self.refuse_unknown(ids)
-        for d in range(MAX_ORDER + 2):
-            own_before[d] = <uint32_t>NONE
+        start(&t)
         with nogil:
-            while start < n:
-                block = n - start if n - start < LANES else LANES
-                self.gather(&ids[0], &history[0], start, block, own_before, values, numbers)
-                for i in range(block):
-                    if ids[start + i] == BOS and history[start + i] == 0:
-                        continue
-                    longest = history[start + i] + 1 if history[start + i] < self.order else self.order
-                    tokens += 1
-                    if self.rules.kind == GIVEN:
-                        p = self.backed_off(values + i, numbers + i, longest)
-                        oov += ids[start + i] == UNK
-                        if isinf(p):
-                            zero += 1
-                            zero_oov += ids[start + i] == UNK
-                        else:
-                            total += p
-                            if ids[start + i] == UNK:
-                                total_oov += p
-                        continue
-                    p = self.combine(values + i, numbers + i, longest)
-                    if ids[start + i] == UNK:
-                        oov += 1
-                        if p > 0:
-                            total_oov += log10(p)
-                        else:
-                            zero_oov += 1
-                    if p > 0:
-                        # One logarithm for many tokens: the product is taken while it is far from underflow.
-                        if p < 1e-100:
-                            total += log10(p)
-                        else:
-                            product *= p
-                            if product < 1e-200:
-                                total += log10(product)
-                                product = 1
-                    else:
-                        zero += 1
-                start += block
+            if ids.shape[0]:
+                self.add_up(&ids[0], &history[0], ids.shape[0], &t, NULL)
         self.refuse_damage()
-        return tokens, oov, total + log10(product), total_oov, zero, zero_oov
+        return t.tokens, t.oov, t.total + log10(t.product), t.total_oov, t.zero, t.zero_oov
+
+    def sums_by_sentence(self, const uint32_t[::1] ids, const uint8_t[::1] history, int64_t[:, ::1] counts, double[:, ::1] logs):
+        """The same for each sentence.
+
+        counts: int64 (4, n), OUT, tokens, OOVs, tokens of probability 0, OOVs of probability 0.
+        logs: float64 (2, n), OUT, the two sums.
+        """
+        cdef tally t
+        cdef by_sentence rows
+        rows.n = counts.shape[1]
+        if (history.shape[0] != ids.shape[0] or self.weights == NULL or counts.shape[0] != 4 or logs.shape[0] != 2
+                or logs.shape[1] != rows.n):
+            raise ValueError(f"{ids.shape[0]} ids, {history.shape[0]} histories, room for {rows.n} and {logs.shape[1]} sentences")
+        self.refuse_unknown(ids)
+        if ids.shape[0] == 0 or rows.n == 0:
+            return
+        rows.counts, rows.logs = &counts[0, 0], &logs[0, 0]
+        with nogil:
+            self.add_up(&ids[0], &history[0], ids.shape[0], &t, &rows)
+        self.refuse_damage()
+
+    def score_line(self, FrozenWords words not None, str line not None):
+        """Return the log10 probability of a sentence, words between separators; None where it has to be looked at closer."""
+        cdef Py_ssize_t n
+        cdef const char* p
+        cdef word_t* ids
+        cdef uint8_t* history
+        cdef index_t n_ids, n_sentences
+        cdef tally t
+        if self.weights == NULL or <index_t>words.v.n_words != self.n_words:
+            raise ValueError(f"{words.v.n_words} words for a model of {self.n_words}")
+        text = line
+        if not PyUnicode_IS_ASCII(line):       # a str would keep its UTF-8 for good
+            try:
+                text = line.encode()
+            except UnicodeEncodeError:
+                return None
+        p = utf8(text, &n)
+        if n == 0 or memchr(p, 10, n) != NULL:
+            return None
+        ids = <word_t*>malloc((2 * n + 2) * (sizeof(word_t) + 1))
+        if ids == NULL:
+            raise MemoryError(f"no memory for the words of {n} bytes")
+        history = <uint8_t*>(ids + 2 * n + 2)
+        with nogil:
+            n_ids = encode_lines(&words.v, <const byte_t*>p, n, ids, &n_sentences)
+            fill_histories(ids, n_ids, self.order, history)
+            self.add_up(ids, history, n_ids, &t, NULL)
+            free(ids)
+        words.refuse_damage()
+        self.refuse_damage()
+        return -INFINITY if t.zero else t.total + log10(t.product)
 
     def unigram_probabilities(self, double[::1] out):
         """Fill out[w], float64 (n_words,), with the probability of each word after no context."""
@@ -696,7 +946,7 @@ cdef class Tables:
             for d in range(1, longest):
                 if numbers[d * LANES] == <uint32_t>NONE:
                     break
-                p *= self.weights[numbers[d * LANES] * <index_t>self.order + d]
+                p *= self.weight_of(d, numbers[d * LANES]).gamma
             return <float>log10(p)
         return <float>log10(self.combine(values, numbers, longest))
 
@@ -748,31 +998,43 @@ cdef class Tables:
         cdef uint32_t numbers[MAX_ORDER * LANES]
         cdef index_t start = 0, i, block
         cdef int d, used
+        cdef double p[LANES]
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
         while start < n:
             block = n - start if n - start < LANES else LANES
             self.gather(ids, history, start, block, own_before, values, numbers)
+            if self.rules.kind != GIVEN:
+                self.combine_block(ids + start, history + start, block, values, numbers, p)
             for i in range(block):
                 d = history[start + i] + 1 if history[start + i] < self.order else self.order
-                out[start + i] = self.float_of(values + i, numbers + i, d, ids[start + i], &used)
+                if self.rules.kind != GIVEN and ids[start + i] != BOS:
+                    used = max(self.longest_seen(values + i, d), 1)
+                    out[start + i] = <float>log10(p[i])
+                else:
+                    out[start + i] = self.float_of(values + i, numbers + i, d, ids[start + i], &used)
                 matched[start + i] = <uint8_t>used
             start += block
 
 
 def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):
     """Fill out[i] with how many tokens before token i belong to its sentence, at most order - 1; <s> starts one."""
-    cdef index_t i
-    cdef int h = 0
     if out.shape[0] < ids.shape[0]:
         raise ValueError(f"room for {out.shape[0]} of {ids.shape[0]} histories")
-    with nogil:
-        for i in range(ids.shape[0]):
-            if ids[i] == BOS:
-                h = 0
-            out[i] = <uint8_t>h
-            if h < order - 1:
-                h += 1
+    if ids.shape[0]:
+        with nogil:
+            fill_histories(&ids[0], ids.shape[0], order, &out[0])
+
+
+cdef void fill_histories(const word_t* ids, index_t n, int order, uint8_t* out) noexcept nogil:
+    cdef index_t i
+    cdef int h = 0
+    for i in range(n):
+        if ids[i] == BOS:
+            h = 0
+        out[i] = <uint8_t>h
+        if h < order - 1:
+            h += 1
 
 
 cdef class State:
@@ -907,7 +1169,7 @@ cdef class Walker:
         return total
 
     def score_many(self, sentences, bint bos=True, bint eos=True):
-        """Return score() of each of many sentences, a list of floats; much faster than one by one. Not KenLM's."""
+        """Return score() of each of many sentences, a list of floats; faster than one by one. Not KenLM's."""
         cdef token_list t
         cdef index_t i, first, sentence
         cdef float total

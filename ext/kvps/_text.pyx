@@ -1,8 +1,16 @@
-"""Check text before words are made of it. The rules: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences"."""
+"""Check text before words are made of it, and lay sentences one after another.
+
+The rules: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences".
+"""
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
 from kvps._types cimport byte_t, index_t
+
+cdef extern from "Python.h":
+    bint PyUnicode_IS_ASCII(object text)
 
 cdef enum:
     ALL_VALID = -1
@@ -63,3 +71,46 @@ def first_invalid_utf8(const byte_t[::1] text not None):
         with nogil:
             found = find_invalid(&text[0], n)
     return found
+
+
+cdef const char* text_of(line, Py_ssize_t* n) except NULL:
+    """Return the bytes of a bytes, or of a str of ASCII, and how many."""
+    if isinstance(line, bytes):
+        n[0] = PyBytes_GET_SIZE(line)
+        return PyBytes_AS_STRING(line)
+    return PyUnicode_AsUTF8AndSize(line, n)
+
+
+def join_lines(list sentences not None, index_t first, index_t limit):
+    """Return (bytes, end): sentences[first:end], each with a newline behind it, as far as they are plain.
+
+    Stops before what is no str, has a newline or cannot be UTF-8, and before there are more bytes than `limit`, but for the
+    first sentence.
+    """
+    cdef index_t end = first, n = 0
+    cdef Py_ssize_t size
+    cdef const char* p
+    cdef char* out
+    cdef list lines = []                       # str of ASCII, or bytes: a str would keep its UTF-8 for good
+    cdef bytes joined
+    while end < len(sentences) and isinstance(sentences[end], str):
+        line = sentences[end]
+        if not PyUnicode_IS_ASCII(line):
+            try:
+                line = (<str>line).encode()
+            except UnicodeEncodeError:
+                break
+        p = text_of(line, &size)
+        if n and n + size >= limit or size and memchr(p, 10, size) != NULL:
+            break
+        lines.append(line)
+        n += size + 1
+        end += 1
+    joined = PyBytes_FromStringAndSize(NULL, n)
+    out = PyBytes_AS_STRING(joined)
+    for line in lines:
+        p = text_of(line, &size)
+        memcpy(out, p, size)
+        out[size] = 10
+        out += size + 1
+    return joined, end

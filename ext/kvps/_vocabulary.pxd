@@ -13,6 +13,7 @@ cdef struct vocab_view:
 
 cdef uint64_t hash_word(const byte_t* p, index_t n) noexcept nogil
 cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t h) noexcept nogil
+cdef index_t encode_lines(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids, index_t* n_sentences) noexcept nogil
 cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids) noexcept nogil
 
 cdef class FrozenWords:

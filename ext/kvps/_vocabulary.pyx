@@ -12,9 +12,19 @@ from cython cimport view
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
-from kvps._keys cimport fetch, load32, load64, mix
+from kvps._keys cimport fetch, load64, mix
 from kvps._pages cimport Pages, usable
 from kvps._types cimport BOS, EOS, FIRST_WORD, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+
+cdef extern from "splitting.hpp" namespace "kvps" nogil:
+    const int LINES, BLANKS
+    ctypedef struct splitter:
+        pass
+    splitter splitting(const byte_t* text, index_t n, int kind)
+    index_t word_begin(splitter* s, index_t at)
+    index_t word_end(splitter* s, index_t at)
+    uint64_t short_word(const byte_t* p, index_t n)
+    bint same_word(const byte_t* p, const byte_t* q, index_t n)
 
 cdef enum:
     NOT_FOUND = 0xFFFFFFFF
@@ -27,18 +37,12 @@ MAX_WORDS = NEW_WORD
 
 cdef uint64_t hash_word(const byte_t* p, index_t n) noexcept nogil:
     """Hash the n bytes at p. Stored in compiled models: change it with their format version only."""
-    cdef uint64_t h = <uint64_t>n, tail
+    cdef uint64_t h = <uint64_t>n
     while n > 8:
         h = mix(h, load64(p))
         p += 8
         n -= 8
-    if n >= 4:
-        tail = <uint64_t>load32(p) | (<uint64_t>load32(p + n - 4) << 32)
-    elif n > 0:
-        tail = <uint64_t>p[0] | (<uint64_t>p[n >> 1] << 8) | (<uint64_t>p[n - 1] << 16)
-    else:
-        tail = 0
-    return mix(h, tail)
+    return mix(h, short_word(p, n))
 
 
 cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t h) noexcept nogil:
@@ -58,7 +62,7 @@ cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t 
                 if v.ends[word + 1] - v.ends[word] == <uint64_t>n:
                     if v.pages != NULL and not usable(v.pages, v.blob + v.ends[word], n):
                         break
-                    if memcmp(v.blob + v.ends[word], p, n) == 0:
+                    if same_word(v.blob + v.ends[word], p, n):
                         return <word_t>word
         at = (at + 1) & v.mask
     return <word_t>NOT_FOUND
@@ -371,11 +375,6 @@ cdef int new_word(encoding* e, index_t start, index_t n, uint64_t h, word_t* out
     return 0
 
 
-cdef byte_t CLASS[256]         # 0 part of a word, 1 separator, 2 end of a sentence
-for _i in range(256):
-    CLASS[_i] = 1 if _i in (0, 9, 13, 32) else 2 if _i == 10 else 0
-
-
 cdef int encode_text(encoding* e) noexcept nogil:
     """Split the text, look its words up, write ids. One </s> per line; a last line without newline is a line.
 
@@ -387,8 +386,8 @@ cdef int encode_text(encoding* e) noexcept nogil:
     cdef index_t at = 0, n = e.n_text, start, lane, n_lanes, n_ids = 0
     cdef const byte_t* text = e.text
     cdef bint line_open = False
-    cdef byte_t kind
     cdef word_t word
+    cdef splitter split = splitting(text, n, LINES)
     if e.start_mark and n > 0:
         e.ids[n_ids] = BOS
         n_ids += 1
@@ -402,24 +401,20 @@ cdef int encode_text(encoding* e) noexcept nogil:
                     n_lanes += 1
                     line_open = False
                 break
-            kind = CLASS[text[at]]
-            if kind == 0:
-                start = at
-                at += 1
-                while at < n and CLASS[text[at]] == 0:
-                    at += 1
+            start, at = at, word_end(&split, at)
+            if start < at:
                 starts[n_lanes], lengths[n_lanes] = start, at - start
                 hashes[n_lanes] = hash_word(text + start, at - start)
                 fetch(&e.v.slots[hashes[n_lanes] & e.v.mask])
                 n_lanes += 1
-                line_open = True
-            else:
-                at += 1
-                line_open = True
-                if kind == 2:
+            line_open = True
+            # The separators up to the next word, a line at a time.
+            if at < n and n_lanes < LANES:
+                line_open = text[at] != 10
+                if not line_open:
                     lengths[n_lanes] = -1
                     n_lanes += 1
-                    line_open = False
+                at += 1
         # STEP 2: compare.
         for lane in range(n_lanes):
             if lengths[lane] < 0:
@@ -510,23 +505,26 @@ def encode_frozen(FrozenWords table, const byte_t[::1] text, uint32_t[::1] ids):
 
     ids: uint32, OUT, at least 2 * len(text) + 2 long. Return (number of ids, number of sentences).
     """
-    cdef encoding e
+    cdef index_t n, n_sentences
     if ids.shape[0] < 2 * text.shape[0] + 2:
         raise ValueError(f"{text.shape[0]} bytes of text need room for {2 * text.shape[0] + 2} ids")
     if text.shape[0] == 0:
         return 0, 0
-    e.text, e.n_text, e.ids, e.v = &text[0], text.shape[0], &ids[0], table.v
+    with nogil:
+        n = encode_lines(&table.v, &text[0], text.shape[0], &ids[0], &n_sentences)
+    table.refuse_damage()
+    return n, n_sentences
+
+
+cdef index_t encode_lines(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids, index_t* n_sentences) noexcept nogil:
+    """Write the ids of lines as encode_frozen() does, n > 0; return how many, at most 2 * n + 2. OUT the number of sentences."""
+    cdef encoding e
+    e.text, e.n_text, e.ids, e.v = text, n, ids, v[0]
     e.n_ids = e.n_sentences = 0
     e.skip_reserved, e.start_mark, e.oov_is_unk = False, True, True
-    with nogil:
-        encode_text(&e)
-    table.refuse_damage()
-    return e.n_ids, e.n_sentences
-
-
-cdef byte_t BLANK[256]         # what bytes.split() parts words at: white space of ASCII
-for _i in range(256):
-    BLANK[_i] = _i in (9, 10, 11, 12, 13, 32)
+    encode_text(&e)
+    n_sentences[0] = e.n_sentences
+    return e.n_ids
 
 
 cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids) noexcept nogil:
@@ -537,21 +535,19 @@ cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uin
     cdef index_t starts[LANES]
     cdef index_t lengths[LANES]
     cdef uint64_t hashes[LANES]
-    cdef index_t at = 0, start, lane, n_lanes, n_ids = 0
+    cdef index_t at, start, lane, n_lanes, n_ids = 0
     cdef word_t word
+    cdef splitter split = splitting(text, n, BLANKS)
+    at = word_begin(&split, 0)
     while at < n:
         n_lanes = 0
         while n_lanes < LANES and at < n:
-            if BLANK[text[at]]:
-                at += 1
-                continue
-            start = at
-            while at < n and not BLANK[text[at]]:
-                at += 1
+            start, at = at, word_end(&split, at)
             starts[n_lanes], lengths[n_lanes] = start, at - start
             hashes[n_lanes] = hash_word(text + start, at - start)
             fetch(&v.slots[hashes[n_lanes] & v.mask])
             n_lanes += 1
+            at = word_begin(&split, at)
         for lane in range(n_lanes):
             word = find_word(v, text + starts[lane], lengths[lane], hashes[lane])
             ids[n_ids] = UNK if word == <word_t>NOT_FOUND else word

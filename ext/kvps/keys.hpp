@@ -8,12 +8,17 @@
 //   mix(a, b)          64 bits of hash from two (multiply to 128 bits, fold); equal on every machine
 //   fetch(p)           prefetch for reading. A macro: gcc 12 drops calls of an inline function that only prefetches
 //   load64, load32     unaligned little-endian loads
+//   lowest(x)          position of the lowest set bit, x not 0
+//   equal16(p, b)      a bit for each of the 16 bytes at p: is it b?
 //   wide               a key of any width as the widest
 //   store              a key where a narrower one is expected
 //   to_bytes, from_bytes   a key as bytes, lowest first
 #pragma once
 #include <cstdint>
 #include <cstring>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace kvps {
 
@@ -85,6 +90,18 @@ inline uint64_t mix(uint64_t a, uint64_t b) {
 }
 
 inline uint64_t mul_high(uint64_t a, uint64_t b) { return (uint64_t)(((u128)a * b) >> 64); }
+
+inline int lowest(uint32_t x) { return __builtin_ctz(x); }
+
+inline uint32_t equal16(const void* p, uint8_t b) {
+#if defined(__SSE2__)
+  return (uint32_t)_mm_movemask_epi8(_mm_cmpeq_epi8(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi8((char)b)));
+#else
+  uint32_t found = 0;
+  for (int i = 0; i < 16; i++) found |= (uint32_t)(((const uint8_t*)p)[i] == b) << i;
+  return found;
+#endif
+}
 
 inline uint64_t load64(const void* p) { uint64_t x; memcpy(&x, p, 8); return x; }
 inline uint32_t load32(const void* p) { uint32_t x; memcpy(&x, p, 4); return x; }

@@ -1,6 +1,7 @@
 """A Model: one version of a store seen through a smoothing, which answers with probabilities."""
 from __future__ import annotations
 
+import functools
 import itertools
 import secrets
 import threading
@@ -27,7 +28,7 @@ from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.store.directory import StoreDirectory
-from kvps.text.tokenize import store_tokenizer
+from kvps.text.tokenize import PLAIN, store_tokenizer
 from kvps.units import cpu_count
 
 DEFAULT_SMOOTHING = DEFAULT
@@ -138,8 +139,14 @@ class Model:
         """
         model = self._model()
         if isinstance(sentences, str):
-            return float(self._scores(model, [sentences])[0])
+            found = model.score_line(sentences) if isinstance(model, CompiledModel) and self._plain else None
+            return float(self._scores(model, [sentences])[0]) if found is None else found
         return self._scores(model, sentences)
+
+    @functools.cached_property
+    def _plain(self) -> bool:
+        """Whether sentences are words between separators, with nothing to be done to them."""
+        return bool(self._directory.identity["tokenizer"] == PLAIN.to_json())
 
     def _scores(self, model: CompiledModel, sentences: Iterable[Sentence]) -> np.ndarray:
         texts = self._texts(sentences)

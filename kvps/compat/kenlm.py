@@ -8,7 +8,7 @@ words like others. What differs:
 
 - Model takes stores too (they answer with modified Kneser-Ney), ARPA files of order 1 to 8, but no binary file of KenLM.
 - An ARPA file is made into a model once, in the user's cache folder, and mapped from there until it changes.
-- Model.score_many(sentences) scores a list, several times as fast as one by one.
+- Model.score_many(sentences) scores a list, faster than one by one.
 - A fresh State is that of no words; in kenlm it is whatever lay in memory.
 - Of a model that lists n-grams without their last words, ngram_length is the length of an n-gram that is listed.
 

@@ -5,7 +5,8 @@ Read as KenLM reads it, in any order of its lines, one pass, bounded memory; any
 
     STEP 1  the 1-grams become the vocabulary; longer n-grams are dealt by hash into partitions through scratch files:
             (hash, log10 p) of each, (hash, log10 back-off) where that is not 0, (hash of the context, line)
-    STEP 2  each partition's records go into its buckets, and the buckets to the model's file
+    STEP 2  each partition's records go into its buckets, and the buckets to the model's file; an n-gram that is the context
+            of others is marked, so that scoring looks no longer one up behind those that are not
 
 Layout of the file: container.py; of the probabilities: ext/kvps/_arpa_read.pyx `code_of`.
 """
@@ -23,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from kvps._arpa_read import PROBLEMS, read_ngrams, read_unigrams
-from kvps._buckets import fill_given, first_absent, slots_per_bucket
+from kvps._buckets import fill_given, mark_contexts, slots_per_bucket
 from kvps._spill import Spill
 from kvps._statistics import chain_start
 from kvps._vocabulary import WordTable
@@ -225,6 +226,7 @@ class _Reader(abc.ABC):
         self.codes = np.array(codes, np.uint64)
         self.backoffs = np.array(backoffs, np.uint32)
         self.words = table.frozen(np.ones(len(table), np.uint8))
+        self.is_context = self.backoffs << 1 != 0          # of either sign; more words are found to be with the 2-grams
 
     def _ngrams(self, k: int) -> None:
         def take(text: np.ndarray, left: int) -> tuple[int, int, int]:
@@ -274,7 +276,9 @@ class _Import(_Reader):
         with files.reporting(self._scratch):
             self._spills[0].add_hashed(hashes, codes)
             self._spills[1].add_hashed(context_hashes, backoffs)
-            if k > 2:                  # every word is among the 1-grams
+            if k == 2:                 # every word is among the 1-grams
+                self.is_context[parents] = True
+            else:
                 lines = np.arange(first_line, first_line + len(parents))
                 self._spills[2].add_hashed(parents, np.minimum(lines, 0xFFFFFFFF).astype(np.uint32))
 
@@ -288,14 +292,14 @@ class _Import(_Reader):
             out = np.zeros(n_buckets * BUCKET_BYTES, np.uint8)
             with files.reporting(self._scratch):
                 ngrams, contexts, parents = (spill.read(partition) for spill in self._spills)
-            if len(ngrams) and not fill_given(out, bits, ngrams, contexts=False):
-                self._refuse_twice(ngrams)
-                raise SeedCollision
-            if len(parents) and (absent := first_absent(out, bits, CODE_BYTES, parents)) >= 0:
+            # Back-offs first, then shorter n-grams before longer ones: what is asked for most is in the first bucket then.
+            for records, is_contexts in ((contexts, True), (ngrams, False)):
+                if len(records) and not fill_given(out, bits, records, contexts=is_contexts):
+                    self._refuse_twice(records)
+                    raise SeedCollision
+            if len(parents) and (absent := mark_contexts(out, bits, CODE_BYTES, parents)) >= 0:
                 line = int(parents[absent, 8:].copy().view(np.uint32)[0])
                 raise self.lines.refusal("the context of this n-gram (all its words but the last) is not listed", line)
-            if len(contexts) and not fill_given(out, bits, contexts, contexts=True):
-                raise SeedCollision
             return out
 
         ngrams = dict(enumerate(self.sizes, 1))
@@ -307,7 +311,8 @@ class _Import(_Reader):
         with ThreadPoolExecutor(threads) as pool:
             def written() -> Iterator:
                 # 0 stands for a word that is no context; the bits of no finite back-off are 2**32 - 1.
-                for name, array in (("unigrams", self.codes), ("unigram_contexts", self.backoffs + np.uint32(1)),
+                contexts = np.where(self.is_context, self.backoffs + np.uint32(1), np.uint32(0))
+                for name, array in (("unigrams", self.codes), ("unigram_contexts", contexts),
                                     ("slots", slots), ("ends", ends), ("blob", blob), ("totals", np.zeros((1, 4), np.uint64)),
                                     ("large", np.empty(0, np.uint64)), ("escaped", np.empty(0, np.uint64)),
                                     ("escaped_numbers", np.empty(0, np.uint32))):

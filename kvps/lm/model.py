@@ -2,18 +2,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
 from kvps._model import histories
+from kvps._text import join_lines
 from kvps._vocabulary import encode_frozen
+from kvps.errors import ArgumentError
 from kvps.lm.scorer import Score, Scorer
-from kvps.text.spool import TheirError, sentence_lines
+from kvps.text.spool import sentence_line
 from kvps.text.vocabulary import EOS, UNK
 
 # Sentences scored in one call of the kernel; bounds memory at some 50 bytes per byte of text.
 BATCH_BYTES = 1 << 20
+CHUNK = 4096                   # sentences taken from an iterable at once
 
 
 class CompiledModel(Scorer):
@@ -49,19 +53,18 @@ class CompiledModel(Scorer):
 
     def score_columns(self, text: bytes) -> dict[str, np.ndarray]:
         """Return the fields of the Score of each line of tokenised text, by name: int64 (n,), the log10 ones float64."""
-        ids, history, n = self.encode(text)
-        log10_p, _ = self.score_ids(ids, history)
-        ends = np.flatnonzero(ids == EOS)
-        starts = np.concatenate([[0], ends[:-1] + 1])[:n]      # of <s>, which has log10 p 0 and is no token
-        oov, zero = ids == UNK, np.isneginf(log10_p)
-        log10_p[zero] = 0
+        ids, history = buffers = self._buffers(len(text))
+        n_ids, n = encode_frozen(self.words, text, ids)
+        histories(ids[:n_ids], self.order, history)
+        counts, logs = np.empty((4, n), np.int64), np.empty((2, n))
+        self.tables.sums_by_sentence(ids[:n_ids], history[:n_ids], counts, logs)
+        self._keep(buffers, text)
+        return {"sentences": np.ones(n, np.int64), "tokens": counts[0], "oov": counts[1], "log10_probability": logs[0],
+                "log10_oov": logs[1], "zero_probability_tokens": counts[2], "zero_oov": counts[3]}
 
-        def sums(values: np.ndarray) -> np.ndarray:
-            return np.add.reduceat(values, starts) if n else values[:0]
-
-        return {"sentences": np.ones(n, np.int64), "tokens": ends - starts, "oov": sums(oov.astype(np.int64)),
-                "log10_probability": sums(log10_p), "log10_oov": sums(np.where(oov, log10_p, 0.0)),
-                "zero_probability_tokens": sums(zero.astype(np.int64)), "zero_oov": sums((zero & oov).astype(np.int64))}
+    def score_line(self, sentence: str) -> float | None:
+        """Return the log10 probability of a sentence of words between separators; None where score_columns() has to see it."""
+        return self.tables.score_line(self.words, sentence)
 
     def score_sentences(self, text: bytes) -> list[Score]:
         """Return one Score per line of tokenised text."""
@@ -87,21 +90,37 @@ class CompiledModel(Scorer):
 
 def batches(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, bytes]]:
     """Yield sentences as batches of lines, (kind, bytes): "text" is still to be tokenised, "words" is not."""
-    kind, batch, size, theirs = "text", [], 0, None
-    try:
-        for this, line in sentence_lines(sentences):
-            if batch and (this != kind or size >= BATCH_BYTES):
-                yield kind, b"".join(batch)
-                batch, size = [], 0
-            kind = this
-            batch.append(line)
-            size += len(line)
-    except TheirError as error:
-        theirs = error.__cause__
-    if theirs is not None:
-        raise theirs
+    kind, batch, size = "text", [], 0
+    for this, lines in _lines(sentences):
+        if batch and (this != kind or size >= BATCH_BYTES):
+            yield kind, b"".join(batch)
+            batch, size = [], 0
+        kind = this
+        batch.append(lines)
+        size += len(lines)
     if batch:
         yield kind, b"".join(batch)
+
+
+def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, bytes]]:
+    """Yield (kind, lines): as many sentences as can be taken together, or one that needs a closer look."""
+    try:
+        iterator = iter(sentences)
+    except TypeError as error:
+        raise ArgumentError(f"expected an iterable of sentences, got {type(sentences).__name__}") from error
+    before = 0
+    while chunk := list(itertools.islice(iterator, CHUNK)):
+        at = 0
+        while at < len(chunk):
+            lines, end = join_lines(chunk, at, BATCH_BYTES)
+            if end == at:
+                lines = sentence_line(chunk[at], before + at + 1).encode() + b"\n"
+                yield "text" if isinstance(chunk[at], str) else "words", lines
+                at += 1
+            else:
+                yield "text", lines
+                at = end
+        before += len(chunk)
 
 
 def rows_of(columns: dict[str, np.ndarray]) -> list[Score]:

@@ -110,18 +110,27 @@ class Scorer:
         """Return the sums over tokenised text."""
         if not text:
             return Score()
-        try:
-            ids, history = buffers = self._idle.pop()
-        except IndexError:
-            ids = history = buffers = memoryview(b"")
-        if len(ids) < (need := 2 * len(text) + 2):         # a line without a word is <s> </s>
-            ids, history = buffers = memoryview(mmap.mmap(-1, 4 * need)).cast("I"), memoryview(mmap.mmap(-1, need))
+        ids, history = buffers = self._buffers(len(text))
         n, n_sentences = encode_frozen(self.words, text, ids)
         histories(ids[:n], self.order, history)
         score = Score(n_sentences, *self.tables.sums(ids[:n], history[:n]))
+        self._keep(buffers, text)
+        return score
+
+    def _buffers(self, n_bytes: int) -> tuple[memoryview, memoryview]:
+        """Return room for the ids and the histories of a text."""
+        try:
+            buffers = self._idle.pop()
+        except IndexError:
+            buffers = memoryview(b""), memoryview(b"")
+        if len(buffers[0]) < (need := 2 * n_bytes + 2):    # a line without a word is <s> </s>
+            buffers = memoryview(mmap.mmap(-1, 4 * need)).cast("I"), memoryview(mmap.mmap(-1, need))
+        return buffers
+
+    def _keep(self, buffers: tuple[memoryview, memoryview], text: bytes) -> None:
+        """Take the room for a text back."""
         if len(text) <= KEPT_BYTES:
             self._idle.append(buffers)
-        return score
 
 
 def _rows(arrays: dict, order: int) -> dict:

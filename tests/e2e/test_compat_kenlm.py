@@ -1,5 +1,6 @@
 """kvps.compat.kenlm answers as kenlm does, over ARPA files, imported models and stores, and in decoders."""
 import copy
+import itertools
 import os
 import pickle
 import random
@@ -87,6 +88,58 @@ def test_reference_models(shared, kenlm, rng, name):
     words = (shared / "reference" / "small.txt").read_text(encoding="utf-8").split()[:2000]
 
     same(kenlm, kenlm.Model(path), ours.Model(path), rng.sample(lines, 40) + sentences(rng, words, 40))
+
+
+CONTEXTS = """\\data\\
+ngram 1=6
+ngram 2=5
+ngram 3=3
+
+\\1-grams:
+-1\t<unk>
+0\t<s>\t-0.3
+-1\t</s>
+-0.7\ta\t-0.2
+-0.8\tb
+-0.9\tc\t0
+
+\\2-grams:
+-0.3\t<s> a\t0
+-0.4\ta b
+-0.5\tb c\t-0.1
+-0.6\tc a\t-0.0
+-0.7\tc b\t0
+
+\\3-grams:
+-0.2\t<s> a b
+-0.25\ta b c
+-0.35\tc a b
+
+\\end\\
+"""
+
+
+def test_contexts_without_backoffs(kenlm, tmp_path):
+    """Contexts whose back-off is 0 or left away are contexts, what is no context is none: scores and states are KenLM's."""
+    path = tmp_path / "contexts.arpa"
+    path.write_text(CONTEXTS)
+    theirs, mine = kenlm.Model(str(path)), ours.Model(str(path))
+    texts = [" ".join(words) for k in range(6) for words in itertools.product(["a", "b", "c", "x"], repeat=k)]
+
+    same(kenlm, theirs, mine, texts[:400])
+
+    reached = []
+    for text in texts[:100]:
+        a, b = kenlm.State(), ours.State()
+        theirs.NullContextWrite(a)
+        mine.NullContextWrite(b)
+        for word in text.split():
+            out, ours_out = kenlm.State(), ours.State()
+            theirs.BaseScore(a, word, out)
+            mine.BaseScore(b, word, ours_out)
+            a, b = out, ours_out
+        reached.append((a, b))
+    assert [a == other for a, _ in reached for other, _ in reached] == [b == other for _, b in reached for _, other in reached]
 
 
 def test_our_arpa_file(made, kenlm, rng):

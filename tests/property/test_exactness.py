@@ -194,7 +194,7 @@ def test_contexts_sum_to_one(sentences, order, data):
 @settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(SENTENCES, SENTENCES, ORDERS, st.data())
 def test_text_scores_as_its_tokens(sentences, text, order, data):
-    """Scoring whole texts, sentences and words is one and the same, whatever the batches; tokens and OOVs add up."""
+    """Scoring texts, lists, sentences and words is one and the same, whatever the batches; tokens and OOVs add up."""
     top = data.draw(st.integers(1, order))
     smoothing = data.draw(st.sampled_from(["modified-kneser-ney", *SMOOTHINGS]))
     text = text * data.draw(st.sampled_from([1, 40]))      # 40: some thousand tokens, many blocks of the kernel
@@ -205,6 +205,9 @@ def test_text_scores_as_its_tokens(sentences, text, order, data):
             tokens = model.score_words(text)
             scores = model.score(text)
             whole = model.evaluate(text)
+            lines = [" ".join(sentence) for sentence in text]
+            by_line = {line: model.score(line) for line in set(lines)}
+            assert scores.tolist() == model.score(lines).tolist() == [by_line[line] for line in lines]
             asked = sorted({(*words[max(0, i - top + 1):i], words[i]) for words in
                             (("<s>", *sentence, "</s>") for sentence in text) for i in range(1, len(words))})
             alone = dict(zip(asked, (model.log10(gram[-1], gram[:-1]) for gram in asked), strict=True))

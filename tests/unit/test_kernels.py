@@ -1,6 +1,7 @@
 """Each kernel does what its docstring says, edges first: orders 1 and 8, 32 bits, one word, nothing at all."""
 import gc
 import os
+import re
 import tempfile
 import threading
 from collections import Counter
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 
 from kvps._arpa import Strings, arpa_lines, count_lines, pack_text_keys, sort_text_keys, text_key_width
-from kvps._buckets import fill, slots_per_bucket
+from kvps._buckets import fill, fill_given, mark_contexts, slots_per_bucket
 from kvps._model import Tables, histories
 from kvps._ngrams import count, key_width
 from kvps._runs import Merge, encode, encoded_room, first_key, pack, unpack
 from kvps._spill import Spill
 from kvps._statistics import Walk, chain_start
+from kvps._text import join_lines
 from kvps._totals import TotalsTable
 from kvps._vocabulary import FrozenWords, WordTable, encode_frozen
 from kvps._vocabulary import encode as encode_text
@@ -706,6 +708,70 @@ def test_buckets_that_are_full():
                                      (64, 4, np.zeros((1, 11), np.uint8))):
         with pytest.raises(ValueError, match="a region of"):
             fill(np.zeros(region, np.uint8), 0, code_bytes, rows, large=none)
+
+
+def test_contexts_are_marked(rng):
+    """Of n-grams in a full table those that are contexts get the highest bit of their code, and one that is absent is told."""
+    hashes = np.array(sorted(rng.getrandbits(64) for _ in range(700)), np.uint64)
+    codes = np.array([rng.getrandbits(31) for _ in hashes], np.uint32)
+
+    def records(hashes, values):
+        return np.concatenate([hashes.view(np.uint8).reshape(-1, 8), values.view(np.uint8).reshape(-1, 4)], axis=1)
+
+    region = np.zeros(100 * 64, np.uint8)
+    assert fill_given(region, 0, records(hashes, codes), contexts=False)
+    before = region.copy()
+    chosen = np.array(sorted(rng.sample(range(700), 300)))
+    twice = np.concatenate([chosen, chosen])
+    assert mark_contexts(region, 0, 4, records(hashes[twice], np.zeros(600, np.uint32))) == -1
+
+    slots, old = (table.reshape(-1, 64)[:, 7:63].reshape(-1, 7, 8) for table in (region, before))
+    # A code and the higher 32 bits of a fingerprint tell n-grams apart well enough.
+    places = {bytes(slot): where for where, slot in np.ndenumerate(old.copy().view("V8")[:, :, 0])}
+    for i in range(700):
+        key = int(hashes[i] >> np.uint64(8) & np.uint64(0xFFFFFFFF)).to_bytes(4, "little") + int(codes[i]).to_bytes(4, "little")
+        slot = slots[places[key]]
+        assert slot[7] >> 7 == (i in chosen)
+        assert bytes(slot[:7]) == key[:7] and slot[7] & 0x7F == key[7]
+    absent = records(np.array([hashes[0], hashes[5] ^ np.uint64(1 << 20)], np.uint64), np.zeros(2, np.uint32))
+    assert mark_contexts(region, 0, 4, absent) == 1
+    with pytest.raises(ValueError, match="a region of"):
+        mark_contexts(region[:63], 0, 4, absent)
+
+
+def test_words_of_any_length_between_any_separators(rng):
+    """Text is split where lmplz splits it, whatever lies where eight or 64 bytes end; unknown words are <unk>."""
+    lengths = [1, 2, 3, 4, 7, 8, 9, 16, 17, 63, 64, 65, 130]
+    words = ["".join(rng.choices("abé語", k=rng.choice(lengths))).encode() for _ in range(60)]
+    table = WordTable()
+    for word in (b"<unk>", b"<s>", b"</s>", *words):
+        table.add(word)
+    frozen = FrozenWords(*table.frozen(np.ones(len(table), np.uint8)))
+    for _ in range(300):
+        pieces = [rng.choice([*words, b"zebra", b"x" * rng.randrange(1, 70), b"<s>", b""])
+                  + bytes(rng.choices(b"\0\t\r \n", k=rng.choice([0, 1, 1, 2, 70]))) for _ in range(rng.randrange(40))]
+        text = b"".join(pieces)
+        ids = np.empty(2 * len(text) + 2, np.uint32)
+        n, n_sentences = encode_frozen(frozen, np.frombuffer(text, np.uint8), ids)
+        lines = text.removesuffix(b"\n").split(b"\n") if text else []
+        expected = []
+        for line in lines:
+            found = (table.get(word) or 0 for word in re.split(b"[\0\t\r ]+", line) if word)
+            expected += [1, *(i if i > 2 else 0 for i in found), 2]
+        assert ids[:n].tolist() == expected
+        assert n_sentences == len(lines)
+
+
+def test_lines_are_joined():
+    """Sentences are laid one after another as far as they are plain, and within a number of bytes."""
+    assert join_lines(["a b", "", "é"], 0, 100) == ("a b\n\né\n".encode(), 3)
+    assert join_lines(["a b", "", "é"], 1, 100) == ("\né\n".encode(), 3)
+    for odd in (["a"], b"a", "a\nb", "\n", "\ud800", None):
+        assert join_lines(["x", odd, "y"], 0, 100) == (b"x\n", 1)
+        assert join_lines([odd], 0, 100) == (b"", 0)
+    assert join_lines(["aaaa"] * 5, 0, 10) == (b"aaaa\naaaa\n", 2)
+    assert join_lines(["a" * 50, "b"], 0, 10) == (b"a" * 50 + b"\n", 1)
+    assert join_lines([], 0, 10) == (b"", 0)
 
 
 def test_histories():
