@@ -43,7 +43,8 @@ def adjusted_counts(sentences, order):
     """Return {n: {n-gram: adjusted count}} for n in 1..order, as a model of that highest order sees them.
 
     The highest order keeps its raw counts, and so does every n-gram that begins with `<s>`, which nothing can precede;
-    another n-gram has the number of distinct words before it, `<s>` being one. `<unk>` and `<s>` alone have 0.
+    another n-gram has the number of distinct words before it, `<s>` being one. `<s>` alone has 0, and so has `<unk>` unless the
+    text has it, which stands for the words that a closed vocabulary lacks.
     A model of order K < N over the same text is `adjusted_counts(sentences, K)`: its order K is raw.
     """
     raw = {n: raw_counts(sentences, n) for n in range(1, order + 1)}
@@ -51,7 +52,7 @@ def adjusted_counts(sentences, order):
     for n in range(1, order):
         extensions = Counter(gram[1:] for gram in raw[n + 1])
         adjusted[n] = {gram: count if gram[0] == BOS else extensions[gram] for gram, count in raw[n].items()}
-    adjusted[1] |= {(UNK,): 0, (BOS,): 0}
+    adjusted[1] = {(UNK,): 0} | adjusted[1] | {(BOS,): 0}
     return adjusted
 
 

@@ -375,7 +375,7 @@ cdef class Tables:
         own[0] = own_before[1]
         for i in range(n):
             word = ids[start + i]
-            values[i] = self.unigrams[word] if word != UNK else 0
+            values[i] = self.unigrams[word] if word != UNK or self.rules.kind != GIVEN else 0
             own[i + 1] = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
             if own[i + 1] >= self.n_numbers:
                 own[i + 1] = <uint32_t>NONE
@@ -630,7 +630,7 @@ cdef class Tables:
             raise ValueError(f"room for {out.shape[0]} of {self.n_words} words")
         with nogil:
             for w in range(self.n_words):
-                values[0] = self.unigrams[w] if w != UNK else 0
+                values[0] = self.unigrams[w]
                 out[w] = self.combine(values, numbers, 1)
 
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
@@ -713,7 +713,7 @@ cdef class Tables:
         cdef uint64_t chain = self.seed
         cdef int d, length = before.length if before.length < self.order else self.order - 1
         cdef float result
-        values[0] = self.unigrams[word] if word != UNK else 0
+        values[0] = self.unigrams[word] if word != UNK or self.rules.kind != GIVEN else 0
         own[1] = self.unigram_contexts[word] - 1
         if own[1] >= self.n_numbers:
             own[1] = <uint32_t>NONE

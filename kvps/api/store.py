@@ -287,6 +287,29 @@ class Store:
         with self._writer("reshard", wait) as directory:
             return reshard(directory, shards, threads=threads or cpu_count(), progress=progress)
 
+    def limit(self, into: Path_, *, words: Iterable[str] | None = None, min_count: int | None = None, shards: int | None = None,
+              threads: int | None = None, progress: Progress = jobs.no_progress) -> Store:
+        """Make a new store of the last version in which other words are `<unk>`, and open it; this one stays as it is.
+
+        The new one is what counting the text with `<unk>` in the place of these words would have made, and its vocabulary is
+        closed: words that it does not have are `<unk>` in text that is added or forgotten later, too.
+
+        Args:
+            into: a folder that does not exist, or is empty.
+            words: that stay, whether the text has them or not; or
+            min_count: words that occur so often stay.
+            shards: of the new store; as many as of this one by default.
+            progress: of (stage, done, total) [n-grams].
+
+        Raises:
+            ArgumentError: not one of words and min_count, or what is no word. StoreError: something is at `into` already.
+        """
+        from kvps.jobs.limit import limit
+
+        self._reader()
+        limit(into, self.path, words=words, min_count=min_count, shards=shards, threads=threads, progress=progress)
+        return open(into, tokenizer=self._named)
+
     # tables
 
     def table(self, name: str, *, kind: str | None = None, key_bytes: int | None = None, shards: int = 1,

@@ -42,6 +42,7 @@ COMMANDS = {
     "compile": "Make the compiled model of a store now.",
     "compact": "Merge the runs of a store into one per shard.",
     "merge": "Add the counts of stores to a new one, exactly.",
+    "limit": "Make a store of STORE in which all other words are <unk>.",
     "reshard": "Give a store another number of shards; no count changes.",
     "stats": "Show what a store holds, and the discounts of modified Kneser-Ney.",
     "counts": "Show raw and adjusted counts of n-grams of any order.",

@@ -338,13 +338,13 @@ def _unigram_probabilities(values: np.ndarray, discounts: np.ndarray, kept: np.n
     """Return p(w) of every word id, float64: (a - D(a)) / sum + gamma / V, so gamma / V for <unk> and words gone.
 
     gamma is what was discounted and what is not kept, V the number of words that are, with </s> and <unk>, at least
-    vocab_pad. Without that <unk> alone gets gamma. Without any text gamma is 1.
+    vocab_pad. Without that <unk> alone gets gamma. Without any text gamma is 1. Only in a closed vocabulary <unk> has a count.
     """
     total = float(values.sum())
     off = np.where(kept, discounts[np.minimum(values, 3)], values)
     gamma = off.sum() / total if total else 1.0
     own = (values - off) / max(total, 1.0)
     if vocab_pad is None:
-        own[UNK] = gamma
+        own[UNK] += gamma
         return own
     return own + gamma / max(vocab_pad, int(kept[FIRST_WORD:].sum()) + 2)
