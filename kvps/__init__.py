@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from kvps.api import check as check
     from kvps.api import connect as connect
     from kvps.api import create as create
+    from kvps.api import from_counts as from_counts
     from kvps.api import load as load
     from kvps.api import open as open
     from kvps.api import restore as restore
@@ -54,7 +55,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # as in pyproject.toml
 
 _API = ("Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
-        "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore")
+        "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "from_counts", "load", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

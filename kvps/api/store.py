@@ -102,6 +102,31 @@ def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: s
     return Store(open_store(path, writable, wait, command="open"), tokenizer)
 
 
+def from_counts(path: Path_, files: Iterable[Path_], *, shards: int = DEFAULT_SHARDS, tokenizer: str = "whitespace",
+                lowercase: bool = False, threads: int | None = None, progress: Progress = jobs.no_progress) -> Store:
+    """Make a store of counts of n-grams in Google's text format, which `kvps export --counts` writes, and open it.
+
+    Text can be added and forgotten as always. It has the order of the files; where they have `<unk>`, a closed vocabulary.
+
+    Args:
+        path: must not exist, or be an empty directory.
+        files: folders that `kvps export --counts` made, or files of lines "w1 ... wk TAB count", of all orders from 1 on.
+        shards, tokenizer, lowercase: as in create().
+        progress: of (stage, done, total) [n-grams].
+
+    Raises:
+        DataError: they are not the counts of any text; `path` and `line` tell where that shows, and there is no store.
+        StoreError: something is at `path` already, or cannot be made there.
+    """
+    from kvps.jobs.from_counts import train_from_counts
+
+    if isinstance(files, (str, bytes, PathLike)):
+        raise ArgumentError(f"expected an iterable of paths, not one {type(files).__name__}; put it in a list")
+    train_from_counts(path, list(files), shards=shards, tokenizer=tokenizer, lowercase=lowercase, threads=threads,
+                      progress=progress)
+    return open(path, tokenizer=tokenizer)
+
+
 def connect(address: str, *, keys: Path_ | None = None, tokenizer: str | None = None, retry_s: float = 2.0,
             patience_s: float = 60.0) -> RemoteStore:
     """Connect to the server of a store (kvps serve), or its actors on Ray; what is returned has the interface of a Store.
