@@ -8,6 +8,7 @@ Two families, and two meanings of "unknown":
     ModifiedKneserNey   what KenLM's lmplz estimates: unknown words are `<unk>`, and p(`<unk>`) > 0
     Nltk                the smoothings of nltk.lm (3.10.4): unknown words are `<UNK>`, in |V| but never counted
 """
+import gzip
 import math
 import re
 from collections import Counter, defaultdict
@@ -286,6 +287,21 @@ def perplexity(p, sentences, order, known):
         "perplexity": 10 ** (-math.fsum(everything) / len(everything)),
         "perplexity_excluding_oov": 10 ** (-math.fsum(seen) / len(seen)),
     }
+
+
+def read_arpa(path):
+    """Return ({order: n} of the header, {n-gram: (log10 probability, log10 back-off or None)}) of an ARPA file."""
+    entries, sizes = {}, {}
+    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
+        for line in lines:
+            fields = line.rstrip(b"\n").split(b"\t")
+            if len(fields) > 1:
+                words = tuple(fields[1].split(b" "))
+                assert words not in entries
+                entries[words] = (float(fields[0]), float(fields[2]) if len(fields) > 2 else None)
+            elif found := re.fullmatch(rb"ngram (\d)=(\d+)\n", line):
+                sizes[int(found[1])] = int(found[2])
+    return sizes, entries
 
 
 def mix(a, b):

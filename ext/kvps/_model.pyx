@@ -967,6 +967,10 @@ cdef class Walker:
         cdef word_t found = find_word(&self.words.v, p, n, hash_word(p, n))
         return UNK if found == <word_t>NONE else found
 
+    def word_id(self, bytes word):
+        """Return the id of a word; 0, that of <unk>, where there is none. Not KenLM's."""
+        return self.words.get(word) or UNK
+
     def BeginSentenceWrite(self, State state not None):
         """Make a state that of a sentence's beginning."""
         cdef uint32_t number = self.tables.unigram_contexts[BOS] - 1

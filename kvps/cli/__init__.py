@@ -54,6 +54,7 @@ COMMANDS = {
     "check": "Look for damage in a store, and change nothing.",
     "recover": "Make a damaged store sound again, after showing how.",
     "upgrade": "Carry a store of an older format to the one of this kvps.",
+    "kenlm-tools": "Write lmplz, query and build_binary to DIR: KenLM's programs, by kvps.",
     "quickstart": "See the main job on real text, step by step.",
 }
 
@@ -82,7 +83,7 @@ class Program(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import one command, or return None where there is none of this name."""
-        return importlib.import_module(f"kvps.cli.{name}").command if name in COMMANDS else None
+        return importlib.import_module(f"kvps.cli.{name.replace('-', '_')}").command if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""
