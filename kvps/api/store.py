@@ -34,6 +34,7 @@ from kvps.units import cpu_count
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvps.api.remote import RemoteStore
+    from kvps.jobs.audit import Audit
 
 Path_ = str | PathLike[str]
 
@@ -181,6 +182,26 @@ def check(path: Path_, level: str = "checksums") -> list[Finding]:
         StoreError: `path` is no store. VersionMismatch: one of another format.
     """
     return checking.check(path, level)
+
+
+def audit(path: Path_, smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, *, contexts: int = 20, seed: int = 0,
+          full: bool = False, threads: int | None = None) -> Audit:
+    """Verify a model on itself: contexts sum to 1, counts agree over orders, and counts of counts with the counts.
+
+    Args:
+        path: of a store's folder, or of an imported model (contexts of one word only).
+        smoothing, order: of the model, as in load().
+        contexts: of each length, how many to add the probabilities of all words up after.
+        seed: chooses them.
+        full: compare the count of every n-gram in the model with the store's, and add every context up.
+
+    Raises:
+        ArgumentError: stupid back-off; `full` for a smoothing without back-offs, or an imported model. StoreError: `path` is no
+            model, or changed meanwhile.
+    """
+    from kvps.jobs.audit import audit
+
+    return audit(path, smoothing=smoothing, order=order, contexts=contexts, seed=seed, full=full, threads=threads)
 
 
 class Store:

@@ -52,6 +52,7 @@ COMMANDS = {
     "servers": "Show the servers of a store: state, load, lag, memory and bytes.",
     "keygen": "Make the keys of a server in DIR, and those of clients, which the server then lets in.",
     "check": "Look for damage in a store, and change nothing.",
+    "audit": "Verify a model on itself: contexts sum to 1, counts agree over orders, and counts of counts with the counts.",
     "recover": "Make a damaged store sound again, after showing how.",
     "upgrade": "Carry a store of an older format to the one of this kvps.",
     "kenlm-tools": "Write lmplz, query and build_binary to DIR: KenLM's programs, by kvps.",

@@ -2,8 +2,8 @@
 
 Lower orders are derived from the highest one by what stands before them, so they agree on that side whatever the counts are.
 On the other side they need not: the (k+1)-grams that begin with a k-gram g have to add up to the count of g, unless g
-ends in </s>, which nothing follows. All counts of texts do; counts that came from a file may not, nor those of a store from
-which text was taken that had never been added.
+ends in </s>, which nothing follows. All counts of texts do, and taking a text away changes nothing in that, even one that was
+never there; counts that came from a file may not, nor those that went wrong.
 """
 from __future__ import annotations
 
@@ -34,18 +34,23 @@ class Unbalanced(NamedTuple):
 
 
 def unbalanced(snapshot: StoreSnapshot, order: int, n_words: int,
-               progress: Callable[[int], None] = lambda n: None) -> list[Unbalanced]:
+               progress: Callable[[int], None] = lambda n: None,
+               contexts: Callable[[np.ndarray], None] = lambda rows: None) -> list[Unbalanced]:
     """Return, of each order that has some, an n-gram whose counts do not agree; nothing if all do.
 
     Of n-grams by the thousand sums are compared of (hash of the words and the count), modulo 2**64: that they agree by chance
     while counts do not is as likely as that two hashes are the same. Memory is bounded; where something is found, all is
     walked over once more.
+
+    contexts: called with all contexts on the way, some at a time: word ids in text order, uint32 (n, k).
     """
     sums = np.zeros((order, BINS), np.uint64)
 
     def add(k: int, ids: np.ndarray, counts: np.ndarray, sign: int) -> None:
-        hashes = _hash(ids)
-        marks = _mix(hashes, counts)
+        if sign < 0:
+            contexts(ids)
+        hashes = hash_rows(ids)
+        marks = mixed(hashes, counts)
         np.add.at(sums[k], (hashes >> np.uint64(52)).astype(np.int64), marks if sign > 0 else -marks)
 
     _both_sides(snapshot, order, n_words, add, progress)
@@ -56,7 +61,7 @@ def unbalanced(snapshot: StoreSnapshot, order: int, n_words: int,
 
     def look(k: int, ids: np.ndarray, counts: np.ndarray, sign: int) -> None:
         if k in bins:
-            ours = np.flatnonzero((_hash(ids) >> np.uint64(52)) == np.uint64(bins[k]))
+            ours = np.flatnonzero((hash_rows(ids) >> np.uint64(52)) == np.uint64(bins[k]))
             for row, count in zip(ids[ours].tolist(), counts[ours].tolist(), strict=True):
                 found[k][tuple(row)][0 if sign > 0 else 1] += count
 
@@ -105,15 +110,15 @@ def _both_sides(snapshot: StoreSnapshot, order: int, n_words: int,
         take(1, alive.reshape(-1, 1), raw[alive], 1)
 
 
-def _hash(ids: np.ndarray) -> np.ndarray:
+def hash_rows(ids: np.ndarray) -> np.ndarray:
     """Return a hash of each row, uint64 (n,)."""
     h = np.full(len(ids), 0x6b767073, np.uint64)
     for column in range(ids.shape[1]):
-        h = _mix(h, ids[:, column].astype(np.uint64) + np.uint64(1))
+        h = mixed(h, ids[:, column].astype(np.uint64) + np.uint64(1))
     return h
 
 
-def _mix(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def mixed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return hashes of pairs of numbers, uint64; they wrap on purpose (the finish is that of splitmix64)."""
     x = (a ^ np.uint64(0x9e3779b97f4a7c15)) * np.uint64(0xd6e8feb86659fd93) + b * np.uint64(0x9e3779b97f4a7c15)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xbf58476d1ce4e5b9)

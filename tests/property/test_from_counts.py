@@ -174,16 +174,6 @@ def test_balance(tmp_path_factory, text, gone, order, shards):
         assert unbalanced(snapshot, order, store.root.next_word()) == []
 
 
-def test_balance_of_text_that_was_never_added(tmp_path):
-    """Text that was forgotten without having been added shows, where its n-grams were there."""
-    with kvps.create(tmp_path / "a", order=3, shards=1) as store:
-        store.train(["a b c d", "x b c y", "b c"])
-        store.forget(["b c"])
-        store.update(["b c"])
-    with open_store(tmp_path / "a") as store, store.snapshot() as snapshot:
-        assert unbalanced(snapshot, 3, store.root.next_word()) == []
-
-
 @pytest.mark.crash
 @pytest.mark.parametrize("place", ["Shard.add_run", "Root.fill", "_Counts.verify"])
 def test_killed_leaves_nothing(tmp_path, counts, place):
