@@ -151,6 +151,8 @@ def test_limit_from_the_command_line(tmp_path):
     assert run.invoke(main, ["limit", str(tmp_path / "o"), str(tmp_path / "s")]).exit_code == 2
     done = run.invoke(main, ["limit", str(tmp_path / "o"), str(tmp_path / "s"), "--vocab", str(tmp_path / "words")])
     assert "3 words; 2 of 6 tokens are <unk>" in done.stderr + done.stdout
+    assert '"closed": true' in run.invoke(main, ["stats", str(tmp_path / "o"), "--json"]).stdout
+    assert "other words are <unk>" in run.invoke(main, ["stats", str(tmp_path / "o")]).stdout
     with kvps.open(tmp_path / "o") as store:
         store.checkpoint(to=tmp_path / "kept")
     with kvps.restore(tmp_path / "kept", tmp_path / "again", version=1) as store:
