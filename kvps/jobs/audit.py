@@ -11,6 +11,7 @@ Of an imported model, whose n-grams cannot be listed, only step 4 is possible, a
 """
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import math
@@ -118,7 +119,7 @@ class _Look:
         self.sample = sums.Sample(contexts, seed)
         self.vocabulary: Vocabulary | None = None          # of the store
         self.tolerance = GIVEN_TOLERANCE if model.smoothing == GIVEN else TOLERANCE
-        self.n_contexts, self.worst, self._told = 0, 0.0, {"sum": 0, "count": 0}
+        self.n_contexts, self.worst, self._told = 0, 0.0, collections.Counter()
 
     def words(self, ids: tuple[int, ...]) -> str:
         """Return words as people read them."""
@@ -179,7 +180,7 @@ class _Look:
         return self.report.guarding("model", path=str(self.model.path))
 
     def off(self, found: sums.Off) -> None:
-        """Report a sum or a count that is not what it should be."""
+        """Report a sum, a total or a count that is not what it should be."""
         self._told[found.what] += 1
         if self._told[found.what] > MOST + 1:
             return
@@ -190,6 +191,8 @@ class _Look:
             what = "and more that are not told one by one"
         elif found.what == "count":
             what = f"{self.words(found.ids)!r} has the count {found.found:g}, expected {found.expected:g}"
+        elif found.what in sums.TOTALS:
+            what = f"has {found.found:g} {found.what} after {self.words(found.ids)!r}, expected {found.expected:g}"
         else:
             after = f"after {self.words(found.ids)!r}" if found.ids else "of words alone"
             what = f"the probabilities {after} add up to {found.found:.12g}, expected 1"

@@ -28,11 +28,15 @@ from kvps.text.vocabulary import BOS, EOS, UNK
 CHUNK_TOKENS = 1 << 16         # scored in one call: some 20 MB with what the model says of them
 
 
+# Of the n-grams that begin with a context.
+TOTALS = ("in all", "n-grams seen once", "n-grams seen twice", "n-grams seen more often")
+
+
 class Off(NamedTuple):
     """What is not as it should be of a context or n-gram: word ids in text order."""
 
     ids: tuple[int, ...]
-    what: str                              # "sum" of the probabilities after these words, or "count" of this n-gram
+    what: str                              # "sum" of the probabilities after these words, "count" of this n-gram, or of TOTALS
     found: float
     expected: float
 
@@ -142,16 +146,21 @@ def _ngrams(model: CompiledModel, rows: np.ndarray, values: np.ndarray, toleranc
             off: Callable[[Off], None]) -> tuple[int, float]:
     """Look at n-grams of one order, all those of a context one after another; return (contexts, largest error)."""
     k = rows.shape[1]
-    own, backoffs = np.empty(len(rows)), np.empty(len(rows))
+    own, backoffs, totals = np.empty(len(rows)), np.empty(len(rows)), np.empty((len(rows), 4), np.uint64)
     step = max(1, CHUNK_TOKENS // k)
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
-        found, _, (_, _, weights) = model.tables.look(rows[part].reshape(-1), _history(rows[part]))
-        counts, backoffs[part] = found[k - 1::k, k - 1], weights[k - 1::k, k - 1]
+        found, after, (_, _, weights) = model.tables.look(rows[part].reshape(-1), _history(rows[part]))
+        counts, backoffs[part], totals[part] = found[k - 1::k, k - 1], weights[k - 1::k, k - 1], after[k - 1::k, k - 1]
         own[part] = _last(model, rows[part]) - backoffs[part] * _last(model, rows[part][:, 1:])
         for i in np.flatnonzero(counts != values[part]).tolist():
             off(Off(tuple(rows[start + i].tolist()), "count", int(counts[i]), int(values[start + i])))
     first = np.flatnonzero(np.r_[True, (rows[1:, :-1] != rows[:-1, :-1]).any(axis=1)])
+    parts = (values, values == 1, values == 2, values > 2)         # what the model has of a context: (sum, N1, N2, N3+)
+    expected = np.stack([np.add.reduceat(part.astype(np.uint64), first) for part in parts], axis=1)
+    for i in np.flatnonzero((totals[first] != expected).any(axis=1)).tolist():
+        column = int(np.flatnonzero(totals[first[i]] != expected[i])[0])
+        off(Off(tuple(rows[first[i], :-1].tolist()), TOTALS[column], int(totals[first[i], column]), int(expected[i, column])))
     sums = np.add.reduceat(own, first) + backoffs[first]
     errors = np.abs(sums - 1)
     for i in np.flatnonzero(~(errors <= tolerance)).tolist():        # not a number is no sum either
