@@ -6,6 +6,7 @@
     load(path, smoothing)     open one as a Model   errors: KvpsError and what is below it, in kvps.errors
     restore(place, into)      make one of a checkpoint
     check(path, level)        look for damage
+    audit(path, smoothing)    verify that a model is a distribution
     connect(address)          the tables of a store that kvps serve serves
 
 To read the source, begin with api/ (these names), then store/FORMAT.md with store/format.py (what is stored),
@@ -31,9 +32,11 @@ if TYPE_CHECKING:
     from kvps.api import Store as Store
     from kvps.api import Vocabulary as Vocabulary
     from kvps.api import WordScore as WordScore
+    from kvps.api import audit as audit
     from kvps.api import check as check
     from kvps.api import connect as connect
     from kvps.api import create as create
+    from kvps.api import from_counts as from_counts
     from kvps.api import load as load
     from kvps.api import open as open
     from kvps.api import restore as restore
@@ -54,7 +57,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # as in pyproject.toml
 
 _API = ("Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
-        "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore")
+        "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect", "create", "from_counts", "load", "open",
+        "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

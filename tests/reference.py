@@ -8,6 +8,7 @@ Two families, and two meanings of "unknown":
     ModifiedKneserNey   what KenLM's lmplz estimates: unknown words are `<unk>`, and p(`<unk>`) > 0
     Nltk                the smoothings of nltk.lm (3.10.4): unknown words are `<UNK>`, in |V| but never counted
 """
+import gzip
 import math
 import re
 from collections import Counter, defaultdict
@@ -43,7 +44,8 @@ def adjusted_counts(sentences, order):
     """Return {n: {n-gram: adjusted count}} for n in 1..order, as a model of that highest order sees them.
 
     The highest order keeps its raw counts, and so does every n-gram that begins with `<s>`, which nothing can precede;
-    another n-gram has the number of distinct words before it, `<s>` being one. `<unk>` and `<s>` alone have 0.
+    another n-gram has the number of distinct words before it, `<s>` being one. `<s>` alone has 0, and so has `<unk>` unless the
+    text has it, which stands for the words that a closed vocabulary lacks.
     A model of order K < N over the same text is `adjusted_counts(sentences, K)`: its order K is raw.
     """
     raw = {n: raw_counts(sentences, n) for n in range(1, order + 1)}
@@ -51,7 +53,7 @@ def adjusted_counts(sentences, order):
     for n in range(1, order):
         extensions = Counter(gram[1:] for gram in raw[n + 1])
         adjusted[n] = {gram: count if gram[0] == BOS else extensions[gram] for gram, count in raw[n].items()}
-    adjusted[1] |= {(UNK,): 0, (BOS,): 0}
+    adjusted[1] = {(UNK,): 0} | adjusted[1] | {(BOS,): 0}
     return adjusted
 
 
@@ -285,6 +287,21 @@ def perplexity(p, sentences, order, known):
         "perplexity": 10 ** (-math.fsum(everything) / len(everything)),
         "perplexity_excluding_oov": 10 ** (-math.fsum(seen) / len(seen)),
     }
+
+
+def read_arpa(path):
+    """Return ({order: n} of the header, {n-gram: (log10 probability, log10 back-off or None)}) of an ARPA file."""
+    entries, sizes = {}, {}
+    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
+        for line in lines:
+            fields = line.rstrip(b"\n").split(b"\t")
+            if len(fields) > 1:
+                words = tuple(fields[1].split(b" "))
+                assert words not in entries
+                entries[words] = (float(fields[0]), float(fields[2]) if len(fields) > 2 else None)
+            elif found := re.fullmatch(rb"ngram (\d)=(\d+)\n", line):
+                sizes[int(found[1])] = int(found[2])
+    return sizes, entries
 
 
 def mix(a, b):

@@ -472,6 +472,8 @@ cdef class Followers:
         cdef bint every = low == 0 and high >= self.n_words
         for i in range(ws.n_touched):
             c.word = ws.touched[i]
+            if drawn_from and c.word == UNK:   # of a closed vocabulary, where it has counts
+                continue
             if n == k and ws.sums[c.word] + most < ws.heap[0].p:
                 continue                       # most of them: neither their share of the ground nor their rank is looked at
             c.p = self.probability(ws, c.word)
@@ -521,7 +523,7 @@ cdef class Followers:
             if (self.large_value(l, &lists[d], i) if l.codes[i] == LARGE_CODE else <uint64_t>l.codes[i]) < least:
                 break                          # they are listed by their counts
             c.word = l.words[i]
-            if <index_t>c.word < self.n_words and low <= <index_t>self.ranks[c.word] < high:
+            if c.word != UNK and <index_t>c.word < self.n_words and low <= <index_t>self.ranks[c.word] < high:
                 c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
                 n = offer(ws.heap, n, k, &c)
         sort_heap(ws.heap, ws.heap + n, &better)
@@ -605,6 +607,8 @@ cdef class Followers:
         best.p, best.rank, best.word = 0, 0xFFFFFFFF, <word_t>NO_WORD
         for i in range(ws.n_touched):
             c.word = ws.touched[i]
+            if c.word == UNK:
+                continue
             c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
             before += better(c, ours)
             if better(c, best):
@@ -729,7 +733,7 @@ cdef class Followers:
     cdef word_t choose(self, Workspace ws, const word_t* last, int n, double sharpness, index_t top_k, double top_p,
                        const double* tempered, uint64_t* state) noexcept nogil:
         """Draw one of the best words, each by the power `sharpness` of its probability."""
-        cdef index_t i, at = 0, n_heap, n_chosen = 0
+        cdef index_t i, at = 0, n_heap = 0, n_chosen = 0
         cdef const uint32_t* order
         cdef double total = 0, rest, r, ground, reached = 0
         cdef candidate c, other
@@ -749,11 +753,16 @@ cdef class Followers:
             for i in range(ws.n_touched):
                 rest -= tempered[ws.touched[i]]
                 c.word = ws.touched[i]
+                if c.word == UNK:
+                    continue
                 c.p, c.rank = raised(self.probability(ws, c.word), sharpness), self.ranks[c.word]
-                ws.heap[i] = c
+                ws.heap[n_heap] = c
+                n_heap += 1
                 total += c.p
-            n_heap = ws.n_touched
             rest = rest * ground if rest > 0 else 0
+            if total + rest <= 0:
+                ws.clear()
+                return <word_t>NO_WORD
             if top_p >= 1:
                 r = drawn(state) * (total + rest)
                 for i in range(n_heap):
@@ -842,7 +851,7 @@ cdef class Followers:
                 while length < max_words:
                     if plain:
                         word = self.draw(recent + known - 1, known, &reached[0], &state)
-                    else:
+                    if not plain or word == <word_t>NO_WORD:           # perhaps <unk> has nearly all there is
                         word = self.choose(ws, recent + known - 1, known, sharpness, top_k, top_p, &tempered[0], &state)
                     if word == EOS or word == <word_t>NO_WORD:
                         ends[i] = 1 if word == EOS else 2

@@ -471,7 +471,7 @@ cdef class Tables:
             own[d * ROW] = own_before[d]
         for i in range(n):
             word = ids[start + i]
-            values[i] = self.unigrams[word] if word != UNK else 0
+            values[i] = self.unigrams[word] if word != UNK or self.rules.kind != GIVEN else 0
             number = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
             own[ROW + i + 1] = number if number < self.n_numbers else <uint32_t>NONE
             if fetching:
@@ -880,7 +880,7 @@ cdef class Tables:
             raise ValueError(f"room for {out.shape[0]} of {self.n_words} words")
         with nogil:
             for w in range(self.n_words):
-                values[0] = self.unigrams[w] if w != UNK else 0
+                values[0] = self.unigrams[w]
                 out[w] = self.combine(values, numbers, 1)
 
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
@@ -963,7 +963,7 @@ cdef class Tables:
         cdef uint64_t chain = self.seed
         cdef int d, length = before.length if before.length < self.order else self.order - 1
         cdef float result
-        values[0] = self.unigrams[word] if word != UNK else 0
+        values[0] = self.unigrams[word] if word != UNK or self.rules.kind != GIVEN else 0
         own[1] = self.unigram_contexts[word] - 1
         if own[1] >= self.n_numbers:
             own[1] = <uint32_t>NONE
@@ -1228,6 +1228,10 @@ cdef class Walker:
         cdef const byte_t* p = <const byte_t*>utf8(word, &n)
         cdef word_t found = find_word(&self.words.v, p, n, hash_word(p, n))
         return UNK if found == <word_t>NONE else found
+
+    def word_id(self, bytes word):
+        """Return the id of a word; 0, that of <unk>, where there is none. Not KenLM's."""
+        return self.words.get(word) or UNK
 
     def BeginSentenceWrite(self, State state not None):
         """Make a state that of a sentence's beginning."""

@@ -322,7 +322,7 @@ cdef struct encoding:
     index_t n_text
     uint32_t* ids
     index_t n_ids, n_sentences, reserved_at
-    bint skip_reserved, start_mark, oov_is_unk
+    bint skip_reserved, start_mark, oov_is_unk, closed
     # words that the table lacks: a table of their own
     uint64_t* new_slots
     uint64_t new_mask
@@ -434,7 +434,7 @@ cdef int encode_text(encoding* e) noexcept nogil:
                     continue
                 word = UNK
             elif word == <word_t>NOT_FOUND:
-                if e.oov_is_unk:
+                if e.oov_is_unk or e.closed:
                     word = UNK
                 elif new_word(e, starts[lane], lengths[lane], hashes[lane], &word) != 0:
                     return ERR_MEMORY
@@ -444,7 +444,7 @@ cdef int encode_text(encoding* e) noexcept nogil:
     return 0
 
 
-def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint skip_reserved=False):
+def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint skip_reserved=False, bint closed=False):
     """Turn text into word ids, adding new words to the table.
 
     Args:
@@ -452,6 +452,7 @@ def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint s
         text: lines of words.
         ids: uint32, OUT, at least len(text) + 1 long; each sentence ends with </s>.
         skip_reserved: treat <unk>, <s> and </s> in the text as white space.
+        closed: add no words; those that the table lacks are <unk>.
 
     Returns:
         (number of ids, number of sentences, offset of a reserved word or -1).
@@ -466,7 +467,7 @@ def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint s
     e.text, e.n_text, e.ids = &text[0], text.shape[0], &ids[0]
     e.n_ids = e.n_sentences = e.n_new = 0
     e.reserved_at = -1
-    e.skip_reserved, e.start_mark, e.oov_is_unk = skip_reserved, False, False
+    e.skip_reserved, e.start_mark, e.oov_is_unk, e.closed = skip_reserved, False, False, closed
     e.new_mask, e.new_room = 1023, 512
     e.new_slots, e.new_at = <uint64_t*>calloc(1024, 8), <uint64_t*>malloc(2 * 1024 * 8)
     try:
@@ -521,7 +522,7 @@ cdef index_t encode_lines(const vocab_view* v, const byte_t* text, index_t n, ui
     cdef encoding e
     e.text, e.n_text, e.ids, e.v = text, n, ids, v[0]
     e.n_ids = e.n_sentences = 0
-    e.skip_reserved, e.start_mark, e.oov_is_unk = False, True, True
+    e.skip_reserved, e.start_mark, e.oov_is_unk, e.closed = False, True, True, True
     encode_text(&e)
     n_sentences[0] = e.n_sentences
     return e.n_ids

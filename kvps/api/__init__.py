@@ -11,7 +11,7 @@ open and take turns; opened with writable=True it keeps the lock until it is clo
 What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this module joins them.
 """
 from kvps.api.model import Model, WordScore, load
-from kvps.api.store import Change, Store, check, connect, create, open, restore
+from kvps.api.store import Change, Store, audit, check, connect, create, from_counts, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.completion import Completion
 from kvps.lm.explain import ExplainedWord, Part
@@ -23,4 +23,5 @@ from kvps.ps.table import CountTable
 from kvps.store.findings import Finding
 
 __all__ = ["Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
-           "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore"]
+           "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect", "create", "from_counts", "load", "open",
+           "restore"]

@@ -34,6 +34,7 @@ from kvps.units import cpu_count
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvps.api.remote import RemoteStore
+    from kvps.jobs.audit import Audit
 
 Path_ = str | PathLike[str]
 
@@ -102,6 +103,31 @@ def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: s
     return Store(open_store(path, writable, wait, command="open"), tokenizer)
 
 
+def from_counts(path: Path_, files: Iterable[Path_], *, shards: int = DEFAULT_SHARDS, tokenizer: str = "whitespace",
+                lowercase: bool = False, threads: int | None = None, progress: Progress = jobs.no_progress) -> Store:
+    """Make a store of counts of n-grams in Google's text format, which `kvps export --counts` writes, and open it.
+
+    Text can be added and forgotten as always. It has the order of the files; where they have `<unk>`, a closed vocabulary.
+
+    Args:
+        path: must not exist, or be an empty directory.
+        files: folders that `kvps export --counts` made, or files of lines "w1 ... wk TAB count", of all orders from 1 on.
+        shards, tokenizer, lowercase: as in create().
+        progress: of (stage, done, total) [n-grams].
+
+    Raises:
+        DataError: they are not the counts of any text; `path` and `line` tell where that shows, and there is no store.
+        StoreError: something is at `path` already, or cannot be made there.
+    """
+    from kvps.jobs.from_counts import train_from_counts
+
+    if isinstance(files, (str, bytes, PathLike)):
+        raise ArgumentError(f"expected an iterable of paths, not one {type(files).__name__}; put it in a list")
+    train_from_counts(path, list(files), shards=shards, tokenizer=tokenizer, lowercase=lowercase, threads=threads,
+                      progress=progress)
+    return open(path, tokenizer=tokenizer)
+
+
 def connect(address: str, *, keys: Path_ | None = None, tokenizer: str | None = None, retry_s: float = 2.0,
             patience_s: float = 60.0) -> RemoteStore:
     """Connect to the server of a store (kvps serve), or its actors on Ray; what is returned has the interface of a Store.
@@ -156,6 +182,26 @@ def check(path: Path_, level: str = "checksums") -> list[Finding]:
         StoreError: `path` is no store. VersionMismatch: one of another format.
     """
     return checking.check(path, level)
+
+
+def audit(path: Path_, smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, *, contexts: int = 20, seed: int = 0,
+          full: bool = False, threads: int | None = None) -> Audit:
+    """Verify a model on itself: contexts sum to 1, counts agree over orders, and counts of counts with the counts.
+
+    Args:
+        path: of a store's folder, or of an imported model (contexts of one word only).
+        smoothing, order: of the model, as in load().
+        contexts: of each length, how many to add the probabilities of all words up after.
+        seed: chooses them.
+        full: compare the count of every n-gram in the model with the store's, and add every context up.
+
+    Raises:
+        ArgumentError: stupid back-off; `full` for a smoothing without back-offs, or an imported model. StoreError: `path` is no
+            model, or changed meanwhile.
+    """
+    from kvps.jobs.audit import audit
+
+    return audit(path, smoothing=smoothing, order=order, contexts=contexts, seed=seed, full=full, threads=threads)
 
 
 class Store:
@@ -286,6 +332,29 @@ class Store:
 
         with self._writer("reshard", wait) as directory:
             return reshard(directory, shards, threads=threads or cpu_count(), progress=progress)
+
+    def limit(self, into: Path_, *, words: Iterable[str] | None = None, min_count: int | None = None, shards: int | None = None,
+              threads: int | None = None, progress: Progress = jobs.no_progress) -> Store:
+        """Make a new store of the last version in which other words are `<unk>`, and open it; this one stays as it is.
+
+        The new one is what counting the text with `<unk>` in the place of these words would have made, and its vocabulary is
+        closed: words that it does not have are `<unk>` in text that is added or forgotten later, too.
+
+        Args:
+            into: a folder that does not exist, or is empty.
+            words: that stay, whether the text has them or not; or
+            min_count: words that occur so often stay.
+            shards: of the new store; as many as of this one by default.
+            progress: of (stage, done, total) [n-grams].
+
+        Raises:
+            ArgumentError: not one of words and min_count, or what is no word. StoreError: something is at `into` already.
+        """
+        from kvps.jobs.limit import limit
+
+        self._reader()
+        limit(into, self.path, words=words, min_count=min_count, shards=shards, threads=threads, progress=progress)
+        return open(into, tokenizer=self._named)
 
     # tables
 

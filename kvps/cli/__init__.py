@@ -42,6 +42,7 @@ COMMANDS = {
     "compile": "Make the compiled model of a store now.",
     "compact": "Merge the runs of a store into one per shard.",
     "merge": "Add the counts of stores to a new one, exactly.",
+    "limit": "Make a store of STORE in which all other words are <unk>.",
     "reshard": "Give a store another number of shards; no count changes.",
     "stats": "Show what a store holds, and the discounts of modified Kneser-Ney.",
     "counts": "Show raw and adjusted counts of n-grams of any order.",
@@ -51,8 +52,10 @@ COMMANDS = {
     "servers": "Show the servers of a store: state, load, lag, memory and bytes.",
     "keygen": "Make the keys of a server in DIR, and those of clients, which the server then lets in.",
     "check": "Look for damage in a store, and change nothing.",
+    "audit": "Verify a model on itself: contexts sum to 1, counts agree over orders, and counts of counts with the counts.",
     "recover": "Make a damaged store sound again, after showing how.",
     "upgrade": "Carry a store of an older format to the one of this kvps.",
+    "kenlm-tools": "Write lmplz, query and build_binary to DIR: KenLM's programs, by kvps.",
     "quickstart": "See the main job on real text, step by step.",
 }
 
@@ -81,7 +84,7 @@ class Program(click.Group):
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         """Import one command, or return None where there is none of this name."""
-        return importlib.import_module(f"kvps.cli.{name}").command if name in COMMANDS else None
+        return importlib.import_module(f"kvps.cli.{name.replace('-', '_')}").command if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the list of commands without importing them."""

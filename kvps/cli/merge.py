@@ -15,7 +15,8 @@ def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> l
         raise click.BadParameter("expected whole numbers with commas between, such as 1,3") from None
 
 
-def _folders(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+def folders(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    """Refuse addresses."""
     from kvps.ps.places import address
 
     for store in value if isinstance(value, tuple) else (value,):
@@ -25,8 +26,8 @@ def _folders(ctx: click.Context, param: click.Parameter, value: tuple[str, ...])
 
 
 @click.command("merge")
-@click.argument("output", metavar="OUT", callback=_folders)
-@click.argument("stores", nargs=-1, required=True, metavar="STORE...", callback=_folders)
+@click.argument("output", metavar="OUT", callback=folders)
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...", callback=folders)
 @click.option("--weights", metavar="W1,W2,...", callback=_weights,
               help="Whole numbers, one for each STORE: its counts are added so often. By default 1.")
 @click.option("--shards", type=int, default=4, show_default=True, metavar="N", help="Of the new store.")

@@ -46,6 +46,8 @@ def _show(record: dict) -> None:
         say(f"{name:12} {record[name]:>16,}")
     say(f"{'bytes':12} {format_bytes(record['bytes']):>16} ({format_bytes(record['live_bytes'])} in use)")
     say(f"{'tokenizer':12} {tokenizer:>16}")
+    if record["closed"]:
+        say(f"{'closed':12} {'yes':>16} (other words are <unk>)")
     for label, row in record["labels"].items():
         say(f"label {label}: {row['tokens']:,} tokens, versions {row['first']} to {row['last']}, {format_bytes(row['bytes'])}")
     for name, row in record["tables"].items():

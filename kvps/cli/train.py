@@ -15,14 +15,17 @@ from kvps.cli import options
               help="Longest n-grams to count, 1 to 8.")
 @click.option("--shards", type=int, default=4, show_default=True, metavar="N",
               help="Parts of the store; kvps reshard changes them.")
+@click.option("--from-counts", is_flag=True,
+              help="The inputs are counts of n-grams of all orders, in Google's format: what kvps export --counts writes.")
 @options.tokenizer
 @options.lowercase
 @options.again
 @options.labelled
 @options.dry_run
 @options.counting
-def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None, lowercase: bool,
-            dry_run: bool, as_json: bool, **settings: object) -> None:
+@click.pass_context
+def command(ctx: click.Context, store: str, inputs: tuple[str, ...], order: int, shards: int, from_counts: bool,
+            tokenizer: str | None, lowercase: bool, dry_run: bool, as_json: bool, **settings: object) -> None:
     """Count text into a new store.
 
     Use it once per store; later text is added with `kvps update`.
@@ -32,14 +35,22 @@ def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokeni
     An INPUT is a file with a sentence a line (plain, .gz, .bz2, .xz, .zst), a folder, a glob, a URL of these that
     fsspec knows (s3://BUCKET/NAME), - for stdin, a .jsonl file (see --field), or nltk:NAME.
 
+    With --from-counts an INPUT is a folder that `kvps export --counts` made, or a file of lines "w1 ... wk TAB count" in
+    byte order, with <s> and </s>. All orders are needed, and counts that no text has are refused with file and line.
+    Text is added to such a store and forgotten as always. Killed, there is no store: give the same command again.
+
     \b
     Example:
       kvps train novels.kvps novels.txt more/*.txt.gz -o 5 --lowercase
       zcat old.gz | kvps train old.kvps - -S 512M --json
+      kvps train again.kvps novels.counts --from-counts
     """
     from kvps.cli.jobs import running, show, show_plan
     from kvps.jobs.train import Options, plan, train
 
+    if from_counts:
+        _from_counts(ctx, store, inputs, order, shards, tokenizer, lowercase, settings, as_json)
+        return
     if dry_run:
         show_plan(plan(store, inputs, order=order, shards=shards, options=Options(**settings)), as_json)
         return
@@ -47,4 +58,29 @@ def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokeni
     with running("train", **settings) as chosen:
         result = train(store, inputs, order=order, shards=shards, tokenizer=tokenizer or "whitespace",
                        lowercase=lowercase, options=chosen)
+    show(result, store, began, as_json)
+
+
+def _from_counts(ctx: click.Context, store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None,
+                 lowercase: bool, settings: dict, as_json: bool) -> None:
+    from pathlib import Path
+
+    from kvps.cli.jobs import show
+    from kvps.cli.progress import Progress
+    from kvps.jobs.from_counts import train_from_counts
+    from kvps.ps.places import address
+
+    if address(store) is not None:
+        raise click.UsageError(f"{store}: --from-counts makes the files of a store; name a folder")
+    given = {name for name in (*settings, "order", "dry_run")
+             if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT}
+    for name in ("again", "label", "keep_labels", "dry_run", "memory", "reserved", "encoding_errors", "field", "newline", "wait"):
+        if name in given:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for text, not for --from-counts")
+    began = time.monotonic()
+    with Progress(["dealing", "merging", "comparing"], unit=" n-grams") as progress:
+        result = train_from_counts(store, inputs, order=order if "order" in given else None, shards=shards,
+                                   tokenizer=tokenizer or "whitespace", lowercase=lowercase, max_ratio=settings["max_ratio"],
+                                   threads=settings["threads"], scratch=settings["temp"] and Path(settings["temp"]),
+                                   progress=progress)
     show(result, store, began, as_json)

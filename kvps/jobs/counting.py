@@ -148,7 +148,7 @@ def choose_routing(store: StoreDirectory, tokenizer: Tokenizer, inputs: list[Inp
     n_shards, order = len(store.shards), store.identity["order"]
     if n_shards == 1 or order == 1 or store.root.state()["version"] > 0 or store.root.routing() is not None:
         return
-    vocabulary = Vocabulary(store.root.words(), store.root.share_words)
+    vocabulary = Vocabulary(store.root.words(), store.root.share_words, closed="closed" in store.identity)
     try:
         first = next(tasks(inputs, length, {}), None)
         if first is None:

@@ -53,7 +53,7 @@ def look_at_counts(store: StoreDirectory, snapshot: StoreSnapshot, bad: Collecti
             whole = False
             continue
         data = store.path / snapshot.state["shards"][number]["dir"] / "data.mdb"
-        look = _Look(data, number, snap, order, n_words, report, advance, homes, len(snapshot.shards))
+        look = _Look(data, number, snap, order, n_words, report, advance, homes, len(snapshot.shards), "closed" in store.identity)
         for label, found in look.sums(snapshot.version).items():
             sums[label] += found
         ended("counts", number)
@@ -76,8 +76,8 @@ class _Look:
     """One shard."""
 
     def __init__(self, data: Path, shard: int, snap: Snapshot, order: int, n_words: int, report: Report,
-                 advance: Callable[[int], None], homes: np.ndarray, n_shards: int) -> None:
-        self.homes, self.n_shards = homes, n_shards
+                 advance: Callable[[int], None], homes: np.ndarray, n_shards: int, closed: bool) -> None:
+        self.homes, self.n_shards, self.closed = homes, n_shards, closed
         self.data, self.shard, self.snap, self.order, self.n_words = str(data), shard, snap, order, n_words
         self.report, self.advance = report, advance
 
@@ -114,10 +114,10 @@ class _Look:
         return None
 
     def check_words(self, run: Run, rows: np.ndarray) -> None:
-        """Ids are those of words; <s> is never predicted, </s> never a context, <unk> neither."""
+        """Ids are those of words; <s> is never predicted, </s> never a context; <unk> is in n-grams of a closed vocabulary only."""
         if (greatest := int(rows.max(initial=0))) >= self.n_words:
             self.add(run, f"has the word id {greatest}, expected below {self.n_words}", greatest, self.n_words)
-        if (rows == UNK).any() or (rows[:, -1] == BOS).any() or (rows[:, :-1] == EOS).any():
+        if (not self.closed and (rows == UNK).any()) or (rows[:, -1] == BOS).any() or (rows[:, :-1] == EOS).any():
             self.add(run, "has an n-gram that no sentence makes", "a special word out of its place", "words")
 
     def together(self, label: str | None, runs: list[Run]) -> None:

@@ -53,7 +53,7 @@ def remake(store: StoreDirectory, numbers: Sequence[int], bases: Sequence[Base],
 def _make(store: StoreDirectory, numbers: Sequence[int], base: Base, words: Tokenizer | None, finder: Finder,
           options: Options) -> None:
     version, order = store.root.state()["version"], store.identity["order"]
-    vocabulary = Vocabulary(store.root.words())
+    vocabulary = Vocabulary(store.root.words(), closed="closed" in store.identity)
     made: dict[int, Shard] = {}
     try:
         for number in numbers:

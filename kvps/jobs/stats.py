@@ -20,7 +20,7 @@ def statistics(store: StoreDirectory, *, stale: str = "wait", threads: int | Non
         "order": known.order, "version": known.version, "tokens": known.tokens, "sentences": known.sentences,
         "vocabulary": known.vocabulary, "shards": store.identity["shards"],
         "bytes": n_bytes["file"], "live_bytes": n_bytes["live"], "labels": label_sizes(store), "tables": listed(store.path),
-        **store.identity["tokenizer"],
+        **store.identity["tokenizer"], "closed": "closed" in store.identity,
         "ngrams": {str(k): n for k, n in known.ngrams.items()},
         "t": {str(k): t for k, t in known.t.items()},
         "discounts": {str(k): table[k][1:] for k in known.ngrams},

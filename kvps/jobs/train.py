@@ -389,7 +389,7 @@ def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenize
     for shard in store.shards:
         shard.sweep(state["version"], job["id"])
     _drop_changed(store, job, _fingerprints(inputs, job))
-    vocabulary = Vocabulary(store.root.words(), store.root.share_words)
+    vocabulary = Vocabulary(store.root.words(), store.root.share_words, closed="closed" in store.identity)
     total = job_bytes(job)
     done = 0
 

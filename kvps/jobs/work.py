@@ -94,7 +94,7 @@ def counter(store: RemoteDirectory, job: dict, tokenizer: str | None, threads: i
 
     def count(epoch: int) -> None:
         store.take_part(epoch)
-        vocabulary = Vocabulary(store.root.words(), store.root.share_words)
+        vocabulary = Vocabulary(store.root.words(), store.root.share_words, closed="closed" in store.identity)
         try:
             count_splits(store, vocabulary, words, job, inputs, threads=threads, progress=progress, seen_as=seen_as)
         finally:

@@ -29,6 +29,7 @@ from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pools import gathered, windowed
 from kvps.lm.pruning import Weights
 from kvps.lm.smoothing import DEFAULT, parse
+from kvps.lm.statistics import FALLBACK
 from kvps.lm.walks import split_sums, survey, walk_shard
 from kvps.ps.runs import bits_for
 from kvps.store import files
@@ -52,6 +53,7 @@ class Choices:
         vocab_pad: take the vocabulary for at least this large.
         prune_entropy: leave out n-grams without which the perplexity rises by less than this, relatively; as SRILM's -prune.
         prune_to: leave out n-grams by the same measure until no more than so many are left; words stay.
+        fallback: discounts of orders that have none of their own, D1, D2, D3+; empty: these are refused.
     """
 
     smoothing: str = DEFAULT
@@ -61,12 +63,14 @@ class Choices:
     vocab_pad: int = 0
     prune_entropy: float = 0.0
     prune_to: int | None = None
+    fallback: tuple[float, ...] = FALLBACK
 
     def __post_init__(self) -> None:
         """Take what JSON makes of it; ArgumentError where it is something else."""
         object.__setattr__(self, "prune", tuple(self.prune) if isinstance(self.prune, (list, tuple)) else self.prune)
+        object.__setattr__(self, "fallback", tuple(self.fallback) if isinstance(self.fallback, (list, tuple)) else self.fallback)
         kinds = {"smoothing": str, "prune": tuple, "limit_vocab": (str, type(None)), "interpolate_unigrams": bool, "vocab_pad": int,
-                 "prune_entropy": (int, float), "prune_to": (int, type(None))}
+                 "prune_entropy": (int, float), "prune_to": (int, type(None)), "fallback": tuple}
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind) or (name == "prune" and not all(isinstance(n, int) for n in self.prune)):
                 raise ArgumentError(f"{name}: {getattr(self, name)!r:.80} is not possible")
@@ -88,6 +92,10 @@ class Choices:
             raise ArgumentError(f"a vocabulary of {self.vocab_pad} words")
         if not 0 <= self.prune_entropy < math.inf or (self.prune_to is not None and self.prune_to < 1):
             raise ArgumentError(f"pruning by entropy {self.prune_entropy:g} to {self.prune_to} n-grams is not possible")
+        if len(self.fallback) not in (0, 3) or not all(isinstance(d, (int, float)) and 0 <= d <= k
+                                                       for k, d in enumerate(self.fallback, 1)):
+            raise ArgumentError(f"fallback discounts {', '.join(map(str, self.fallback))} are not possible: the one of count k "
+                                "is a number from 0 to k, k being 1, 2 and 3")
         if self.by_entropy and (any(given) or self.limit_vocab is not None or (self.prune_entropy and self.prune_to)):
             raise ArgumentError("n-grams are pruned by counts and vocabulary, by entropy, or to a number: choose one")
         if not any(given) and self.limit_vocab is None:
@@ -194,7 +202,7 @@ class _Estimates:
         sizes = np.array([walk.counts_of_counts()[:top + 1, 0] for walk in walks], np.int64)
         del walks
         discounts, types = self.smoothing.back_off_discounts(
-            statistics.discounts_or_warn() if modified else [[0.0] * 4] * (top + 1))
+            statistics.discounts_or_warn(choices.fallback) if modified else [[0.0] * 4] * (top + 1))
         self.discounts, self._types = np.array(discounts), types
         allowed = np.ones(n_words, np.uint8) if choices.limit_vocab is None else _marked(vocabulary, choices.limit_vocab)
         self.alive = (occurs > (cuts[1] if cuts else 0)) & (allowed > 0)
@@ -338,13 +346,13 @@ def _unigram_probabilities(values: np.ndarray, discounts: np.ndarray, kept: np.n
     """Return p(w) of every word id, float64: (a - D(a)) / sum + gamma / V, so gamma / V for <unk> and words gone.
 
     gamma is what was discounted and what is not kept, V the number of words that are, with </s> and <unk>, at least
-    vocab_pad. Without that <unk> alone gets gamma. Without any text gamma is 1.
+    vocab_pad. Without that <unk> alone gets gamma. Without any text gamma is 1. Only in a closed vocabulary <unk> has a count.
     """
     total = float(values.sum())
     off = np.where(kept, discounts[np.minimum(values, 3)], values)
     gamma = off.sum() / total if total else 1.0
     own = (values - off) / max(total, 1.0)
     if vocab_pad is None:
-        own[UNK] = gamma
+        own[UNK] += gamma
         return own
     return own + gamma / max(vocab_pad, int(kept[FIRST_WORD:].sum()) + 2)

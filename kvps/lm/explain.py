@@ -15,7 +15,6 @@ import numpy as np
 from kvps.errors import ArgumentError
 from kvps.lm.model import CompiledModel
 from kvps.lm.smoothing import GIVEN
-from kvps.text.vocabulary import UNK
 
 
 class Part(NamedTuple):
@@ -57,12 +56,12 @@ def explain(model: CompiledModel, text: bytes) -> Iterator[list[ExplainedWord]]:
     for tokens in model.score_words(text):
         words = ["<s>", *(word.decode() for word, *_ in tokens)]
         found = []
-        for i, (_, word, log10, order, oov) in enumerate(tokens, 1):
+        for i, (_, _, log10, order, oov) in enumerate(tokens, 1):
             row = at + i
             most = min(i, model.order - 1) + 1             # words of the longest n-gram
             parts = []
             for k in range(most, 0, -1):
-                parts.append(Part(k, " ".join(words[i - k + 1:i + 1]), int(values[row, k - 1]) if word != UNK else 0,
+                parts.append(Part(k, " ".join(words[i - k + 1:i + 1]), int(values[row, k - 1]),
                                   float(discounts[row, k]), int(totals[row, k - 1, 0]) if k > 1 else unigrams,
                                   float(backoffs[row, k - 1]), float(shares[row, k])))
             parts.append(Part(0, "", 0, 0.0, 0, 1.0, float(shares[row, 0])))

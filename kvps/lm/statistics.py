@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 from kvps.errors import DiscountError
 
@@ -46,22 +47,29 @@ class Statistics:
         by_order = {name: {int(k): v for k, v in record[name].items()} for name in ("ngrams", "t")}
         return cls(**{**record, **by_order})
 
-    def discounts(self) -> tuple[list[list[float]], dict[int, str]]:
-        """Return (rows [0, D1, D2, D3+] by order from 0 on; {order: why its discounts are the fallback ones})."""
+    def discounts(self, fallback: Sequence[float] = FALLBACK) -> tuple[list[list[float]], dict[int, str]]:
+        """Return (rows [0, D1, D2, D3+] by order from 0 on; {order: why its discounts are the fallback ones}).
+
+        fallback: D1, D2, D3+ of an order that has none of its own; empty: it has none, and DiscountError says so.
+        """
         table, fallen = [[0.0] * 4], {}
         for order in range(1, self.order + 1):
             try:
                 table.append([0.0, *discounts([0, *self.t[order]])])
             except DiscountError as exc:
-                table.append([0.0, *FALLBACK])
+                if not fallback:
+                    raise DiscountError(f"order {order} has no discounts of its own: {exc} (small, repeated or artificial text; "
+                                        "lmplz has --discount_fallback for it)", order=order, k=exc.k) from exc
+                table.append([0.0, *fallback])
                 fallen[order] = str(exc)
         return table, fallen
 
-    def discounts_or_warn(self) -> list[list[float]]:
+    def discounts_or_warn(self, fallback: Sequence[float] = FALLBACK) -> list[list[float]]:
         """Return the discounts, telling the log which orders take fallback ones."""
-        table, fallen = self.discounts()
+        table, fallen = self.discounts(fallback)
         for order, reason in fallen.items():
-            log.warning("order %d takes the fallback discounts 0.5, 1, 1.5: %s (small or artificial text)", order, reason)
+            log.warning("order %d takes the fallback discounts %s: %s (small or artificial text)", order,
+                        ", ".join(f"{d:g}" for d in fallback), reason)
         return table
 
 

@@ -43,7 +43,8 @@ def refuse_place(path: Path, force: bool) -> None:
 
 
 def make_store(path: Path, identity: dict, *, command: str, fill_shard: Callable[[Shard], None] = lambda shard: None,
-               fill_root: Callable[[Root, list[int]], None] = lambda root, generations: None) -> str:
+               fill_root: Callable[[Root, list[int]], None] = lambda root, generations: None,
+               verify: Callable[[Path], None] = lambda folder: None) -> str:
     """Make a store and return its uuid; whatever goes wrong, there is none.
 
     Args:
@@ -52,6 +53,7 @@ def make_store(path: Path, identity: dict, *, command: str, fill_shard: Callable
         command: for the messages of others.
         fill_shard: called with each shard, empty, in the order of their numbers.
         fill_root: called with the root, at version 0, and the generations of the shards.
+        verify: called with the folder when all is there but the name; may open it for reading.
     """
     uuid = os.urandom(16).hex()
     with _under_temporary_name(path, command) as folder:
@@ -71,6 +73,7 @@ def make_store(path: Path, identity: dict, *, command: str, fill_shard: Callable
                 files.fsync_dir(inner)
             seal.renew(folder, name, root)
         files.fsync_dir(folder)
+        verify(folder)
     return uuid
 
 

@@ -29,14 +29,16 @@ class Vocabulary:
     one store, it has a table of its own, asks for the ids that the words have in the store, and gives out only those.
     """
 
-    def __init__(self, segments: Iterable[tuple[int, bytes]] = (), share: Callable[[bytes], np.ndarray] | None = None) -> None:
+    def __init__(self, segments: Iterable[tuple[int, bytes]] = (), share: Callable[[bytes], np.ndarray] | None = None, *,
+                 closed: bool = False) -> None:
         """Load stored segments (first id, segment).
 
         share: takes words that are new here, as a segment, stores those that the store does not have, and returns the ids
             of all, uint32. None: the ids of this table are the store's.
+        closed: text adds no words; those that are not here are <unk>.
         """
         self.table = WordTable()
-        self._share = share
+        self._share, self._closed = share, closed
         for word in SPECIALS:
             self.table.add(word)
         for first, segment in segments:
@@ -56,7 +58,7 @@ class Vocabulary:
     def encode(self, text: bytes, ids: np.ndarray, *, skip_reserved: bool) -> tuple[int, int, int]:
         """Turn text into ids, adding new words; see kvps._vocabulary.encode."""
         try:
-            found = encode(self.table, text, ids, skip_reserved=skip_reserved)
+            found = encode(self.table, text, ids, skip_reserved=skip_reserved, closed=self._closed)
         except OverflowError as exc:
             raise VocabularyFull(f"{exc}; no more different words can be stored") from exc
         if self._share is not None:

@@ -9,6 +9,7 @@ import re
 
 import numpy as np
 import pytest
+from reference import read_arpa
 
 import kvps
 from kvps.jobs import train as jobs
@@ -35,21 +36,6 @@ def scores(shared, order):
     orders = {int(n): (int(size), tuple(map(float, d))) for n, size, *d in
               re.findall(r"^(\d) (\d+) D1=(\S+) D2=(\S+) D3\+=(\S+)", section, re.M)}
     return orders, {label: float(value) for label, value in re.findall(r"^([A-Z][\w ]+):\t(\S+)", section, re.M)}
-
-
-def read_arpa(path):
-    """Return ({order: n} of the header, {n-gram: (log10 probability, log10 back-off or None)}) of an ARPA file."""
-    entries, sizes = {}, {}
-    with gzip.open(path, "rb") if path.name.endswith(".gz") else path.open("rb") as lines:
-        for line in lines:
-            fields = line.rstrip(b"\n").split(b"\t")
-            if len(fields) > 1:
-                words = tuple(fields[1].split(b" "))
-                assert words not in entries
-                entries[words] = (float(fields[0]), float(fields[2]) if len(fields) > 2 else None)
-            elif found := re.fullmatch(rb"ngram (\d)=(\d+)\n", line):
-                sizes[int(found[1])] = int(found[2])
-    return sizes, entries
 
 
 def perplexity(model, path, threads=2):

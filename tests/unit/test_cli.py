@@ -46,7 +46,7 @@ LEXICON = {
     "compact": {"version", "merged_runs", "bytes_before", "bytes"},
     "merge": {"path", "version", "order", "tokens", "sentences", "ngrams", "elapsed_s"},
     "reshard": {"version", "shards_before", "shards", "ngrams", "largest", "elapsed_s"},
-    "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer",
+    "stats": {"order", "version", "tokens", "sentences", "vocabulary", "shards", "bytes", "live_bytes", "tokenizer", "closed",
               "labels", "tables", "lowercase", "ngrams", "t", "discounts", "fallback"},
     "next": {"context", "words"},
     "complete": {"text", "completions"},

@@ -110,7 +110,7 @@ def _create(store: StoreDirectory, view: _View, depot: Depot, name: str | None, 
                      + sum(len(segment) for _, segment in view.words))
     words, shards = sender.send(view, store.identity["order"])
     state = {field: view.snapshot.state[field] for field in STATE}
-    identity = {k: v for k, v in store.identity.items() if k in (*IDENTITY, *KIND, "restored_from")}
+    identity = {k: v for k, v in store.identity.items() if k in (*IDENTITY, *KIND, "closed", "restored_from")}
     identity["shards"] = len(view.snapshot.shards)
     # Version 0 has no words yet: a store of it deals anew.
     routing = view.snapshot.routing if version else None

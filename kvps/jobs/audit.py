@@ -1,0 +1,199 @@
+"""Verify a model on itself: that its contexts sum to 1, that counts agree over orders, and counts of counts with the counts.
+
+    STEP 1  compare every page of compiled models with its checksum; make the model where there is none
+    STEP 2  walk over all counts: is every n-gram followed as often as it occurs (kvps/lm/balance.py)? On the way, contexts are
+            chosen by a seeded hash
+    STEP 3  compare the counts of counts that compiled models state with the counts
+    STEP 4  add up the probabilities of all words after the chosen contexts (kvps/lm/audit.py)
+    STEP 5  full: of every n-gram compare the count in the model with the store's, and of every context the sum with 1
+
+Of an imported model, whose n-grams cannot be listed, only step 4 is possible, after single words.
+"""
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from kvps.errors import ArgumentError, StoreError
+from kvps.jobs.counts import look_at_models
+from kvps.lm import audit as sums
+from kvps.lm import opening
+from kvps.lm.balance import unbalanced
+from kvps.lm.model import CompiledModel
+from kvps.lm.smoothing import DEFAULT, GIVEN, parse
+from kvps.store.directory import StoreSnapshot
+from kvps.store.findings import DAMAGE, Finding, Report, damage
+from kvps.text.vocabulary import Vocabulary
+
+CONTEXTS = 20                  # of each length
+TOLERANCE = 1e-9
+GIVEN_TOLERANCE = 1e-4         # the probabilities of an ARPA file have some seven digits each
+MOST = 10                      # findings of a kind that are told one by one
+ORIGIN = "these are the counts of no text: restore a checkpoint, or make the store anew from its text"
+
+Progress = Callable[[str, int, int], None]     # (stage, done, total)
+
+
+@dataclasses.dataclass
+class Audit:
+    """What was looked at, and what was found."""
+
+    version: int
+    order: int                             # of the model
+    smoothing: str
+    contexts: int                          # whose probabilities were added up
+    largest_error: float                   # of these sums
+    findings: list[Finding]
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no finding of damage."""
+        return all(finding.severity != DAMAGE for finding in self.findings)
+
+
+def audit(path: str | Path, *, smoothing: str = DEFAULT, order: int | None = None, contexts: int = CONTEXTS, seed: int = 0,
+          full: bool = False, threads: int | None = None, scratch: Path | None = None,
+          tell: Callable[[Finding], None] = lambda finding: None, progress: Progress = lambda stage, done, total: None) -> Audit:
+    """Verify the model that a store's last version, or an imported file, is.
+
+    Args:
+        path: of the store, or of a model that was imported.
+        smoothing, order: of the model.
+        contexts: how many of each length to look at; the same ones for the same seed.
+        full: look at all n-grams and contexts too, of a smoothing with back-offs.
+        tell: called with each finding at once.
+        progress: called with (stage, done, total).
+
+    Raises:
+        ArgumentError: a smoothing that is no distribution, or whose contexts cannot all be looked at; numbers that are not
+            possible. StoreError: the store changed meanwhile.
+    """
+    chosen = parse(smoothing)
+    if chosen.name == "stupid-backoff":
+        raise ArgumentError("stupid-backoff gives scores, whose sum means nothing; choose another smoothing")
+    if contexts < 1 or not 0 <= seed < 1 << 64:
+        raise ArgumentError(f"{contexts} contexts with the seed {seed} are not possible")
+    if full:
+        chosen.back_off_discounts([])          # refuses those without back-offs
+    report = Report(tell)
+    with opening.open_model_place(path) as store:
+        if not isinstance(store, opening.ModelFile) and not os.path.isdir(path):
+            raise ArgumentError(f"{path}: this works on the files of stores; name a folder")
+        if not isinstance(store, opening.ModelFile):
+            with store.snapshot() as snapshot:         # before one that is damaged is made again
+                look_at_models(store, snapshot, report, lambda done, total: None, walk=False)
+        model = opening.load(store, CompiledModel, chosen, order, threads=threads, scratch=scratch,
+                             progress=lambda done, total: progress("compiling", done, total))
+        look = _Look(str(path), model, report, contexts, seed, progress)
+        if isinstance(store, opening.ModelFile):
+            if full:
+                raise ArgumentError(f"{path}: was imported, and its n-grams cannot be listed; leave --full away")
+            look.sums([(), *((word,) for word in look.some_words())])
+        else:
+            with store.snapshot() as snapshot:
+                if snapshot.version != model.version:
+                    raise StoreError(f"{store.path}: was changed meanwhile; audit it again", path=str(store.path))
+                look.vocabulary = Vocabulary(store.root.words())
+                sample = look.counts(snapshot, store.identity["order"])
+                told = {str(finding) for finding in report.found}
+                again = Report(lambda finding: None if str(finding) in told else report.add(finding))
+                look_at_models(store, snapshot, again, lambda done, total: progress("models", done, total))
+                look.sums(sample.contexts(model.order))
+                if full:
+                    look.everything(snapshot, store.identity["order"])
+    return Audit(model.version, model.order, str(model.smoothing), look.n_contexts, look.worst, report.found)
+
+
+class _Look:
+    """One audit."""
+
+    def __init__(self, path: str, model: CompiledModel, report: Report, contexts: int, seed: int, progress: Progress) -> None:
+        self.path, self.model, self.report, self.progress = path, model, report, progress
+        self.sample = sums.Sample(contexts, seed)
+        self.vocabulary: Vocabulary | None = None          # of the store
+        self.tolerance = GIVEN_TOLERANCE if model.smoothing == GIVEN else TOLERANCE
+        self.n_contexts, self.worst, self._told = 0, 0.0, collections.Counter()
+
+    def words(self, ids: tuple[int, ...]) -> str:
+        """Return words as people read them."""
+        word = self.model.words.word if self.vocabulary is None else self.vocabulary.table.word
+        return " ".join(word(i).decode() for i in ids)
+
+    def some_words(self) -> list[int]:
+        """Return the ids of words chosen by the seed, of an imported model; </s> is followed by nothing."""
+        words = sums.words_of(self.model)
+        self.sample.take(words[words > 2].reshape(-1, 1))
+        return [1, *(row[0] for row in self.sample.contexts(2)[1:])] if self.model.order > 1 else []
+
+    def counts(self, snapshot: StoreSnapshot, order: int) -> sums.Sample:
+        """Run step 2."""
+        total, done = snapshot.n_keys(), 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            self.progress("counts", min(done, total), total)
+
+        with self.report.guarding("counts", path=self.path):
+            for found in unbalanced(snapshot, order, len(self.vocabulary), advance, self.sample.take):
+                k = len(found.ids)
+                self.report.add(damage("counts", f"{self.path}: {self.words(found.ids)!r} occurs {found.count} times, but the "
+                                       f"{k + 1}-grams that begin with it {found.followed} times", path=self.path,
+                                       found=found.followed, expected=found.count, next=ORIGIN))
+        return self.sample
+
+    def sums(self, contexts: list[tuple[int, ...]]) -> None:
+        """Run step 4."""
+        words = sums.words_of(self.model)
+        for number, context in enumerate(contexts, 1):
+            with self.guarding():
+                total = sums.sum_after(self.model, context, words)
+                error = abs(total - 1)
+                self.n_contexts += 1
+                self.worst = error if math.isnan(error) else max(self.worst, error)
+                if not error <= self.tolerance:
+                    self.off(sums.Off(context, "sum", total, 1.0))
+            self.progress("sums", number, len(contexts))
+
+    def everything(self, snapshot: StoreSnapshot, order: int) -> None:
+        """Run step 5."""
+        total, done = snapshot.n_keys(), 0
+
+        def advance(n: int) -> None:
+            nonlocal done
+            done += n
+            self.progress("n-grams", min(done, total), total)
+
+        with self.guarding():
+            n, worst = sums.every_context(self.model, snapshot, order, len(self.vocabulary), self.tolerance, self.off, advance)
+            self.n_contexts, self.worst = n + 1, float(np.maximum(self.worst, worst))     # and that of no words
+
+    def guarding(self) -> contextlib.AbstractContextManager[None]:
+        """Make damage that a look meets a finding."""
+        return self.report.guarding("model", path=str(self.model.path))
+
+    def off(self, found: sums.Off) -> None:
+        """Report a sum, a total or a count that is not what it should be."""
+        self._told[found.what] += 1
+        if self._told[found.what] > MOST + 1:
+            return
+        more = {"path": str(self.model.path), "found": found.found, "expected": found.expected}
+        if self.model.smoothing == GIVEN:
+            more["next"] = "its ARPA file is no distribution: estimate it again"
+        if self._told[found.what] > MOST:
+            what = "and more that are not told one by one"
+        elif found.what == "count":
+            what = f"{self.words(found.ids)!r} has the count {found.found:g}, expected {found.expected:g}"
+        elif found.what in sums.TOTALS:
+            what = f"has {found.found:g} {found.what} after {self.words(found.ids)!r}, expected {found.expected:g}"
+        else:
+            after = f"after {self.words(found.ids)!r}" if found.ids else "of words alone"
+            what = f"the probabilities {after} add up to {found.found:.12g}, expected 1"
+        self.report.add(damage("model", f"{self.model.path}: {what}", **more))
