@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from kvps.api import connect as connect
     from kvps.api import create as create
     from kvps.api import load as load
+    from kvps.api import mix as mix
     from kvps.api import open as open
     from kvps.api import restore as restore
     from kvps.errors import ArgumentError as ArgumentError
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # as in pyproject.toml
 
 _API = ("Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
-        "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore")
+        "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "mix", "open",
+        "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

@@ -7,7 +7,7 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.math cimport isinf, log10
+from libc.math cimport exp, isinf, log10
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcmp, memcpy
 
@@ -23,6 +23,7 @@ cdef enum:
     NONE = 0xFFFFFFFF          # no such entry
     LANES = 128                # tokens looked up together, order by order: few enough for the first cache
 
+cdef double LN10 = 2.302585092994045684
 
 
 cdef struct exact_rows:
@@ -38,6 +39,15 @@ cdef struct place:
     word_t words[MAX_ORDER]
     uint32_t numbers[MAX_ORDER]    # numbers[d - 1]: of the totals of the last d words, NONE if they are no context
     int length                     # words that matter for what follows
+
+
+cdef inline double float_in(uint32_t bits) noexcept nogil:
+    """Return the float32 that some bits are."""
+    return <double>(<float*>&bits)[0]
+
+
+cdef inline double power10(double x) noexcept nogil:
+    return exp(x * LN10)
 
 
 @cython.final
@@ -478,6 +488,16 @@ cdef class Tables:
         cdef int d, top = longest
         cdef double weight = 1, den
         cdef const double* w
+        if self.rules.kind == GIVEN:
+            for d in range(longest - 1, -1, -1):
+                if values[d * LANES] > 0 or d == 0:
+                    share[d + 1] = weight * power10(-float_in(
+                        <uint32_t>(values[d * LANES] if values[d * LANES] > 0 else self.unigrams[UNK]) - 1))
+                    break
+                if numbers[d * LANES] != <uint32_t>NONE:
+                    backoff[d] = power10(float_in(numbers[d * LANES]))
+                    weight *= backoff[d]
+            return
         if self.rules.kind == LIDSTONE or self.rules.kind == STUPID_BACKOFF:
             while self.rules.kind == STUPID_BACKOFF and top > 1 and values[(top - 1) * LANES] == 0:
                 top -= 1
@@ -633,6 +653,64 @@ cdef class Tables:
                 values[0] = self.unigrams[w] if w != UNK else 0
                 out[w] = self.combine(values, numbers, 1)
 
+    def distribution(self, const uint32_t[::1] context, double[::1] out):
+        """Fill out[w], float64 (n_words,), with the probability of each word after a context, by asking for every word.
+
+        For given probabilities. <s> gets 0: it is given, never predicted.
+        """
+        cdef index_t w, block, i
+        cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
+        cdef uint64_t chains[MAX_ORDER + 1]        # of the last d words of the context
+        cdef uint32_t numbers[MAX_ORDER + 1]       # of their totals, NONE where they are no context
+        cdef uint64_t grams[LANES]
+        cdef const byte_t* buckets[LANES]
+        cdef uint64_t value
+        cdef uint32_t number
+        cdef double weight = 1
+        if out.shape[0] != self.n_words or self.weights == NULL or self.rules.kind != GIVEN:
+            raise ValueError(f"room for {out.shape[0]} of {self.n_words} words, smoothing {self.rules.kind}")
+        self.refuse_unknown(context)
+        with nogil:
+            chains[0] = self.seed
+            for d in range(1, n + 1):
+                w = context[context.shape[0] - d]
+                numbers[d] = <uint32_t>NONE
+                if context[context.shape[0] - 1] == EOS:
+                    pass
+                elif d == 1:
+                    numbers[1] = self.unigram_contexts[w] - 1
+                else:
+                    # Known by the words before its last one, the last of them first, and that one.
+                    grams[0] = self.seed
+                    for i in range(2, d + 1):
+                        grams[0] = mix(grams[0], context[context.shape[0] - i])
+                    grams[0] = mix(grams[0], context[context.shape[0] - 1])
+                    if not self.find_entry(grams[0], self.bucket_of(grams[0]), &value, &numbers[d]):
+                        numbers[d] = <uint32_t>NONE
+                chains[d] = mix(chains[d - 1], <word_t>w)
+            for w in range(self.n_words):
+                out[w] = -1
+            for d in range(n, 0, -1):
+                if numbers[d] == <uint32_t>NONE:
+                    continue
+                w = 0
+                while w < self.n_words:
+                    block = min(<index_t>LANES, self.n_words - w)
+                    for i in range(block):
+                        grams[i] = mix(chains[d], <word_t>(w + i))
+                        buckets[i] = self.bucket_of(grams[i])
+                        fetch(buckets[i])
+                    for i in range(block):
+                        if out[w + i] < 0 and self.find_entry(grams[i], buckets[i], &value, &number) and value > 0:
+                            out[w + i] = weight * power10(-float_in(<uint32_t>value - 1))
+                    w += block
+                weight *= power10(float_in(numbers[d]))
+            for w in range(self.n_words):
+                if out[w] < 0:
+                    out[w] = weight * power10(-float_in(<uint32_t>self.unigrams[w] - 1))
+            out[BOS] = 0
+        self.refuse_damage()
+
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4), parts).
 
@@ -652,8 +730,8 @@ cdef class Tables:
         p_array = np.zeros((3, n, self.order + 1))
         p_array[2] = 1
         cdef double[:, :, ::1] p = p_array
-        if history.shape[0] != n or self.weights == NULL or self.rules.kind == GIVEN:
-            raise ValueError(f"{n} ids, {history.shape[0]} histories, smoothing {self.rules.kind}")
+        if history.shape[0] != n or self.weights == NULL:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories")
         self.refuse_unknown(ids)
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
@@ -661,7 +739,7 @@ cdef class Tables:
             block = n - start if n - start < LANES else LANES
             self.gather(&ids[0], &history[0], start, block, own_before, values, numbers)
             for i in range(block):
-                for d in range(self.order):
+                for d in range(self.order if self.rules.kind != GIVEN else 0):     # what is given has no counts
                     v[start + i, d] = values[d * LANES + i]
                     if d > 0 and numbers[d * LANES + i] != <uint32_t>NONE:
                         for j in range(4):

@@ -10,12 +10,13 @@ A store opened for reading takes the owner lock for the time of each call that w
 open and take turns; opened with writable=True it keeps the lock until it is closed.
 What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this module joins them.
 """
+from kvps.api.mixing import mix
 from kvps.api.model import Model, WordScore, load
 from kvps.api.store import Change, Store, check, connect, create, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.completion import Completion
 from kvps.lm.explain import ExplainedWord, Part
-from kvps.lm.followers import NextWords
+from kvps.lm.foresight import NextWords
 from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
 from kvps.lm.statistics import Statistics
@@ -23,4 +24,5 @@ from kvps.ps.table import CountTable
 from kvps.store.findings import Finding
 
 __all__ = ["Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
-           "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "open", "restore"]
+           "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "mix", "open",
+           "restore"]

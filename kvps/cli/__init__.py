@@ -37,6 +37,7 @@ COMMANDS = {
     "evaluate": "Measure how well models foresee a text.",
     "complete": "Complete a text that is being typed.",
     "rescore": "Add the model's opinion to n-best lists, best first.",
+    "mix": "Mix models: find the weights by which they foresee a text best.",
     "export": "Write the model as an ARPA file, or its counts.",
     "import": "Make a model of an ARPA file, to score text with.",
     "compile": "Make the compiled model of a store now.",

@@ -1,4 +1,4 @@
-"""Open a MODEL: a store, of which a compiled model is made, or the file of an imported model."""
+"""Open a MODEL: a store, of which a compiled model is made, the file of an imported model, or that of a mixture."""
 from __future__ import annotations
 
 import os
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kvps.errors import ArgumentError, VersionMismatch
 from kvps.lm import cache, container
+from kvps.lm.mixture import BEGINS, MixtureFile
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import Smoothing
 from kvps.ps.places import address, open_place
@@ -47,10 +48,10 @@ class ModelFile:
         self.close()
 
 
-def open_model_place(path: str | os.PathLike[str]) -> StoreDirectory | RemoteDirectory | ModelFile:
-    """Open what a MODEL argument names: the file of an imported model, a store's folder, or the address of a server."""
+def open_model_place(path: str | os.PathLike[str]) -> StoreDirectory | RemoteDirectory | ModelFile | MixtureFile:
+    """Open what a MODEL argument names: a store's folder, a server's address, the file of an imported model or of a mixture."""
     if address(path) is None and os.path.isfile(path):
-        return ModelFile(path)
+        return MixtureFile(path, open_model_place) if container.begins(path, 1) == BEGINS else ModelFile(path)
     return open_place(path)
 
 
