@@ -109,7 +109,7 @@ class MixedModel(Whole):
     def score_rows(self, rows: np.ndarray) -> np.ndarray:
         """As CompiledModel.score_rows(), of the ids of all words together."""
         p, known = np.zeros(len(rows)), rows[:, -1] == UNK
-        for part, own in zip(self.parts, self._union.own, strict=True):
+        for part, own in zip(self.parts, self.union.own, strict=True):
             theirs = own[rows]
             there = known | (theirs[:, -1] != UNK)
             p += part.weight * np.where(there, 10 ** part.model.score_rows(theirs), 0)
@@ -134,30 +134,31 @@ class MixedModel(Whole):
     # Next words
 
     @functools.cached_property
-    def _union(self) -> Union:
+    def union(self) -> Union:
+        """The words of all models together."""
         return Union([part.model.vocabulary() for part in self.parts])
 
     @property
     def words(self) -> FrozenWords:         # type: ignore[override]
         """The words of all models."""
-        return self._union.words
+        return self.union.words
 
     @property
     def n_words(self) -> int:               # type: ignore[override]
         """How many there are."""
-        return len(self._union.by_rank)
+        return len(self.union.by_rank)
 
     n_next = n_words
 
     @property
     def ranks(self) -> np.ndarray:          # type: ignore[override]
         """The place of each in byte order."""
-        return self._union.ranks
+        return self.union.ranks
 
     @property
     def by_rank(self) -> np.ndarray:        # type: ignore[override]
         """The words in byte order."""
-        return self._union.by_rank
+        return self.union.by_rank
 
     def ids_of(self, words: Sequence[str | bytes]) -> list[int]:
         """As Foresight.ids_of()."""
@@ -166,7 +167,7 @@ class MixedModel(Whole):
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of()."""
         out, asked = np.zeros(self.n_words), np.array(context[max(0, len(context) - self.order + 1):], np.int64)
-        for part, own, alive, ours in zip(self.parts, self._union.own, self._union.alive, self._union.ours, strict=True):
+        for part, own, alive, ours in zip(self.parts, self.union.own, self.union.alive, self.union.ours, strict=True):
             out[ours] += part.weight * part.model.distribution_of(own[asked].tolist())[alive]
         return out
 
@@ -175,13 +176,14 @@ class Union:
     """The words of several models together.
 
     Attributes:
+        table: of the words, whose ids these are.
         own[i]: uint32, by id of the union, the id that model i has for the word; <unk> where it lacks it.
         alive[i], ours[i]: the ids of the words of model i, and those that they have in the union.
     """
 
     def __init__(self, vocabularies: list[dict[str, np.ndarray]]) -> None:
         """Take what CompiledModel.vocabulary() says of each."""
-        table = WordTable()
+        self.table = table = WordTable()
         for word in SPECIALS:
             table.add(word)
         self.alive, self.ours = [], []
@@ -199,6 +201,9 @@ class Union:
             self.own.append(own)
         self.by_rank, self.ranks = sorted_words([table.word(i) for i in range(n)])
         self.words = FrozenWords(*table.frozen(np.ones(n, np.uint8)))
+
+    def __len__(self) -> int:
+        return len(self.table)
 
 
 def refuse_scores(name: str, model: Any) -> None:

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from stores import new_store
 
 import kvps
+from kvps.jobs.models import model_at
+from kvps.lm import mixed_arpa, mixture, opening
 from kvps.lm.mixed import best_weights
 from kvps.text.tokenize import Tokenizer
 
@@ -119,3 +121,61 @@ def test_weights_are_the_best(seed):
                 with np.errstate(divide="ignore"):
                     assert np.log(seen @ moved).mean() <= best + 1e-5
     assert best_weights(np.zeros((3, 2))).tolist() == [0.5, 0.5]
+
+
+@FEW
+@given(SENTENCES, OTHERS, st.data())
+def test_arpa_of_a_mixture(first, second, data):
+    """The ARPA file has the n-grams of both stores with the mixture's probabilities, and its contexts sum to 1."""
+    names = [data.draw(st.sampled_from(DISTRIBUTIONS)) for _ in range(2)]
+    orders = [data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))]
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(new_store(order, 2)) for order in orders)
+        one.train(first, threads=1)
+        two.train(second, threads=1)
+        folder = Path(one.path).parent
+        kvps.mix(folder / "mix", [one.path, two.path], [*first[:2], *second[:2]], smoothing=names, threads=1)
+        mixed = stack.enter_context(kvps.load(folder / "mix", threads=1))
+        with opening.open_model_place(folder / "mix") as place:
+            ready = model_at(place, following=True, threads=1)
+            made = mixed_arpa.export(place, ready, folder / "mix.arpa", threads=1)
+            kept = [store for store, name in ((one, str(one.path)), (two, str(two.path)))
+                    if any(mixture.place_of(place.path, part.model) == name for part in place.parts)]
+        listed = read_arpa(folder / "mix.arpa")
+        assert made["ngrams"] == {k: len(ngrams) for k, ngrams in listed.items()}
+        words = sorted({word for store in kept for word in store.vocabulary})
+        assert set(listed[1]) == {(word,) for word in ["<s>", "</s>", "<unk>", *words]}
+        for k in range(2, mixed.order + 1):
+            assert set(listed[k]) == {ngram for store in kept if k <= store.order for ngram, _ in store.dump(k)}
+        for ngrams in listed.values():
+            for ngram, (log10_p, _) in ngrams.items():
+                if ngram != ("<s>",) and mixed.log10(ngram[-1], ngram[:-1]) > -50:
+                    assert log10_p == pytest.approx(mixed.log10(ngram[-1], ngram[:-1]), abs=2e-6), ngram
+        ground = {(word,): 10 ** listed[1][word,][0] for word in ["</s>", "<unk>", *words]}
+        ground["<s>",] = 1 - math.fsum(ground.values())        # what the file does not say
+        for ngrams in listed.values():
+            for context in ngrams:
+                if context[-1] != "</s>" and len(context) < mixed.order:
+                    total = math.fsum(p_in(listed, ground, context, word) for word in ["<s>", "</s>", "<unk>", *words])
+                    assert total == pytest.approx(1, abs=1e-5), context
+
+
+def read_arpa(path):
+    """Return {order: {n-gram: (log10 p, log10 back-off)}} of an ARPA file."""
+    listed = {}
+    for line in path.read_text().split("\n"):
+        if line.endswith("-grams:"):
+            listed[k := int(line[1])] = {}
+        elif "\t" in line:
+            p, ngram, *backoff = line.split("\t")
+            listed[k][tuple(ngram.split(" "))] = float(p), float(backoff[0]) if backoff else 0.0
+    return listed
+
+
+def p_in(listed, ground, context, word):
+    """Return the probability that an ARPA file means."""
+    if not context:
+        return ground[word,]
+    if (*context, word) in listed.get(len(context) + 1, {}):
+        return 10 ** listed[len(context) + 1][*context, word][0]
+    return 10 ** listed[len(context)].get(context, (0, 0))[1] * p_in(listed, ground, context[1:], word)
