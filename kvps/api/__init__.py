@@ -10,10 +10,11 @@ A store opened for reading takes the owner lock for the time of each call that w
 open and take turns; opened with writable=True it keeps the lock until it is closed.
 What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this module joins them.
 """
-from kvps.api.mixing import mix
+from kvps.api.mixing import Classifier, mix
 from kvps.api.model import Model, WordScore, load
 from kvps.api.store import Change, Store, check, connect, create, open, restore
 from kvps.api.words import Vocabulary
+from kvps.lm.classify import Classified, Confusion
 from kvps.lm.completion import Completion
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.foresight import NextWords
@@ -23,6 +24,6 @@ from kvps.lm.statistics import Statistics
 from kvps.ps.table import CountTable
 from kvps.store.findings import Finding
 
-__all__ = ["Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
-           "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create", "load", "mix", "open",
-           "restore"]
+__all__ = ["Change", "Classified", "Classifier", "Completion", "Confusion", "CountTable", "Evaluation", "ExplainedWord", "Finding",
+           "Model", "NextWords", "Part", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "check", "connect", "create",
+           "load", "mix", "open", "restore"]

@@ -1,16 +1,21 @@
 """Models together: mixed to one, or compared as classes of documents."""
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from kvps.api.words import Sentence
 from kvps.errors import ArgumentError
+from kvps.jobs import classify as classifying
 from kvps.jobs import mix as mixing
+from kvps.lm.classify import Classified, Confusion, Document
 from kvps.lm.model import batches
 from kvps.lm.smoothing import DEFAULT
 from kvps.text.tokenize import Tokenizer
+from kvps.units import cpu_count
 
 
 def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: Iterable[Sentence], *,
@@ -41,6 +46,72 @@ def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: It
     return mixing.mix(out, models, lambda words: tokenised(dev, words), smoothing=_each(smoothing), order=_each(order),
                       labels=None if labels is None else list(labels), exact=exact, stale=stale, tokenizer=tokenizer,
                       threads=threads)
+
+
+class Classifier:
+    """Tells documents apart by a model for each class. A context manager, usable from several threads.
+
+    Attributes:
+        labels: the names of the classes.
+    """
+
+    def __init__(self, models: Mapping[str, str | PathLike[str]], *, prior: Mapping[str, float] | str | None = None,
+                 smoothing: str = DEFAULT, order: int | None = None, exact: bool = False, stale: str = "wait",
+                 tokenizer: str | None = None, threads: int | None = None) -> None:
+        """Open the models.
+
+        Args:
+            models: by class, the directory of a store, an address, or the file of an imported model or of a mixture.
+            prior: how probable each class is, by name, in any unit; "uniform"; by default as many sentences as its store has.
+            smoothing, order, exact, stale, tokenizer, threads: as in load(), of all models.
+
+        Raises:
+            ArgumentError: fewer than two classes; priors that are not possible, or not known by default.
+        """
+        self._threads = threads
+        self._stack = contextlib.ExitStack()
+        self._classes = self._stack.enter_context(classifying.classes(
+            models, prior, smoothing=smoothing, order=order, exact=exact, stale=stale, tokenizer=tokenizer, threads=threads))
+        self.labels: list[str] = self._classes.labels
+
+    def classify(self, documents: str | Iterable[str]) -> Any:
+        """Return the Classified of each document; of one str, its alone.
+
+        A Classified has label (of the most probable class), probability (of it, given the document), and log10: by class, that of
+        its prior times the document's probability, all classes giving theirs to the same words (kvps.lm.classify).
+
+        documents: each a str; a newline ends a sentence, and each sentence has its </s>.
+        """
+        asked = [documents] if isinstance(documents, str) else documents
+        found = [row for _, row in self._classify((document, None) for document in asked)]
+        return found[0] if isinstance(documents, str) else found
+
+    def evaluate(self, documents: Iterable[tuple[str, str]]) -> Confusion:
+        """Return how well documents, each given with its true class, are told apart.
+
+        A Confusion has labels, counts by (true, found) class, accuracy, macro (precision, recall and F1 as means over the classes),
+        and of(label): documents, precision, recall and f1 of one class.
+        """
+        result = Confusion(list(self.labels))
+        for document, found in self._classify(documents):
+            result.add(str(document.label), found.label)
+        return result
+
+    def _classify(self, documents: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Document, Classified]]:
+        return self._classes.classify(
+            (Document((text if text.endswith("\n") else text + "\n").encode("utf-8", "surrogatepass"), label, f"document {i}")
+             for i, (text, label) in enumerate(documents, 1)), self._threads or cpu_count())
+
+    def close(self) -> None:
+        """Let go of the models."""
+        self._stack.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
+                 trace: TracebackType | None) -> None:
+        self.close()
 
 
 def tokenised(sentences: Iterable[Sentence], words: Tokenizer) -> Iterator[bytes]:

@@ -35,6 +35,7 @@ COMMANDS = {
     "generate": "Draw sentences from a model.",
     "explain": "Show why a sentence has its probability: what each order of n-grams gives to each word.",
     "evaluate": "Measure how well models foresee a text.",
+    "classify": "Tell which of several models documents are from.",
     "complete": "Complete a text that is being typed.",
     "rescore": "Add the model's opinion to n-best lists, best first.",
     "mix": "Mix models: find the weights by which they foresee a text best.",

@@ -136,7 +136,8 @@ def test_arpa(folder):
     run("import", folder / "mix.kvm", folder / "mix.arpa.gz")
     with kvps.load(folder / "mix") as model, kvps.load(folder / "mix.kvm") as read:
         assert found["smoothing"] == "mixture" and found["ngrams"] == {str(k): n for k, n in read.statistics.ngrams.items()}
-        assert read.score(["the cat sat", "a ship ran aground"]) == pytest.approx(model.score(["the cat sat", "a ship ran aground"]), abs=1e-5)
+        lines = ["the cat sat", "a ship ran aground"]
+        assert read.score(lines) == pytest.approx(model.score(lines), abs=1e-5)
     assert json.loads(run("export", folder / "mix", folder / "o2.arpa", "-o", 2, "--json").stdout)["order"] == 2
     for options in (["--prune", "0,1"], ["--counts"], ["--smoothing", "wb"], ["--labels", "a"]):
         assert "is a mixture" in run("export", folder / "mix", folder / "x.arpa", *options, code=2).stderr
