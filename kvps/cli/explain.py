@@ -28,7 +28,8 @@ def command(model: str, sentences: tuple[str, ...], page: str | None, tokenizer:
     Use it to see why a sentence is unlikely. One argument is one sentence; - reads lines from stdin. For each word there is a
     line per order: the n-gram, its count, the discount, the count of all words after its context, the back-off of that
     context, and what the order gives to the probability of the word, also as a bar. What the orders give adds up to it; order
-    0 is what all words get.
+    0 is what all words get. An imported model has no counts: the longest n-gram that it lists gives all, times back-offs. Of a
+    mixture there are the n-grams of each model, by its weight.
 
     \b
     Example:

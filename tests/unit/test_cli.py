@@ -41,6 +41,8 @@ LEXICON = {
     "perplexity": {"sentences", "tokens", "oov", "perplexity", "perplexity_excluding_oov", "log10_probability",
                    "zero_probability_tokens", "smoothing", "order", "version"},
     "export": {"path", "version", "order", "smoothing", "ngrams", "bytes", "elapsed_s"},
+    "mix": {"path", "perplexity", "tokens", "sentences", "models", "elapsed_s"},
+    "classify": {"label", "probability", "log10"},
     "import": {"path", "order", "ngrams", "bytes", "elapsed_s"},
     "compile": {"path", "kind", "bytes", "elapsed_s"},
     "compact": {"version", "merged_runs", "bytes_before", "bytes"},
