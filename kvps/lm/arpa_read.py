@@ -47,13 +47,15 @@ SHORTEST_LINE = 6              # of an n-gram: "0\ta b\n"
 MISSING_UNK = 100.0            # KenLM takes -100 for log10 p of an <unk> that is not listed
 
 
-def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_ratio: int = DEFAULT_MAX_RATIO, threads: int = 1,
-                scratch: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
+def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_ratio: int = DEFAULT_MAX_RATIO,
+                list_ngrams: bool = False, threads: int = 1, scratch: Path | None = None,
+                progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write the model file `path` from an ARPA file, plain or compressed (.gz, .bz2, .xz, .zst).
 
     Args:
         tokenizer: what makes words of the text that the model is to score; recorded.
         max_ratio: as in open_stream().
+        list_ngrams: the model file has a list of the n-grams too, 4 bytes for each of their words.
         scratch: folder for temporary files, some 36 bytes per n-gram; that of `path` by default.
         progress: called with (bytes read, bytes in all), as they lie on disk.
 
@@ -65,7 +67,7 @@ def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_rat
     """
     for seed in range(8):
         with contextlib.suppress(SeedCollision), contextlib.ExitStack() as stack:
-            made = _Import(stack, os.fspath(source), seed, max_ratio, scratch or path.absolute().parent, progress)
+            made = _Import(stack, os.fspath(source), seed, max_ratio, scratch or path.absolute().parent, list_ngrams, progress)
             return made.write(path, tokenizer, threads)
     raise AssertionError("eight seeds in a row collided: the hash is broken")
 
@@ -151,7 +153,7 @@ class _Reader(abc.ABC):
 
     @abc.abstractmethod
     def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, context_hashes: np.ndarray,
-             backoffs: np.ndarray, parents: np.ndarray) -> None:
+             backoffs: np.ndarray, parents: np.ndarray, rows: np.ndarray) -> None:
         """Get what read_ngrams() made of lines of order k."""
 
     def read(self) -> None:
@@ -253,7 +255,7 @@ class _Import(_Reader):
     """One attempt to make a model, with one seed."""
 
     def __init__(self, stack: contextlib.ExitStack, name: str, seed: int, max_ratio: int, scratch: Path,
-                 progress: Callable[[int, int], None]) -> None:
+                 list_ngrams: bool, progress: Callable[[int, int], None]) -> None:
         """Run step 1."""
         super().__init__(stack, name, seed, max_ratio, progress)
         self._seed, self._max_ratio, self._scratch = seed, max_ratio, scratch
@@ -262,6 +264,8 @@ class _Import(_Reader):
         self.n_partitions = 1
         while self.n_partitions * PARTITION_RECORDS < expected and self.n_partitions < MAX_PARTITIONS:
             self.n_partitions *= 2
+        self._listed = {k: stack.enter_context(files.scratch(scratch)) for k in range(2, self.order + 1)} if list_ngrams else {}
+        self._listed_bytes = dict.fromkeys(self._listed, 0)
         self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n_partitions, RECORD_BYTES) for _ in range(3)]
         self.read()
         with files.reporting(scratch):
@@ -269,9 +273,14 @@ class _Import(_Reader):
                 spill.finish()
 
     def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, context_hashes: np.ndarray,
-             backoffs: np.ndarray, parents: np.ndarray) -> None:
+             backoffs: np.ndarray, parents: np.ndarray, rows: np.ndarray) -> None:
         """Deal n-grams into the partitions."""
         with files.reporting(self._scratch):
+            data = memoryview(rows).cast("B") if len(rows) and self._listed else b""
+            while len(data):
+                written = os.pwrite(self._listed[k], data, self._listed_bytes[k])
+                self._listed_bytes[k] += written
+                data = data[written:]
             self._spills[0].add_hashed(hashes, codes)
             self._spills[1].add_hashed(context_hashes, backoffs)
             if k > 2:                  # every word is among the 1-grams
@@ -312,11 +321,19 @@ class _Import(_Reader):
                                     ("large", np.empty(0, np.uint64)), ("escaped", np.empty(0, np.uint64)),
                                     ("escaped_numbers", np.empty(0, np.uint32))):
                     yield section(name, array)
+                for k, n_bytes in self._listed_bytes.items():
+                    yield f"listed.{k}", "I", n_bytes // 4, self._pieces(self._listed[k], n_bytes)
                 yield ("entries", "B", n_buckets * BUCKET_BYTES * self.n_partitions,
                        windowed(pool, region, range(self.n_partitions), 2 * threads))
 
             container.write(path, meta, written())
         return {"path": os.fspath(path), "order": self.order, "ngrams": ngrams, "bytes": path.stat().st_size}
+
+    def _pieces(self, fd: int, n_bytes: int) -> Iterator[bytes]:
+        """Yield what a scratch file has."""
+        for at in range(0, n_bytes, BLOCK_BYTES):
+            with files.reporting(self._scratch):
+                yield files.read_exactly(fd, min(BLOCK_BYTES, n_bytes - at), at)
 
     def _refuse_twice(self, records: np.ndarray) -> None:
         """Raise DataError if an n-gram is there twice, for then no seed parts the two."""

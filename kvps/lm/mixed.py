@@ -205,6 +205,12 @@ class Union:
     def __len__(self) -> int:
         return len(self.table)
 
+    def from_own(self, i: int) -> np.ndarray:
+        """Return the id here of each id of model i, uint32."""
+        ids = np.zeros(int(self.alive[i][-1]) + 1, np.uint32)
+        ids[self.alive[i]] = self.ours[i]
+        return ids
+
 
 def refuse_scores(name: str, model: Any) -> None:
     """Raise ArgumentError unless a model gives probabilities."""

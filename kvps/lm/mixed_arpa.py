@@ -30,6 +30,7 @@ from kvps.lm.arpa import Estimates, gzipped, written
 from kvps.lm.listing import dump
 from kvps.lm.mixed import MixedModel
 from kvps.lm.mixture import MixtureFile
+from kvps.lm.opening import ModelFile
 from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pools import windowed
 from kvps.lm.smoothing import GIVEN
@@ -89,9 +90,10 @@ class _Mixed(Estimates):
         self.ngrams, self.contexts = dealt(stack, range(2, top + 1)), dealt(stack, range(2, top))
         with contextlib.ExitStack() as meanwhile:
             found, reader = dealt(meanwhile, range(2, top + 1)), _Reader(model)
-            for wanted, part, opened in zip(place.parts, model.parts, place.places, strict=True):
+            for i, (wanted, part, opened) in enumerate(zip(place.parts, model.parts, place.places, strict=True)):
+                ids = model.union.from_own(i)
                 for k in range(2, min(top, part.model.order) + 1):
-                    for rows in _listed(opened, part.model, wanted.labels, reader, k):
+                    for rows in _listed(opened, wanted.labels, reader, ids, k):
                         self._add(found[k], rows, np.zeros(len(rows), np.float32))
                 if opened.root.state()["version"] != part.model.version:
                     raise StoreError(f"{opened.path}: got another version meanwhile; export again", path=str(opened.path))
@@ -147,13 +149,17 @@ def unpacked(keys: np.ndarray, k: int, bits: int) -> np.ndarray:
     return rows
 
 
-def _listed(place: Any, own: Any, labels: list[str] | None, words: _Reader, k: int) -> Iterator[np.ndarray]:
-    """Yield the k-grams of one model as ids of the union, uint32 (n, k)."""
-    if own.smoothing == GIVEN:
-        raise ArgumentError(f"{place.path}: was imported, and its file does not list its n-grams; a mixture of stores can be "
-                            "written")
-    for block in _whole_lines(place.run(dump, k=k, labels=labels)):
-        yield words.rows(block, k)
+def _listed(place: Any, labels: list[str] | None, words: _Reader, ids: np.ndarray, k: int) -> Iterator[np.ndarray]:
+    """Yield the k-grams of one model as ids of the union, uint32 (n, k).
+
+    ids: uint32, by the model's own id.
+    """
+    if isinstance(place, ModelFile):
+        for some in place.listed(k):
+            yield ids[np.frombuffer(some, np.uint32).reshape(-1, k)]
+    else:
+        for block in _whole_lines(place.run(dump, k=k, labels=labels)):
+            yield words.rows(block, k)
 
 
 def _whole_lines(blocks: Iterable[bytes]) -> Iterator[bytes]:

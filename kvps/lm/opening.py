@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from kvps.ps.remote_store import RemoteDirectory
 
 S = TypeVar("S", bound=Scorer)
+LISTED = 1 << 16               # n-grams read at once
 
 
 class ModelFile:
@@ -37,6 +38,18 @@ class ModelFile:
     def state(self) -> dict[str, int]:
         """Return {"version": 0}."""
         return {"version": 0}
+
+    def listed(self, k: int) -> Iterator[memoryview]:
+        """Yield the k-grams of the file as they came, word ids u32, some at once; ArgumentError where it has no list of them."""
+        _, arrays = container.read(self.path)
+        rows = arrays.get(f"listed.{k}")
+        if rows is None:
+            raise ArgumentError(f"{self.path}: does not list its n-grams; import it again with --list-ngrams")
+        pages = container.pages(self.path, arrays)
+        for at in range(0, len(rows), k * LISTED):
+            some = rows[at:at + k * LISTED]
+            pages.compare(some.cast("B"))
+            yield some
 
     def close(self) -> None:
         """Do nothing: the model keeps the file mapped."""

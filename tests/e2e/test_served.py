@@ -144,6 +144,28 @@ def test_every_command(texts, transport):
 
 
 @pytest.mark.parametrize("transport", SERVED)
+def test_mixtures_of_addresses(texts, transport):
+    """A mixture of an address and a folder is, to the last digit, that of the two folders: weights, answers and ARPA file."""
+    run("train", texts / "far", texts / "a", "-o", 3)
+    run("train", texts / "near", texts / "b", "-o", 2)
+    found = {}
+    with place(transport, texts / "far", texts) as (there, _):
+        for name, far in (("folder", texts / "far"), ("address", there)):
+            mix = texts / f"{name}.mix"
+            made = run_json("mix", mix, far, texts / "near", "--dev", texts / "held", "--smoothing", "mkn,wb")
+            run("export", mix, texts / f"{name}.arpa")
+            classes = [f"far={far}", f"near={texts / 'near'}"]
+            found[name] = [
+                [row["weight"] for row in made["models"]], made["perplexity"], (texts / f"{name}.arpa").read_bytes(),
+                run("classify", *classes, "--smoothing", "lidstone:0.1", "--input", texts / "held").stdout,
+                *(run(command, mix, *more).stdout for command, *more in (
+                    ("score", texts / "held"), ("score", texts / "held", "--words"), ("perplexity", texts / "held"),
+                    ("next", "w1 w2", "<s>", "nothing"), ("generate", "--count", 3, "--seed", 1), ("complete", "w1 w"),
+                    ("evaluate", texts / "held", "--json")))]
+    assert found["folder"] == found["address"]
+
+
+@pytest.mark.parametrize("transport", SERVED)
 def test_python(texts, transport):
     """What connect() returns has the interface of a store."""
     store = texts / "store"

@@ -32,7 +32,8 @@ def imported(store):
     folder = Path(store.path).parent
     with open_store(store.path) as opened:
         export(opened, folder / "m.arpa", threads=1)
-    import_arpa(folder / "m.arpa", folder / "m.kvm", tokenizer=Tokenizer.from_spec("whitespace", False))
+    import_arpa(folder / "m.arpa", folder / "m.kvm", tokenizer=Tokenizer.from_spec("whitespace", False),
+                list_ngrams=True)
     return folder / "m.kvm"
 
 
@@ -126,21 +127,26 @@ def test_weights_are_the_best(seed):
 @FEW
 @given(SENTENCES, OTHERS, st.data())
 def test_arpa_of_a_mixture(first, second, data):
-    """The ARPA file has the n-grams of both stores with the mixture's probabilities, and its contexts sum to 1."""
+    """The ARPA file has the n-grams of two stores, or of one and an imported model, with the mixture's probabilities.
+
+    Its contexts sum to 1.
+    """
     names = [data.draw(st.sampled_from(DISTRIBUTIONS)) for _ in range(2)]
     orders = [data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))]
     with ExitStack() as stack:
         one, two = (stack.enter_context(new_store(order, 2)) for order in orders)
         one.train(first, threads=1)
         two.train(second, threads=1)
-        folder = Path(one.path).parent
-        kvps.mix(folder / "mix", [one.path, two.path], [*first[:2], *second[:2]], smoothing=names, threads=1)
+        folder, places = Path(one.path).parent, {one: one.path, two: two.path}
+        if data.draw(st.booleans()):
+            places[two], names[1] = imported(two), "modified-kneser-ney"
+        kvps.mix(folder / "mix", list(places.values()), [*first[:2], *second[:2]], smoothing=names, threads=1)
         mixed = stack.enter_context(kvps.load(folder / "mix", threads=1))
         with opening.open_model_place(folder / "mix") as place:
             ready = model_at(place, following=True, threads=1)
             made = mixed_arpa.export(place, ready, folder / "mix.arpa", threads=1)
-            kept = [store for store, name in ((one, str(one.path)), (two, str(two.path)))
-                    if any(mixture.place_of(place.path, part.model) == name for part in place.parts)]
+            kept = [store for store, name in places.items()
+                    if any(mixture.place_of(place.path, part.model) == str(name) for part in place.parts)]
         listed = read_arpa(folder / "mix.arpa")
         assert made["ngrams"] == {k: len(ngrams) for k, ngrams in listed.items()}
         words = sorted({word for store in kept for word in store.vocabulary})
