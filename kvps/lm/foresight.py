@@ -222,7 +222,7 @@ class Whole(Foresight):
         tokens = np.flatnonzero((ids != BOS) | (history > 0))
         places, first = np.zeros(len(tokens), np.int64), np.full(len(tokens), prediction.NO_WORD, np.uint32)
         for i, at in enumerate(tokens.tolist()):
-            p = self.distribution_of(ids[at - history[at]:at].tolist())
+            p = self.distribution_of(ids[at - int(history[at]):at].tolist())
             p[[UNK, BOS]] = 0
             word = int(ids[at])
             if p[word] > 0:
