@@ -20,18 +20,19 @@ from kvps.units import cpu_count
 
 def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: Iterable[Sentence], *,
         smoothing: str | Sequence[str] = DEFAULT, order: int | Sequence[int | None] | None = None,
-        labels: Iterable[str] | None = None, exact: bool = False, stale: str = "wait", tokenizer: str | None = None,
-        threads: int | None = None) -> dict[str, Any]:
+        anyway: bool = False, labels: Iterable[str] | None = None, exact: bool = False, stale: str = "wait",
+        tokenizer: str | None = None, threads: int | None = None) -> dict[str, Any]:
     """Write the mixture of models, by linear interpolation, that foresees some sentences best; load(out) opens it.
 
     The file names the models, it copies nothing: what a store learns, the mixture knows. A model gives 0 to a word that it lacks
-    and another one has. Where no mixture is better than a model alone, that one has all the weight.
+    and another one has. Where a model alone has a lower perplexity than the mixture, it has all the weight.
 
     Args:
         out: a new file, or one to be replaced.
         models: directories of stores, addresses, and files of imported models, all with the same tokenizer.
         dev: each a str, that the tokenizer makes words of, or a list of words.
         smoothing, order: one for all models, or one for each; an imported model has its own smoothing.
+        anyway: mix even so. A model to which more words are unknown may have a lower perplexity for that alone.
         labels, exact, stale, tokenizer, threads: as in load().
 
     Returns:
@@ -44,7 +45,7 @@ def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: It
     if isinstance(models, (str, bytes, PathLike)) or isinstance(dev, (str, bytes)):
         raise ArgumentError("expected a list of models, and an iterable of sentences; put one in a list")
     return mixing.mix(out, models, lambda words: tokenised(dev, words), smoothing=_each(smoothing), order=_each(order),
-                      labels=None if labels is None else list(labels), exact=exact, stale=stale, tokenizer=tokenizer,
+                      anyway=anyway, labels=None if labels is None else list(labels), exact=exact, stale=stale, tokenizer=tokenizer,
                       threads=threads)
 
 

@@ -24,6 +24,7 @@ def _orders(ctx: click.Context, param: click.Parameter, value: str | None) -> li
               help="Highest n-gram order to use, of all or of each MODEL; its own by default.")
 @click.option("--smoothing", default="modified-kneser-ney", show_default=True, metavar="NAME[,NAME...]",
               help="Of all or of each MODEL, as kvps perplexity has them; an imported one takes the default.")
+@click.option("--anyway", is_flag=True, help="Mix even where a model alone has a lower perplexity on TEXT.")
 @options.labels
 @options.threads
 @options.exact
@@ -33,8 +34,8 @@ def _orders(ctx: click.Context, param: click.Parameter, value: str | None) -> li
 @options.tokenizer
 @options.reading
 def command(output: str, models: tuple[str, ...], inputs: tuple[str, ...], order: list[int | None], smoothing: str,
-            labels: list[str] | None, threads: int | None, exact: bool, stale: str, temp: str | None, tokenizer: str | None,
-            encoding_errors: str, field: str, newline: str, max_ratio: int, as_json: bool) -> None:
+            anyway: bool, labels: list[str] | None, threads: int | None, exact: bool, stale: str, temp: str | None,
+            tokenizer: str | None, encoding_errors: str, field: str, newline: str, max_ratio: int, as_json: bool) -> None:
     """Mix models: find the weights by which they foresee a text best.
 
     Use it to bring a model of little text of the right kind together with one of much text of another. MODEL is a store, an
@@ -43,8 +44,9 @@ def command(output: str, models: tuple[str, ...], inputs: tuple[str, ...], order
     folder. `kvps export OUT FILE.arpa` makes one ARPA file of it.
 
     The probability of a word is the weighted sum of what the models give to it, nothing where one lacks a word that another
-    has. Each model alone is tried too: the mixture's perplexity on TEXT is never above the best one's. Prints weight,
-    perplexity alone, and model, with tabs between.
+    has. Each model alone is tried too: the mixture's perplexity on TEXT is never above the best one's. But a model to which more
+    words are unknown may have a lower one for that alone, since <unk> is less rare than they are: a warning says so, and --anyway
+    mixes. Prints weight, perplexity alone, and model, with tabs between.
 
     \b
     Example:
@@ -62,7 +64,7 @@ def command(output: str, models: tuple[str, ...], inputs: tuple[str, ...], order
     with (readable(inputs, temp, field=field, newline=newline, max_ratio=max_ratio) as found,
           Progress(["compiling"], unit=" n-grams") as progress):
         made = mix(output, models, lambda words: evaluate.texts(found, words, encoding_errors), smoothing=smoothing.split(","),
-                   order=order, labels=labels, exact=exact, stale=stale, tokenizer=tokenizer, threads=threads,
+                   order=order, anyway=anyway, labels=labels, exact=exact, stale=stale, tokenizer=tokenizer, threads=threads,
                    scratch=temp and Path(temp), progress=progress.stage("compiling"))
     for row in () if as_json else made["models"]:
         say(f"{row['weight']:.6f}\t{_shown(row['perplexity'])}\t{row['model']}")

@@ -19,7 +19,7 @@ from kvps.lm.model import CompiledModel
 from kvps.lm.pools import windowed
 from kvps.lm.smoothing import DEFAULT, GIVEN
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
-from kvps.text.vocabulary import EOS
+from kvps.text.vocabulary import EOS, UNK
 from kvps.units import cpu_count
 
 log = logging.getLogger("kvps")
@@ -29,17 +29,19 @@ T = TypeVar("T")
 
 def mix(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]], dev: Callable[[Tokenizer], Iterable[bytes]], *,
         smoothing: Sequence[str] = (DEFAULT,), order: Sequence[int | None] = (None,), labels: Sequence[str] | None = None,
-        exact: bool = False, stale: str = "wait", tokenizer: str | None = None, threads: int | None = None,
+        anyway: bool = False, exact: bool = False, stale: str = "wait", tokenizer: str | None = None, threads: int | None = None,
         scratch: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write the mixture of models that foresees a text best.
 
     Weights come from expectation maximisation; each model alone is tried too, by the perplexity that it has by itself, and is
-    taken where the mixture is not better. Models of weight 0 are left out of the file.
+    taken where the mixture is not better. That can be because more words are unknown to it: then <unk> costs it less than the words
+    cost the mixture. Models of weight 0 are left out of the file.
 
     Args:
         models: stores, addresses and imported models, of one tokenizer.
         dev: takes that tokenizer, and yields the development text, tokenised, piece by piece.
         smoothing, order: of each model, or one for all; imported models have their own smoothing.
+        anyway: leave it to the mixture even so.
         labels, exact, stale, threads, scratch, progress: as those of model_at().
         tokenizer: only to name the models' MODULE:FUNC again.
 
@@ -66,28 +68,31 @@ def mix(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]], d
         for place, model in zip(places, opened, strict=True):
             refuse_scores(str(place.path), model)
 
-        def look(text: bytes) -> tuple[np.ndarray, np.ndarray, int]:
+        def look(text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
             found = [model.score_tokens(text) for model in opened]
+            unknown = np.stack([tokens["ids"] == UNK for tokens in found], axis=1)
             return (shares(found), np.stack([tokens["log10"] for tokens in found], axis=1),
-                    int(np.count_nonzero(found[0]["ids"] == EOS)))
+                    np.append(unknown.sum(axis=0), unknown.all(axis=1).sum()), int(np.count_nonzero(found[0]["ids"] == EOS)))
 
         parts = []
         with ThreadPoolExecutor(threads or cpu_count()) as pool:
             parts += windowed(pool, look, dev(words), 2 * (threads or cpu_count()))
-    if not any(len(p) for p, _, _ in parts):
+    if not any(len(p) for p, *_ in parts):
         raise DataError("the development text is empty: weights cannot be found")
     p, alone = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    n_unknown = sum(part[2] for part in parts)
     weights = best_weights(p)
     with np.errstate(divide="ignore"):
         mixed = perplexity(np.log10(p @ weights))
     by_themselves = [perplexity(column) for column in alone.T]
     best = int(np.argmin(by_themselves))
-    if by_themselves[best] <= mixed and len(models) > 1:
-        log.warning("%s alone foresees the text as well as any mixture, or better: it has all the weight", models[best])
+    if by_themselves[best] <= mixed and len(models) > 1 and not anyway:
+        log.warning("%s alone has perplexity %.4f, with %d unknown words; the mixture has %.4f, with %d: that one has all the "
+                    "weight, unless you mix anyway", models[best], by_themselves[best], n_unknown[best], mixed, n_unknown[-1])
         mixed, weights = by_themselves[best], np.arange(len(models)) == best
     weights = np.where(weights < 1e-12, 0.0, weights)
     weights /= weights.sum()
-    facts = {"perplexity": finite(mixed), "tokens": len(p), "sentences": sum(n for _, _, n in parts)}
+    facts = {"perplexity": finite(mixed), "tokens": len(p), "sentences": sum(part[3] for part in parts)}
     listed = [{"model": str(model), "weight": weight, "smoothing": str(ready.smoothing), "order": ready.order,
                "perplexity": finite(own)}
               for model, ready, weight, own in zip(models, opened, weights.tolist(), by_themselves, strict=True)]

@@ -122,8 +122,11 @@ def test_one_model_alone(folder, caplog):
     run("mix", folder / "one", folder / "animals", folder / "ships", "--dev", "-", text="the cat sat\n" * 9)
     found = json.loads((folder / "one").read_text())
 
-    assert "alone foresees the text as well" in caplog.text
+    assert "animals alone has perplexity" in caplog.text
     assert [(row["model"], row["weight"]) for row in found["models"]] == [("animals", 1.0)]
+    both = json.loads(run("mix", folder / "one", folder / "animals", folder / "ships", "--dev", "-", "--anyway", "--json",
+                          text="the cat sat\n" * 9).stdout)
+    assert all(row["weight"] > 0 for row in both["models"]) and both["perplexity"] >= both["models"][0]["perplexity"]
     run("mix", folder / "one", folder / "ships", "--dev", folder / "dev.txt")
     with kvps.load(folder / "one") as mixed, kvps.load(folder / "ships") as alone:
         assert mixed.score(DEV.splitlines()) == pytest.approx(alone.score(DEV.splitlines()))
