@@ -653,6 +653,52 @@ cdef class Tables:
                 values[0] = self.unigrams[w] if w != UNK else 0
                 out[w] = self.combine(values, numbers, 1)
 
+    cdef void find_contexts(self, const word_t* last, int n, uint64_t* chains, uint32_t* numbers) noexcept nogil:
+        """Look up the contexts of 1 to n words that end at *last.
+
+        OUT chains[d]: of d words, from 0 on; numbers[d]: of their totals, NONE where they are no context.
+        """
+        cdef uint64_t gram, value
+        cdef int d, i
+        chains[0] = self.seed
+        for d in range(1, n + 1):
+            numbers[d] = <uint32_t>NONE
+            chains[d] = mix(chains[d - 1], (last - d + 1)[0])
+            if last[0] == EOS:
+                continue
+            if d == 1:
+                numbers[1] = self.unigram_contexts[last[0]] - 1
+                continue
+            gram = self.seed                   # known by the words before its last one, the last of them first, and that one
+            for i in range(1, d):
+                gram = mix(gram, (last - i)[0])
+            gram = mix(gram, last[0])
+            if not self.find_entry(gram, self.bucket_of(gram), &value, &numbers[d]):
+                numbers[d] = <uint32_t>NONE
+
+    def backoffs(self, const uint32_t[::1] context):
+        """Return by depth from 0 on what the context of so many last words multiplies the probabilities of shorter ones by.
+
+        For given probabilities; float64 (n + 1,), 1 where there is no such context.
+        """
+        cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
+        cdef uint64_t chains[MAX_ORDER + 1]
+        cdef uint32_t numbers[MAX_ORDER + 1]
+        import numpy as np  # here: scoring text does without it
+
+        out_array = np.ones(n + 1)
+        cdef double[::1] out = out_array
+        if self.weights == NULL or self.rules.kind != GIVEN:
+            raise ValueError(f"smoothing {self.rules.kind}")
+        self.refuse_unknown(context)
+        if n > 0:
+            self.find_contexts(&context[0] + context.shape[0] - 1, n, chains, numbers)
+            for d in range(1, n + 1):
+                if numbers[d] != <uint32_t>NONE:
+                    out[d] = power10(float_in(numbers[d]))
+        self.refuse_damage()
+        return out_array
+
     def distribution(self, const uint32_t[::1] context, double[::1] out):
         """Fill out[w], float64 (n_words,), with the probability of each word after a context, by asking for every word.
 
@@ -660,8 +706,8 @@ cdef class Tables:
         """
         cdef index_t w, block, i
         cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
-        cdef uint64_t chains[MAX_ORDER + 1]        # of the last d words of the context
-        cdef uint32_t numbers[MAX_ORDER + 1]       # of their totals, NONE where they are no context
+        cdef uint64_t chains[MAX_ORDER + 1]
+        cdef uint32_t numbers[MAX_ORDER + 1]
         cdef uint64_t grams[LANES]
         cdef const byte_t* buckets[LANES]
         cdef uint64_t value
@@ -671,23 +717,8 @@ cdef class Tables:
             raise ValueError(f"room for {out.shape[0]} of {self.n_words} words, smoothing {self.rules.kind}")
         self.refuse_unknown(context)
         with nogil:
-            chains[0] = self.seed
-            for d in range(1, n + 1):
-                w = context[context.shape[0] - d]
-                numbers[d] = <uint32_t>NONE
-                if context[context.shape[0] - 1] == EOS:
-                    pass
-                elif d == 1:
-                    numbers[1] = self.unigram_contexts[w] - 1
-                else:
-                    # Known by the words before its last one, the last of them first, and that one.
-                    grams[0] = self.seed
-                    for i in range(2, d + 1):
-                        grams[0] = mix(grams[0], context[context.shape[0] - i])
-                    grams[0] = mix(grams[0], context[context.shape[0] - 1])
-                    if not self.find_entry(grams[0], self.bucket_of(grams[0]), &value, &numbers[d]):
-                        numbers[d] = <uint32_t>NONE
-                chains[d] = mix(chains[d - 1], <word_t>w)
+            if n > 0:
+                self.find_contexts(&context[0] + context.shape[0] - 1, n, chains, numbers)
             for w in range(self.n_words):
                 out[w] = -1
             for d in range(n, 0, -1):

@@ -17,7 +17,8 @@ from kvps.cli import options
 @click.option("--max-ratio", type=int, default=200, show_default=True, metavar="N",
               help="Refuse a compressed file whose text is more than N times as long; 0 for no limit.")
 @click.option("--list-ngrams", is_flag=True,
-              help="Keep a list of the n-grams, 4 bytes for each of their words: kvps export of a mixture needs it.")
+              help="Keep a list of the n-grams too, 4 bytes for each of their words and 4 more: next words come faster, and kvps "
+                   "export of a mixture needs it.")
 @options.threads
 @options.temp
 @options.json

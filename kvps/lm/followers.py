@@ -33,7 +33,7 @@ from kvps._followers import Followers, Workspace
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm import cache, container
-from kvps.lm.foresight import Choices, Foresight, ListlessModel, sorted_words
+from kvps.lm.foresight import Choices, Foresight, ImportedModel, sorted_words
 from kvps.lm.model import CompiledModel
 from kvps.lm.opening import ModelFile, load
 from kvps.lm.pools import gathered
@@ -285,14 +285,14 @@ def context_of(text: str, tokenizer: Tokenizer) -> list[str]:
 
 
 def load_following(store: StoreDirectory | ModelFile, smoothing: str | Smoothing = DEFAULT, order: int | None = None, *,
-                   exact: bool = False, **options: object) -> FollowingModel | ListlessModel:
+                   exact: bool = False, **options: object) -> FollowingModel | ImportedModel:
     """Return the last version of a store, or an imported model, as a model that knows next words; files are made if need be.
 
     exact, options: as those of cache.ensure().
     """
     chosen = parse(smoothing)
     if isinstance(store, ModelFile):
-        return load(store, ListlessModel, chosen, order, exact=exact, **options)
+        return load(store, ImportedModel, chosen, order, exact=exact, **options)
     options |= {"kind": chosen.kind, "top": order}
     while True:
         try:

@@ -10,6 +10,7 @@ import abc
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,11 +18,11 @@ import numpy as np
 from kvps._model import histories
 from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
-from kvps.lm import completion, prediction
+from kvps.lm import completion, container, prediction
 from kvps.lm.model import CompiledModel
 from kvps.lm.pools import windowed
 from kvps.lm.scorer import Score
-from kvps.lm.smoothing import Smoothing
+from kvps.lm.smoothing import DEFAULT, Smoothing
 from kvps.text.vocabulary import BOS, EOS, UNK
 
 # Contexts answered at once, and words that one answer may have.
@@ -274,26 +275,68 @@ def _first(shares: np.ndarray, k: int) -> np.ndarray:
     return there[np.argsort(-shares[there], kind="stable")][:k]
 
 
-class ListlessModel(CompiledModel, Whole):
-    """An imported model: its file has hashes, so what follows a context is found by asking for every word."""
+class ImportedModel(CompiledModel, Whole):
+    """An imported model. Where its file lists the n-grams, these are what follows a context; otherwise every word is asked for."""
 
     follows = True
 
-    def __init__(self, *arguments: object, **options: object) -> None:
-        """Take the arguments of CompiledModel."""
-        super().__init__(*arguments, **options)
+    def __init__(self, path: Path, smoothing: str | Smoothing = DEFAULT, order: int | None = None) -> None:
+        """Map a file; arguments as those of CompiledModel."""
+        super().__init__(path, smoothing, order)
         self.n_words = self.n_next = len(self.unigrams)
         self.by_rank, self.ranks = sorted_words([self.words.word(i) for i in range(self.n_words)])
+        _, arrays = container.read(path)
+        self._pages = container.pages(path, arrays)
+        self._lists = [np.frombuffer(arrays[f"listed.{k}"], np.uint32).reshape(-1, k + 1)
+                       for k in range(2, self.order + 1) if f"listed.{k}" in arrays]
+        self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))
+        self._alone[BOS] = 0
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
-        out = np.empty(self.n_words)
-        self.tables.distribution(np.array(context[max(0, len(context) - self.order + 1):], np.uint32), out)
+        asked = np.array(context[max(0, len(context) - self.order + 1):], np.uint32)
+        if len(self._lists) < self.order - 1:
+            out = np.empty(self.n_words)
+            self.tables.distribution(asked, out)
+            return out
+        # By depth: what the words that are listed after the last d words are multiplied by, the back-offs of longer contexts.
+        weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
+        out = self._alone * weights[0]
+        for depth, weight in enumerate(weights[1:].tolist(), 1):
+            rows = self._listed(asked[::-1][:depth])
+            out[rows[:, -2]] = weight * _probabilities(rows[:, -1] - np.uint32(1))
+        out[BOS] = 0
         return out
+
+    def _listed(self, context: np.ndarray) -> np.ndarray:
+        """Return the rows of the list of what follows a context, given with its last word first."""
+        rows, wanted = self._lists[len(context) - 1], context.tolist()
+
+        def first(above: bool, low: int) -> int:
+            high = len(rows)
+            while low < high:
+                middle = (low + high) // 2
+                row = rows[middle, :len(wanted)]
+                self._pages.compare(row.view(np.uint8))
+                if (found := row.tolist()) < wanted or (above and found == wanted):
+                    low = middle + 1
+                else:
+                    high = middle
+            return low
+
+        start = first(False, 0)
+        found = rows[start:first(True, start)]
+        self._pages.compare(found.reshape(-1).view(np.uint8))
+        return found
 
     def matched(self, text: bytes) -> np.ndarray:
         """As Whole.matched()."""
         return self.score_tokens(text)["matched"]
+
+
+def _probabilities(bits: np.ndarray) -> np.ndarray:
+    """Return the probabilities, float64, of the bits of -log10 p as a float32, uint32."""
+    return 10.0 ** -np.ascontiguousarray(bits).view(np.float32).astype(np.float64)
 
 
 def sorted_words(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

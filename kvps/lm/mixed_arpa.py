@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from kvps._arpa import pack_text_keys, text_key_width
+from kvps._arpa import pack_text_keys
 from kvps._vocabulary import FrozenWords, WordTable, encode_frozen
 from kvps.errors import ArgumentError, StoreError
 from kvps.lm.arpa import Estimates, gzipped, written
@@ -31,7 +31,7 @@ from kvps.lm.listing import dump
 from kvps.lm.mixed import MixedModel
 from kvps.lm.mixture import MixtureFile
 from kvps.lm.opening import ModelFile
-from kvps.lm.ordered import Partitions, Words
+from kvps.lm.ordered import Partitions, Words, text_order, unpacked
 from kvps.lm.pools import windowed
 from kvps.lm.smoothing import GIVEN
 from kvps.ps.runs import bits_for
@@ -116,7 +116,7 @@ class _Mixed(Estimates):
     def _add(self, partitions: Partitions, rows: np.ndarray, numbers: np.ndarray) -> None:
         """Add n-grams of word ids, in text order, with float32 numbers."""
         if len(rows):
-            partitions.add(0, pack_text_keys(self.words.rank[rows], numbers.view(np.uint32), self.bits))
+            partitions.add(0, pack_text_keys(np.ascontiguousarray(self.words.rank[rows]), numbers.view(np.uint32), self.bits))
 
     def _estimated(self, partitions: Partitions, k: int, i: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return the n-grams of a partition, each once, their log10 p, their contexts, and the log10 back-offs of these."""
@@ -136,19 +136,6 @@ class _Mixed(Estimates):
         return rows, log10_p.astype(np.float32), rows[starts, :-1], backoffs.astype(np.float32)
 
 
-def unpacked(keys: np.ndarray, k: int, bits: int) -> np.ndarray:
-    """Return the rows of pack_text_keys(), uint32 (n, k), without their numbers."""
-    limbs = keys.reshape(-1, text_key_width(k, bits))
-    rows = np.empty((len(limbs), k), np.uint32)
-    for j in range(k):
-        limb, shift = divmod(32 + bits * (k - 1 - j), 64)
-        word = limbs[:, limb] >> np.uint64(shift)
-        if shift + bits > 64:
-            word = word | limbs[:, limb + 1] << np.uint64(64 - shift)
-        rows[:, j] = word & np.uint64((1 << bits) - 1)
-    return rows
-
-
 def _listed(place: Any, labels: list[str] | None, words: _Reader, ids: np.ndarray, k: int) -> Iterator[np.ndarray]:
     """Yield the k-grams of one model as ids of the union, uint32 (n, k).
 
@@ -156,7 +143,7 @@ def _listed(place: Any, labels: list[str] | None, words: _Reader, ids: np.ndarra
     """
     if isinstance(place, ModelFile):
         for some in place.listed(k):
-            yield ids[np.frombuffer(some, np.uint32).reshape(-1, k)]
+            yield ids[some[:, text_order(k)]]
     else:
         for block in _whole_lines(place.run(dump, k=k, labels=labels)):
             yield words.rows(block, k)

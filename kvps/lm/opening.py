@@ -15,6 +15,8 @@ from kvps.ps.places import address, open_place
 from kvps.store.directory import StoreDirectory
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kvps.ps.remote_store import RemoteDirectory
 
 S = TypeVar("S", bound=Scorer)
@@ -39,17 +41,18 @@ class ModelFile:
         """Return {"version": 0}."""
         return {"version": 0}
 
-    def listed(self, k: int) -> Iterator[memoryview]:
-        """Yield the k-grams of the file as they came, word ids u32, some at once; ArgumentError where it has no list of them."""
+    def listed(self, k: int) -> Iterator[np.ndarray]:
+        """Yield the list of k-grams, uint32 (n, k + 1), some at once; ArgumentError where there is none."""
+        import numpy as np  # here: scoring text does without it
+
         _, arrays = container.read(self.path)
-        rows = arrays.get(f"listed.{k}")
-        if rows is None:
+        if f"listed.{k}" not in arrays:
             raise ArgumentError(f"{self.path}: does not list its n-grams; import it again with --list-ngrams")
-        pages = container.pages(self.path, arrays)
-        for at in range(0, len(rows), k * LISTED):
-            some = rows[at:at + k * LISTED]
+        pages, rows = container.pages(self.path, arrays), arrays[f"listed.{k}"]
+        for at in range(0, len(rows), (k + 1) * LISTED):
+            some = rows[at:at + (k + 1) * LISTED]
             pages.compare(some.cast("B"))
-            yield some
+            yield np.frombuffer(some, np.uint32).reshape(-1, k + 1)
 
     def close(self) -> None:
         """Do nothing: the model keeps the file mapped."""

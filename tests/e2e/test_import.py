@@ -335,16 +335,17 @@ def test_imported_models_and_counts(tmp_path):
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "takes a store" in result.stderr
 
 
+@pytest.mark.parametrize("listed", [[], ["--list-ngrams"]], ids=["hashes", "listed"])
 @pytest.mark.parametrize("smoothing", ["modified-kneser-ney", "witten-bell"])
 @pytest.mark.parametrize("order", [1, 2, 4])
-def test_next_words_of_imported_models(order, smoothing, tmp_path):
+def test_next_words_of_imported_models(order, smoothing, listed, tmp_path):
     """Next words, completions, drawn sentences, predictions and explanations are those of the store that the ARPA file is of."""
     text = ["the cat sat on the mat", "the dog sat", "a dog ran on", "the cat ran", "zebra", "", "the cat sat"]
     with kvps.create(tmp_path / "s", order=order) as store:
         store.train(text, threads=1)
         arguments = ["export", str(store.path), str(tmp_path / "m.arpa"), "--smoothing", smoothing]
         assert CliRunner().invoke(main, arguments).exit_code == 0
-        assert CliRunner().invoke(main, ["import", str(tmp_path / "m"), str(tmp_path / "m.arpa")]).exit_code == 0
+        assert CliRunner().invoke(main, ["import", str(tmp_path / "m"), str(tmp_path / "m.arpa"), *listed]).exit_code == 0
         with store.model(smoothing) as model, kvps.load(tmp_path / "m") as imported:
             contexts = ["the cat", "<s>", "<s> the", "nobody", "", "a nobody", "on the mat </s>", "cat"]
             for ours, theirs in zip(imported.next(contexts, None), model.next(contexts, None), strict=True):
