@@ -195,7 +195,7 @@ class Whole(Foresight):
                min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.extend(); there are no counts, so min_count is refused."""
         if min_count:
-            raise ArgumentError("this model has no counts: only words that were seen so often takes a store")
+            raise ArgumentError(f"words that were seen {min_count} times: this model has no counts; that takes a store")
         return self._best(contexts, k, slice(low, high), without=(UNK, BOS))
 
     def draw(self, start: list[int], seed: int, first: int, n: int, max_words: int,

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 import kvps
 from kvps.cli import main
-from kvps.errors import ArgumentError, DataError
+from kvps.errors import ArgumentError, CorruptionError, DataError
 from kvps.jobs import train as jobs
-from kvps.lm import arpa
+from kvps.lm import arpa, container, opening
 from kvps.lm.arpa_read import import_arpa
 from kvps.lm.model import CompiledModel
 from kvps.store.directory import open_store
@@ -367,3 +367,20 @@ def test_next_words_of_imported_models(order, smoothing, listed, tmp_path):
             assert ours.mean_reciprocal_rank == pytest.approx(theirs.mean_reciprocal_rank, abs=0.1)       # ties may fall otherwise
             for word in imported.explain("the cat sat nobody"):
                 assert sum(part.share for part in word.parts) == pytest.approx(word.probability, rel=1e-12)
+
+
+def test_damaged_list(tmp_path):
+    """A list of n-grams that was changed is told when next words are looked up in it, and when it is read as a whole."""
+    (tmp_path / "tiny.arpa").write_bytes(TINY)
+    import_arpa(tmp_path / "tiny.arpa", tmp_path / "m", tokenizer=Tokenizer.from_spec("whitespace", False), list_ngrams=True)
+    data = bytearray((tmp_path / "m").read_bytes())
+    _, arrays = container.read(tmp_path / "m")
+    data[data.index(bytes(arrays["listed.2"].cast("B")))] ^= 1     # of the first word of the first n-gram
+    (tmp_path / "m").write_bytes(data)
+
+    with kvps.load(tmp_path / "m") as model:
+        assert model.score("a b") < 0
+        with pytest.raises(CorruptionError):
+            model.next("a")
+    with pytest.raises(CorruptionError):
+        list(opening.ModelFile(tmp_path / "m").listed(2))
