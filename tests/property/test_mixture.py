@@ -20,7 +20,8 @@ SENTENCES = st.lists(st.lists(st.sampled_from(WORDS[:7]), max_size=7), min_size=
 OTHERS = st.lists(st.lists(st.sampled_from([*WORDS[:4], WORDS[7]]), max_size=7), min_size=1, max_size=10)
 DISTRIBUTIONS = ["modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell", "lidstone:0.1", "laplace"]
 DEV = st.lists(st.lists(st.sampled_from([*WORDS, "unheard-of"]), max_size=6), min_size=1, max_size=6)
-FEW = settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+FEW, MANY = settings(max_examples=15, suppress_health_check=CHECKS), settings(max_examples=300, suppress_health_check=CHECKS)
 
 
 def imported(store):
@@ -42,9 +43,7 @@ def p_of(model, lacks, word, context, everybody_lacks):
     return 0.0 if lacks and not everybody_lacks else 10 ** model.log10(word, context)
 
 
-@FEW
-@given(SENTENCES, OTHERS, DEV, st.data())
-def test_mixtures(first, second, dev, data):
+def check_mixture(first, second, dev, data):
     """Of two stores and an imported model, under every smoothing: distributions, scores and perplexity are what they should be."""
     names = [data.draw(st.sampled_from(DISTRIBUTIONS)) for _ in range(2)]
     orders = [data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))]
@@ -103,6 +102,21 @@ def test_mixtures(first, second, dev, data):
         assert sum(measured.hits) == measured.score.tokens
 
 
+@FEW
+@given(SENTENCES, OTHERS, DEV, st.data())
+def test_mixtures(first, second, dev, data):
+    """Distributions, scores and perplexity of mixtures are what they should be."""
+    check_mixture(first, second, dev, data)
+
+
+@pytest.mark.slow
+@MANY
+@given(SENTENCES, OTHERS, DEV, st.data())
+def test_many_mixtures(first, second, dev, data):
+    """The same of many more."""
+    check_mixture(first, second, dev, data)
+
+
 def test_weights_are_the_best(seed):
     """Weights that expectation maximisation finds cannot be bettered by moving a little from one model to another."""
     rng = np.random.default_rng(seed)
@@ -124,9 +138,7 @@ def test_weights_are_the_best(seed):
     assert best_weights(np.zeros((3, 2))).tolist() == [0.5, 0.5]
 
 
-@FEW
-@given(SENTENCES, OTHERS, st.data())
-def test_arpa_of_a_mixture(first, second, data):
+def check_arpa(first, second, data):
     """The ARPA file has the n-grams of two stores, or of one and an imported model, with the mixture's probabilities.
 
     Its contexts sum to 1.
@@ -164,6 +176,21 @@ def test_arpa_of_a_mixture(first, second, data):
                 if context[-1] != "</s>" and len(context) < mixed.order:
                     total = math.fsum(p_in(listed, ground, context, word) for word in ["<s>", "</s>", "<unk>", *words])
                     assert total == pytest.approx(1, abs=1e-5), context
+
+
+@settings(max_examples=6, suppress_health_check=CHECKS)
+@given(SENTENCES, OTHERS, st.data())
+def test_arpa_of_a_mixture(first, second, data):
+    """The ARPA file of a mixture is exact on its n-grams, and its contexts sum to 1."""
+    check_arpa(first, second, data)
+
+
+@pytest.mark.slow
+@MANY
+@given(SENTENCES, OTHERS, st.data())
+def test_arpa_of_many_mixtures(first, second, data):
+    """The same of many more."""
+    check_arpa(first, second, data)
 
 
 def read_arpa(path):
