@@ -19,7 +19,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from kvps import errors as errors
     from kvps.api import Change as Change
+    from kvps.api import Classified as Classified
+    from kvps.api import Classifier as Classifier
     from kvps.api import Completion as Completion
+    from kvps.api import Confusion as Confusion
     from kvps.api import CountTable as CountTable
     from kvps.api import Evaluation as Evaluation
     from kvps.api import ExplainedWord as ExplainedWord
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from kvps.api import create as create
     from kvps.api import from_counts as from_counts
     from kvps.api import load as load
+    from kvps.api import mix as mix
     from kvps.api import open as open
     from kvps.api import restore as restore
     from kvps.errors import ArgumentError as ArgumentError
@@ -56,9 +60,9 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"  # as in pyproject.toml
 
-_API = ("Change", "Completion", "CountTable", "Evaluation", "ExplainedWord", "Finding", "Model", "NextWords", "Part", "Score",
-        "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect", "create", "from_counts", "load", "open",
-        "restore")
+_API = ("Change", "Classified", "Classifier", "Completion", "Confusion", "CountTable", "Evaluation", "ExplainedWord", "Finding",
+        "Model", "NextWords", "Part", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect", "create",
+        "from_counts", "load", "mix", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

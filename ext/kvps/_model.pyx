@@ -7,7 +7,7 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.math cimport INFINITY, isinf, log10
+from libc.math cimport INFINITY, exp, isinf, log10
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
@@ -27,6 +27,7 @@ cdef enum:
     LANES = 128                # tokens looked up together, order by order: few enough for the first cache
     ROW = LANES + 1            # numbers of totals of n-grams of one order that end at each of them, and before the first
 
+cdef double LN10 = 2.302585092994045684
 
 
 cdef struct exact_rows:
@@ -122,6 +123,15 @@ cdef inline void match_tags(const table* t, page_view* page, index_t n, const ui
     cdef index_t j
     for j in range(n):
         matches[j] = equal16(buckets[j], tag_of(hashes[j])) & t.slot_bits if usable(page, buckets[j]) else 0
+
+
+cdef inline double float_in(uint32_t bits) noexcept nogil:
+    """Return the float32 that some bits are."""
+    return <double>(<float*>&bits)[0]
+
+
+cdef inline double power10(double x) noexcept nogil:
+    return exp(x * LN10)
 
 
 @cython.final
@@ -689,6 +699,16 @@ cdef class Tables:
         cdef int d, top = longest
         cdef double mass = 1, den
         cdef const weight* w
+        if self.rules.kind == GIVEN:
+            for d in range(longest - 1, -1, -1):
+                if values[d * LANES] > 0 or d == 0:
+                    share[d + 1] = mass * power10(-float_in(
+                        <uint32_t>(values[d * LANES] if values[d * LANES] > 0 else self.unigrams[UNK]) - 1))
+                    break
+                if numbers[d * LANES] != <uint32_t>NONE:
+                    backoff[d] = power10(float_in(numbers[d * LANES]))
+                    mass *= backoff[d]
+            return
         if self.rules.kind == LIDSTONE or self.rules.kind == STUPID_BACKOFF:
             while self.rules.kind == STUPID_BACKOFF and top > 1 and values[(top - 1) * LANES] == 0:
                 top -= 1
@@ -883,6 +903,95 @@ cdef class Tables:
                 values[0] = self.unigrams[w]
                 out[w] = self.combine(values, numbers, 1)
 
+    cdef void find_contexts(self, const word_t* last, int n, uint64_t* chains, uint32_t* numbers) noexcept nogil:
+        """Look up the contexts of 1 to n words that end at *last.
+
+        OUT chains[d]: of d words, from 0 on; numbers[d]: of their totals, NONE where they are no context.
+        """
+        cdef uint64_t gram, value
+        cdef int d, i
+        chains[0] = self.seed
+        for d in range(1, n + 1):
+            numbers[d] = <uint32_t>NONE
+            chains[d] = mix(chains[d - 1], (last - d + 1)[0])
+            if last[0] == EOS:
+                continue
+            if d == 1:
+                numbers[1] = self.unigram_contexts[last[0]] - 1
+                continue
+            gram = self.seed                   # known by the words before its last one, the last of them first, and that one
+            for i in range(1, d):
+                gram = mix(gram, (last - i)[0])
+            gram = mix(gram, last[0])
+            if not self.find_entry(gram, self.bucket_of(gram), &value, &numbers[d]):
+                numbers[d] = <uint32_t>NONE
+
+    def backoffs(self, const uint32_t[::1] context):
+        """Return by depth from 0 on what the context of so many last words multiplies the probabilities of shorter ones by.
+
+        For given probabilities; float64 (n + 1,), 1 where there is no such context.
+        """
+        cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
+        cdef uint64_t chains[MAX_ORDER + 1]
+        cdef uint32_t numbers[MAX_ORDER + 1]
+        import numpy as np  # here: scoring text does without it
+
+        out_array = np.ones(n + 1)
+        cdef double[::1] out = out_array
+        if self.weights == NULL or self.rules.kind != GIVEN:
+            raise ValueError(f"smoothing {self.rules.kind}")
+        self.refuse_unknown(context)
+        if n > 0:
+            self.find_contexts(&context[0] + context.shape[0] - 1, n, chains, numbers)
+            for d in range(1, n + 1):
+                if numbers[d] != <uint32_t>NONE:
+                    out[d] = power10(float_in(numbers[d]))
+        self.refuse_damage()
+        return out_array
+
+    def distribution(self, const uint32_t[::1] context, double[::1] out):
+        """Fill out[w], float64 (n_words,), with the probability of each word after a context, by asking for every word.
+
+        For given probabilities. <s> gets 0: it is given, never predicted.
+        """
+        cdef index_t w, block, i
+        cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
+        cdef uint64_t chains[MAX_ORDER + 1]
+        cdef uint32_t numbers[MAX_ORDER + 1]
+        cdef uint64_t grams[LANES]
+        cdef const byte_t* buckets[LANES]
+        cdef uint64_t value
+        cdef uint32_t number
+        cdef double weight = 1
+        if out.shape[0] != self.n_words or self.weights == NULL or self.rules.kind != GIVEN:
+            raise ValueError(f"room for {out.shape[0]} of {self.n_words} words, smoothing {self.rules.kind}")
+        self.refuse_unknown(context)
+        with nogil:
+            if n > 0:
+                self.find_contexts(&context[0] + context.shape[0] - 1, n, chains, numbers)
+            for w in range(self.n_words):
+                out[w] = -1
+            for d in range(n, 0, -1):
+                if numbers[d] == <uint32_t>NONE:
+                    continue
+                w = 0
+                while w < self.n_words:
+                    block = min(<index_t>LANES, self.n_words - w)
+                    for i in range(block):
+                        grams[i] = mix(chains[d], <word_t>(w + i))
+                        buckets[i] = self.bucket_of(grams[i])
+                        fetch(buckets[i])
+                    for i in range(block):
+                        if out[w + i] < 0 and self.find_entry(grams[i], buckets[i], &value, &number) and value > 0:
+                            out[w + i] = weight * power10(-float_in(<uint32_t>value - 1))
+                    w += block
+                weight *= power10(float_in(numbers[d]))
+            for w in range(self.n_words):
+                if out[w] < 0:
+                    out[w] = weight * power10(-float_in(<uint32_t>self.unigrams[w] - 1))
+            out[BOS] = 0
+        self.refuse_damage()
+
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4), parts).
 
@@ -902,8 +1011,8 @@ cdef class Tables:
         p_array = np.zeros((3, n, self.order + 1))
         p_array[2] = 1
         cdef double[:, :, ::1] p = p_array
-        if history.shape[0] != n or self.weights == NULL or self.rules.kind == GIVEN:
-            raise ValueError(f"{n} ids, {history.shape[0]} histories, smoothing {self.rules.kind}")
+        if history.shape[0] != n or self.weights == NULL:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories")
         self.refuse_unknown(ids)
         for d in range(MAX_ORDER + 2):
             own_before[d] = <uint32_t>NONE
@@ -911,7 +1020,7 @@ cdef class Tables:
             block = n - start if n - start < LANES else LANES
             self.gather(&ids[0], &history[0], start, block, own_before, values, numbers)
             for i in range(block):
-                for d in range(self.order):
+                for d in range(self.order if self.rules.kind != GIVEN else 0):     # what is given has no counts
                     v[start + i, d] = values[d * LANES + i]
                     if d > 0 and numbers[d * LANES + i] != <uint32_t>NONE:
                         for j in range(4):

@@ -16,10 +16,11 @@ import numpy as np
 
 from kvps.api.words import Ngram, Sentence, words_of
 from kvps.errors import ArgumentError, StoreError
+from kvps.jobs.models import model_at
 from kvps.lm import completion, opening
 from kvps.lm.evaluate import document_perplexities
-from kvps.lm.explain import explain
-from kvps.lm.followers import MAX_WORDS, FollowingModel, context_of, load_following
+from kvps.lm.followers import context_of
+from kvps.lm.foresight import MAX_WORDS, Foresight
 from kvps.lm.model import CompiledModel, batches
 from kvps.lm.pools import windowed
 from kvps.lm.prediction import Evaluation
@@ -47,10 +48,11 @@ class WordScore(NamedTuple):
 def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
          stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: str | None = None,
          threads: int | None = None) -> Model:
-    """Open a store's last version as a model, compiling it where that has not been done yet, or an imported model.
+    """Open a store's last version as a model, compiling it where that has not been done yet, an imported model, or a mixture.
 
     Args:
-        model: a store's directory, or the file of an imported model, which takes neither smoothing nor exact nor labels.
+        model: a store's directory; the address of a server, where it is then compiled and asked; the file of an imported model,
+            which takes neither smoothing nor exact nor labels; or that of a mixture, which takes no order either.
         smoothing: NAME or NAME:VALUE: modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad),
             witten-bell (wb), lidstone:0.1, laplace, mle, stupid-backoff:0.4.
         order: highest order used; the store's by default.
@@ -78,7 +80,7 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
 class Model:
     """A store's version with a smoothing, or an imported model, ready to score. A context manager."""
 
-    def __init__(self, directory: StoreDirectory | opening.ModelFile, smoothing: str, order: int | None, *, exact: bool, stale: str,
+    def __init__(self, directory: Any, smoothing: str, order: int | None, *, exact: bool, stale: str,
                  labels: Iterable[str] | None, tokenizer: str | None, threads: int | None) -> None:
         """Take over an open directory; arguments as in load()."""
         if stale not in ("wait", "ok"):
@@ -91,13 +93,11 @@ class Model:
         self._exact, self._stale, self._threads = exact, stale, threads
         self._labels = None if labels is None else list(labels)
         self._turn = threading.Lock()
-        self._compiled: CompiledModel | None = self._open()
+        self._compiled: Any = self._open()
 
-    def _open(self, *, following: bool = False) -> CompiledModel:
+    def _open(self, *, following: bool = False) -> Any:
         how: dict[str, Any] = {"exact": self._exact, "labels": self._labels, "stale": self._stale, "threads": self._threads}
-        if following:
-            return load_following(self._directory, self._smoothing, self._highest, **how)
-        return opening.load(self._directory, CompiledModel, self._smoothing, self._highest, **how)
+        return model_at(self._directory, self._smoothing, self._highest, kind=CompiledModel, following=following, **how)
 
     def refresh(self) -> bool:
         """Switch to the store's last version; return whether that is another one than before.
@@ -108,7 +108,7 @@ class Model:
             before = self._model()
             if before.version == self._directory.root.state()["version"]:
                 return False
-            self._compiled = after = self._open(following=isinstance(before, FollowingModel))
+            self._compiled = after = self._open(following=before.follows)
             return after.version != before.version
 
     @property
@@ -189,17 +189,12 @@ class Model:
         """Return a list of ExplainedWord per sentence, </s> being its last; of one str, its list alone.
 
         An ExplainedWord has word, log10, probability, order, ngram, oov, and parts: for each order what its n-gram gives to the
-        probability, the longest first. The shares of the parts add up to the probability.
-
-        Raises:
-            StoreError: the store is behind a server.
+        probability, the longest first. The shares of the parts add up to the probability; those of a mixture say of which model
+        they are.
         """
         model = self._model()
-        if not isinstance(model, CompiledModel):
-            raise StoreError(f"{self.path}: this looks into a compiled model; open the folder of the store, where it lies",
-                             path=str(self.path))
         found = [words for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
-                 for words in explain(model, text)]
+                 for words in model.explain(text)]
         return found[0] if isinstance(sentences, str) else found
 
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
@@ -244,7 +239,7 @@ class Model:
 
         Raises:
             ArgumentError: k below 1, or stupid back-off, which gives scores and no distribution.
-            StoreError: the store has another version by now, refresh() first; or it is behind a server.
+            StoreError: the store has another version by now, refresh() first.
         """
         if k is not None and k < 1:
             raise ArgumentError(f"the number of words is 1 or more, or None for all, not {k}")
@@ -275,7 +270,7 @@ class Model:
 
         def answer(text: str) -> list[completion.Completion]:
             typed, partial = completion.split_typed(text, context_of(text, words))
-            return completion.complete(model, typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+            return model.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
 
         if isinstance(texts, str):
             return answer(texts)
@@ -334,11 +329,11 @@ class Model:
             raise StoreError(f"{self.path}: the model is closed", path=str(self.path))
         return model
 
-    def _following(self) -> FollowingModel:
+    def _following(self) -> Foresight:
         """Return the model with what follows each context, which is opened when it is first asked for."""
         with self._turn:
             model = self._model()
-            if not isinstance(model, FollowingModel):
+            if not model.follows:
                 made = self._open(following=True)
                 if made.version != model.version:
                     raise StoreError(f"{self.path}: version {model.version} answers, and the store has version {made.version}; "

@@ -9,7 +9,6 @@ from kvps.api.model import DEFAULT_SMOOTHING, Model
 from kvps.api.store import Path_, Store
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import served
-from kvps.jobs.scoring import RemoteModel
 from kvps.jobs.stats import statistics
 from kvps.jobs.status import status_of
 from kvps.lm.smoothing import parse
@@ -139,8 +138,8 @@ class RemoteStore(Store):
         parse(smoothing)
         directory = RemoteDirectory(self.path, **self._options)
         try:
-            return _RemotelyModelled(directory, smoothing, order, exact=exact, stale=stale, labels=labels, tokenizer=self._named,
-                                     threads=threads)
+            return Model(directory, smoothing, order, exact=exact, stale=stale, labels=labels, tokenizer=self._named,
+                         threads=threads)
         except BaseException:
             directory.close()
             raise
@@ -177,14 +176,3 @@ class RemoteVocabulary(dict):
         specials = ("<s>", "</s>")
         super().__init__((ngram[0], count) for ngram, count in store.dump(1, in_order=True) if ngram[0] not in specials)
         self.version = version
-
-
-class _RemotelyModelled(Model):
-    """A Model whose compiled file is elsewhere."""
-
-    def _open(self, *, following: bool = False) -> Any:
-        if following:
-            raise StoreError(f"{self.path}: next words are looked up in the files of a store; open its folder, where it lies",
-                             path=str(self.path))
-        return RemoteModel(self._directory, str(self._smoothing), self._highest, exact=self._exact, labels=self._labels,
-                           stale=self._stale)

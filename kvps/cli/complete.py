@@ -9,7 +9,7 @@ from kvps.cli import options
 
 
 @click.command("complete")
-@options.store(written=False)
+@options.store(written=False, name="model")
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @click.option("-k", "--top", "k", type=int, default=10, show_default=True, metavar="N", help="The N most probable completions.")
 @click.option("--min-count", type=int, default=0, show_default=True, metavar="N",
@@ -19,7 +19,7 @@ from kvps.cli import options
               help="How many beginnings go on at once: more finds more, and takes longer.")
 @options.scoring
 @options.tokenizer
-def command(store: str, texts: tuple[str, ...], k: int, min_count: int, max_words: int, beam: int, tokenizer: str | None,
+def command(model: str, texts: tuple[str, ...], k: int, min_count: int, max_words: int, beam: int, tokenizer: str | None,
             as_json: bool, **choices: object) -> None:
     """Complete a text that is being typed.
 
@@ -38,15 +38,15 @@ def command(store: str, texts: tuple[str, ...], k: int, min_count: int, max_word
     from kvps.cli.models import compiled
     from kvps.cli.output import emit, say
     from kvps.cli.progress import Progress
-    from kvps.lm.completion import complete, split_typed
+    from kvps.lm.completion import split_typed
     from kvps.lm.followers import context_of
 
     with (Progress(["compiling"], unit=" n-grams") as progress,
-          compiled(store, progress, following=True, tokenizer=tokenizer, **choices) as (model, words)):
+          compiled(model, progress, following=True, tokenizer=tokenizer, **choices) as (ready, words)):
         for argument in texts:
             for text in (line.removesuffix("\n") for line in sys.stdin) if argument == "-" else [argument]:
                 typed, partial = split_typed(text, context_of(text, words))
-                found = complete(model, typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+                found = ready.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
                 if as_json:
                     emit({"text": text, "completions": [row._asdict() for row in found]})
                 for row in () if as_json else found:

@@ -7,7 +7,7 @@ from kvps.cli import options
 
 
 @click.command("evaluate")
-@options.store(written=False)
+@options.store(written=False, name="model")
 @options.inputs
 @click.option("--by-order", is_flag=True, help="Each order from 1 to --order, side by side.")
 @options.order
@@ -21,7 +21,7 @@ from kvps.cli import options
 @options.json
 @options.tokenizer
 @options.reading
-def command(store: str, inputs: tuple[str, ...], by_order: bool, order: int | None, smoothing: str, tokenizer: str | None,
+def command(model: str, inputs: tuple[str, ...], by_order: bool, order: int | None, smoothing: str, tokenizer: str | None,
             encoding_errors: str, field: str, newline: str, max_ratio: int, as_json: bool, **choices: object) -> None:
     """Measure how well models foresee a text.
 
@@ -39,13 +39,12 @@ def command(store: str, inputs: tuple[str, ...], by_order: bool, order: int | No
     from kvps.cli.models import compiled, readable
     from kvps.cli.output import emit
     from kvps.cli.progress import Progress
-    from kvps.lm import evaluate, prediction
+    from kvps.lm import evaluate, opening, prediction
     from kvps.lm.smoothing import ALL
-    from kvps.ps.places import open_place
     from kvps.units import cpu_count
 
     if by_order:
-        with open_place(store) as opened:
+        with opening.open_model_place(model) as opened:
             orders = list(range(1, (order or opened.identity["order"]) + 1))
     else:
         orders = [order]
@@ -54,11 +53,11 @@ def command(store: str, inputs: tuple[str, ...], by_order: bool, order: int | No
         for name in ALL if smoothing == "all" else [smoothing]:
             for top in orders:
                 with (Progress(["compiling"], unit=" n-grams") as progress,
-                      compiled(store, progress, following=True, tokenizer=tokenizer, order=top, smoothing=name,
-                               **choices) as (model, words)):
+                      compiled(model, progress, following=True, tokenizer=tokenizer, order=top, smoothing=name,
+                               **choices) as (ready, words)):
                     texts = evaluate.texts(found, words, encoding_errors)
-                    result = prediction.evaluate(model, texts, choices["threads"] or cpu_count())
-                    facts = {"smoothing": str(model.smoothing), "order": model.order, "version": model.version}
+                    result = prediction.evaluate(ready, texts, choices["threads"] or cpu_count())
+                    facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
                 rows.append(facts | result.as_dict())
                 if as_json:
                     emit(rows[-1])

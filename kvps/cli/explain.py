@@ -16,19 +16,20 @@ COLOURS = ("bright_black", "blue", "cyan", "green", "yellow", "magenta", "red", 
 
 
 @click.command("explain")
-@options.store(written=False)
+@options.store(written=False, name="model")
 @click.argument("sentences", nargs=-1, required=True, metavar="SENTENCE...")
 @click.option("--html", "page", metavar="FILE", type=click.Path(dir_okay=False), help="Write a heat map as a page of HTML.")
 @options.scoring
 @options.tokenizer
-def command(store: str, sentences: tuple[str, ...], page: str | None, tokenizer: str | None, as_json: bool,
+def command(model: str, sentences: tuple[str, ...], page: str | None, tokenizer: str | None, as_json: bool,
             **choices: object) -> None:
     """Show why a sentence has its probability: what each order of n-grams gives to each word.
 
     Use it to see why a sentence is unlikely. One argument is one sentence; - reads lines from stdin. For each word there is a
     line per order: the n-gram, its count, the discount, the count of all words after its context, the back-off of that
     context, and what the order gives to the probability of the word, also as a bar. What the orders give adds up to it; order
-    0 is what all words get.
+    0 is what all words get. An imported model has no counts: the longest n-gram that it lists gives all, times back-offs. Of a
+    mixture there are the n-grams of each model, by its weight.
 
     \b
     Example:
@@ -38,21 +39,17 @@ def command(store: str, sentences: tuple[str, ...], page: str | None, tokenizer:
     from kvps.cli.models import compiled
     from kvps.cli.output import emit, say
     from kvps.cli.progress import Progress
-    from kvps.errors import ArgumentError
-    from kvps.lm.explain import as_dict, explain, heat_map
+    from kvps.lm.explain import as_dict, heat_map
     from kvps.lm.model import CompiledModel
-    from kvps.ps.places import address
     from kvps.store import files
 
-    if address(store) is not None:
-        raise ArgumentError(f"{store}: this looks into a compiled model; name the folder of the store, where it lies")
     texts = [sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape") for text in sentences]
     with (Progress(["compiling"], unit=" n-grams") as progress,
-          compiled(store, progress, CompiledModel, tokenizer=tokenizer, **choices) as (model, made)):
+          compiled(model, progress, CompiledModel, tokenizer=tokenizer, **choices) as (ready, made)):
         text = b"".join(made.prepare(text.removesuffix(b"\n") + b"\n", name="sentence") for text in texts)
-        found = explain(model, text)
+        found = ready.explain(text)
         if page is not None:
-            files.atomic_write(page, heat_map(found, f"{store}", f"{model.smoothing}, order {model.order}."), private=False)
+            files.atomic_write(page, heat_map(found, f"{model}", f"{ready.smoothing}, order {ready.order}."), private=False)
             say(f"{page}: written") if not as_json else emit({"path": page})
             return
         for words in found:
@@ -77,7 +74,7 @@ def _show(words: list[ExplainedWord]) -> None:
             style = "bold" if known and part.order == word.order else "dim" if part.share == 0 else ""
             filled = round(BAR * part.share / word.probability) if word.probability > 0 else 0
             table.add_row(Text(word.word + (" (oov)" if word.oov else "") if row == 0 else ""),
-                          f"{word.log10:.4f}" if row == 0 else "", str(part.order), Text(part.ngram or "(any word)"),
+                          f"{word.log10:.4f}" if row == 0 else "", str(part.order), Text(part.shown()),
                           f"{part.count:,}" if known else "", f"{part.discount:.4f}" if part.discount else "",
                           f"{part.total:,}" if known else "", f"{part.backoff:.4f}" if known else "", f"{part.share:.3g}",
                           Text("█" * filled, style=COLOURS[part.order]), style=style, end_section=row == len(word.parts) - 1)

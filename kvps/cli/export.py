@@ -16,6 +16,14 @@ def _bounds(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
         raise click.BadParameter("expected numbers with commas between, such as 0,0,1") from None
 
 
+CHOICES = ("smoothing", "prune", "prune_entropy", "prune_to", "limit_vocab", "interpolate_unigrams", "vocab_pad", "labels")
+
+
+def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
+    """Return which of some options the user has given."""
+    return [name for name in names if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+
+
 @click.command("export")
 @options.store(written=False, name="model")
 @click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path())
@@ -46,7 +54,8 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
     it is computed, and takes its name when it is complete; a name that ends in .gz is compressed. Pruning and vocabulary
     are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
-    At the same size --prune-to mostly leaves a better model than --prune does.
+    At the same size --prune-to mostly leaves a better model than --prune does. Of a mixture it has the n-grams of its models
+    together, each with the probability that the mixture gives to it.
 
     \b
     Example:
@@ -57,23 +66,36 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
     """
     from kvps.cli.output import many, name_warnings, tell
     from kvps.cli.progress import Progress
+    from kvps.errors import ArgumentError
+    from kvps.lm import opening
     from kvps.lm.arpa import Choices, export
-    from kvps.ps.places import open_place
+    from kvps.lm.mixture import MixtureFile
     from kvps.units import format_bytes
 
     began = time.monotonic()
     name_warnings()
     if counts:
-        given = [name for name in ("smoothing", "prune", "prune_entropy", "prune_to", "limit_vocab", "interpolate_unigrams",
-                                     "vocab_pad", "labels")
-                 if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+        given = _given(ctx, CHOICES)
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for ARPA files, not for --counts")
     elif Path(output).is_dir():
         raise click.UsageError(f"{output}: is a folder, expected the name of a file")
     scratch = temp and Path(temp)
-    with open_place(model) as store:
-        if counts:
+    with opening.open_model_place(model) as store:
+        if isinstance(store, MixtureFile):
+            given = _given(ctx, (*CHOICES, "counts"))
+            if given:
+                raise click.UsageError(f"--{given[0].replace('_', '-')} is for stores: {model} is a mixture")
+            from kvps.jobs.models import model_at
+            from kvps.lm.mixed_arpa import export as export_mixture
+
+            with Progress(["exporting"], unit=" n-grams") as progress:
+                ready = model_at(store, following=True, threads=threads, scratch=scratch)
+                result = export_mixture(store, ready, output, order=order, threads=threads, scratch=scratch,
+                                        progress=progress.stage("exporting"))
+        elif isinstance(store, opening.ModelFile):
+            raise ArgumentError(f"{model}: was imported; the ARPA file that it was made from has all that it holds")
+        elif counts:
             from kvps.lm.google import export_counts
 
             with Progress(["exporting"], unit=" orders") as progress:

@@ -7,7 +7,7 @@ from kvps.cli import options
 
 
 @click.command("generate")
-@options.store(written=False)
+@options.store(written=False, name="model")
 @click.option("--prompt", default="", metavar="TEXT", help="The beginning of each sentence.")
 @click.option("--count", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="How many sentences.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, metavar="T",
@@ -18,7 +18,7 @@ from kvps.cli import options
 @click.option("--max-words", type=int, default=100, show_default=True, metavar="N", help="Cut longer sentences off.")
 @options.scoring
 @options.tokenizer
-def command(store: str, prompt: str, count: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None,
+def command(model: str, prompt: str, count: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None,
             max_words: int, tokenizer: str | None, as_json: bool, **choices: object) -> None:
     """Draw sentences from a model.
 
@@ -40,9 +40,9 @@ def command(store: str, prompt: str, count: int, temperature: float, top_k: int 
 
     seed = secrets.randbits(63) if seed is None else seed
     with (Progress(["compiling"], unit=" n-grams") as progress,
-          compiled(store, progress, following=True, tokenizer=tokenizer, **choices) as (model, made)):
+          compiled(model, progress, following=True, tokenizer=tokenizer, **choices) as (ready, made)):
         begun = context_of(prompt, made)
-        for words, ended in model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        for words, ended in ready.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                                            max_words=max_words, threads=choices["threads"] or cpu_count()):
             text = " ".join([*begun, *words])
             if as_json:

@@ -16,11 +16,14 @@ from kvps.cli import options
 @options.lowercase
 @click.option("--max-ratio", type=int, default=200, show_default=True, metavar="N",
               help="Refuse a compressed file whose text is more than N times as long; 0 for no limit.")
+@click.option("--list-ngrams", is_flag=True,
+              help="Keep a list of the n-grams too, 4 bytes for each of their words and 4 more: next words come faster, and kvps "
+                   "export of a mixture needs it.")
 @options.threads
 @options.temp
 @options.json
-def command(output: str, source: str, tokenizer: str | None, lowercase: bool, max_ratio: int, threads: int | None,
-            temp: str | None, as_json: bool) -> None:
+def command(output: str, source: str, tokenizer: str | None, lowercase: bool, max_ratio: int, list_ngrams: bool,
+            threads: int | None, temp: str | None, as_json: bool) -> None:
     """Make a model of an ARPA file, to score text with.
 
     Use it for models of KenLM, SRILM and others. OUT is one file, which can be used wherever MODEL stands; it cannot be
@@ -44,7 +47,7 @@ def command(output: str, source: str, tokenizer: str | None, lowercase: bool, ma
     name_warnings()
     with Progress(["importing"]) as progress:
         made = import_arpa(source, Path(output), tokenizer=Tokenizer.from_spec(tokenizer or "whitespace", lowercase),
-                           max_ratio=max_ratio, threads=threads or cpu_count(), scratch=temp and Path(temp),
-                           progress=progress.stage("importing"))
+                           max_ratio=max_ratio, list_ngrams=list_ngrams, threads=threads or cpu_count(),
+                           scratch=temp and Path(temp), progress=progress.stage("importing"))
     tell(made, f"{output}: order {made['order']}, {many(sum(made['ngrams'].values()), 'n-grams')}, {format_bytes(made['bytes'])}",
          as_json, began=began)

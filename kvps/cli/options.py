@@ -75,6 +75,14 @@ def store(*, written: bool, name: str = "store") -> Decorator:
     return _all(click.argument(name, callback=_written_place if written else _place), keys)
 
 
+def stores(name: str, metavar: str) -> Decorator:
+    """Return the argument that names several stores or models that are only read."""
+    def places(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(place(one) for one in value)
+
+    return _all(click.argument(name, nargs=-1, required=True, metavar=metavar, callback=places), keys)
+
+
 def store_folder(*, written: bool) -> Decorator:
     """Return the argument STORE of a command that works on the files of a store, as store() otherwise."""
     def folder(ctx: click.Context, param: click.Parameter, value: str) -> str:

@@ -19,7 +19,7 @@ def command(model: str, inputs: tuple[str, ...], per_sentence: bool, tokenizer: 
 
     Use it to compare models on held-out text, or text with one model: the lower the perplexity, the better the model
     expected the text. Tokens are words plus one </s> a sentence. MODEL is a store, or a file made by
-    `kvps import`; INPUT is what `kvps train --help` says.
+    `kvps import` or `kvps mix`; INPUT is what `kvps train --help` says.
 
     --per-sentence prints log10 probability, tokens, OOVs, perplexity and the sentence, with tabs between.
 

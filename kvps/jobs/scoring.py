@@ -2,15 +2,22 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvps.errors import StoreError
 from kvps.lm import cache
+from kvps.lm.completion import BEAM, Completion
+from kvps.lm.completion import MAX_WORDS as MAX_ADDED
+from kvps.lm.explain import ExplainedWord, Part
+from kvps.lm.followers import load_following
+from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords
 from kvps.lm.model import CompiledModel, rows_of
+from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import parse
 from kvps.lm.statistics import Statistics
@@ -20,10 +27,15 @@ if TYPE_CHECKING:
     from kvps.ps.remote_store import RemoteDirectory
 
 MAX_MODELS = 8                 # that a server keeps open
+# Asked for at once, so that no answer is long: contexts, or words after one; and words of drawn sentences.
+CONTEXTS, DRAWN_WORDS = 256, 1 << 16
+TALLIES = ("true", "predicted", "right")
 
 
 class RemoteModel:
-    """One version of a store that a server serves, seen through a smoothing; answers as CompiledModel does."""
+    """One version of a store that a server serves, seen through a smoothing; answers as CompiledModel and Foresight do."""
+
+    follows = True
 
     def __init__(self, store: RemoteDirectory, smoothing: str, order: int | None = None, *, exact: bool = False,
                  labels: Sequence[str] | None = None, stale: str = "wait") -> None:
@@ -60,6 +72,60 @@ class RemoteModel:
         found = self._store.run(log10, **self._asked, word=word, context=list(context))
         return -np.inf if found is None else found
 
+    def score_tokens(self, text: bytes) -> dict[str, np.ndarray]:
+        """As CompiledModel.score_tokens()."""
+        return self._store.run(score_tokens, **self._asked, text=text)
+
+    def score_rows(self, rows: np.ndarray) -> np.ndarray:
+        """As CompiledModel.score_rows()."""
+        return self._store.run(score_rows, **self._asked, rows=np.ascontiguousarray(rows, np.uint32))["log10"]
+
+    def vocabulary(self) -> dict[str, np.ndarray]:
+        """As CompiledModel.vocabulary()."""
+        return self._store.run(vocabulary, **self._asked)
+
+    def explain(self, text: bytes) -> Iterator[list[ExplainedWord]]:
+        """As CompiledModel.explain()."""
+        for words in self._store.run(explain, **self._asked, text=text):
+            yield [ExplainedWord(word, -np.inf if p is None else p, *rest, [Part(*part) for part in parts])
+                   for word, p, *rest, parts in words]
+
+    def distribution_of(self, context: Sequence[int]) -> np.ndarray:
+        """As Foresight.distribution_of(); the ids are those of vocabulary()."""
+        return self._store.run(distribution, **self._asked, context=[int(word) for word in context])["p"]
+
+    def next_words(self, contexts: Iterable[Sequence[str]], k: int | None, threads: int = 1) -> Iterator[NextWords]:
+        """As Foresight.next_words()."""
+        left, size = iter(contexts), CONTEXTS if k is not None and k <= CONTEXTS else 1
+        while some := list(itertools.islice(left, size)):
+            for words, p in self._store.run(next_words, **self._asked, contexts=[list(context) for context in some], k=k):
+                yield NextWords(words, np.array(p), np.cumsum(p))
+
+    def complete(self, typed: Sequence[str], partial: str, k: int = 10, *, beam: int = BEAM, max_words: int = MAX_ADDED,
+                 min_count: int = 0) -> list[Completion]:
+        """As Foresight.complete()."""
+        return [Completion(*row) for row in self._store.run(
+            complete, **self._asked, typed=list(typed), partial=partial, k=k, beam=beam, max_words=max_words, min_count=min_count)]
+
+    def generate(self, prompt: Sequence[str], count: int, *, temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, seed: int = 0, max_words: int = MAX_WORDS, threads: int = 1,
+                 first: int = 0) -> Iterator[Drawn]:
+        """As Foresight.generate()."""
+        some = max(1, DRAWN_WORDS // max(1, max_words))
+        for at in range(0, max(count, 1), some):
+            for row in self._store.run(generate, **self._asked, prompt=list(prompt), count=min(some, count - at),
+                                       temperature=temperature, top_k=top_k, top_p=top_p, seed=seed, max_words=max_words,
+                                       first=first + at):
+                yield Drawn(*row)
+
+    def evaluate(self, text: bytes) -> Evaluation:
+        """As Foresight.evaluate()."""
+        found = self._store.run(foresee, **self._asked, text=text)
+        tallies = {name: np.zeros(found["n_words"], np.int64) for name in TALLIES}
+        for name, tally in tallies.items():
+            tally[found["words"]] = found[name]
+        return Evaluation(Score(**found["score"]), found["hits"].copy(), found["within"].copy(), found["reciprocal"], **tallies)
+
 
 # Where the store is. The models that were opened last are kept: by store, version and what was asked.
 _models: OrderedDict[tuple, CompiledModel] = OrderedDict()
@@ -88,10 +154,26 @@ def _opened(store: StoreDirectory, asked: dict[str, Any]) -> CompiledModel:
         version = asked.pop("version")
         found = open_model(store, **asked, stale="wait")["version"]
         if found != version:
-            raise StoreError(f"{store.path}: version {version} is gone, version {found} has come; run the command again",
-                             path=str(store.path))
+            raise _gone(store, version, found)
         model = _models[key]
     return model
+
+
+def _following(store: StoreDirectory, asked: dict[str, Any]) -> Foresight:
+    """Return the model that was opened as one that knows next words."""
+    model = _opened(store, dict(asked))
+    if not model.follows:
+        version, key = asked["version"], _key(store, **asked)
+        model = load_following(store, asked["smoothing"], asked["order"], exact=asked["exact"], labels=asked["labels"])
+        if model.version != version:
+            raise _gone(store, version, model.version)
+        _models[key] = model
+    return model
+
+
+def _gone(store: StoreDirectory, version: int, found: int) -> StoreError:
+    return StoreError(f"{store.path}: version {version} is gone, version {found} has come; run the command again",
+                      path=str(store.path))
 
 
 def score_text(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict:
@@ -114,3 +196,60 @@ def log10(store: StoreDirectory, *, word: str, context: list[str], **asked: Any)
     """Return log10 p(word | context), None for that of 0."""
     found = _opened(store, asked).log10(word, context)
     return found if np.isfinite(found) else None
+
+
+def score_tokens(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict:
+    """Return what CompiledModel.score_tokens() does."""
+    return _opened(store, asked).score_tokens(text.tobytes())
+
+
+def score_rows(store: StoreDirectory, *, rows: np.ndarray, **asked: Any) -> dict:
+    """Return the log10 probability of the last word of each row of word ids."""
+    return {"log10": _opened(store, asked).score_rows(rows)}
+
+
+def vocabulary(store: StoreDirectory, **asked: Any) -> dict:
+    """Return what CompiledModel.vocabulary() does."""
+    return _opened(store, asked).vocabulary()
+
+
+def explain(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> list:
+    """Return what CompiledModel.explain() yields, as lists; the log10 of a probability of 0 is None."""
+    return [[[word.word, word.log10 if np.isfinite(word.log10) else None, *word[2:]] for word in words]
+            for words in _opened(store, asked).explain(text.tobytes())]
+
+
+def distribution(store: StoreDirectory, *, context: list[int], **asked: Any) -> dict:
+    """Return the probability of each word id after a context of ids."""
+    return {"p": _following(store, asked).distribution_of(context)}
+
+
+def next_words(store: StoreDirectory, *, contexts: list[list[str]], k: int | None, **asked: Any) -> list:
+    """Return the words and probabilities of what Foresight.next_words() yields."""
+    return [[found.words, found.probabilities.tolist()] for found in _following(store, asked).next_words(contexts, k)]
+
+
+def complete(store: StoreDirectory, *, typed: list[str], partial: str, k: int, beam: int, max_words: int, min_count: int,
+             **asked: Any) -> list:
+    """Return what Foresight.complete() does."""
+    return _following(store, asked).complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+
+
+def generate(store: StoreDirectory, *, prompt: list[str], count: int, temperature: float, top_k: int | None, top_p: float | None,
+             seed: int, max_words: int, first: int, **asked: Any) -> list:
+    """Return what Foresight.generate() yields."""
+    return list(_following(store, asked).generate(prompt, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+                                                  max_words=max_words, first=first))
+
+
+def foresee(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict:
+    """Return what Foresight.evaluate() does, of the words only those that are there."""
+    found = _following(store, asked).evaluate(text.tobytes())
+    words = np.flatnonzero(found.true + found.predicted)
+    return {"n_words": len(found.true), "score": dataclasses.asdict(found.score), "hits": found.hits, "within": found.within,
+            "reciprocal": found.reciprocal, "words": words, **{name: getattr(found, name)[words] for name in TALLIES}}
+
+
+# What a client may have run here.
+FUNCTIONS = (open_model, score_text, score_sentences, score_words, score_tokens, score_rows, log10, vocabulary, explain,
+             distribution, next_words, complete, generate, foresee)

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from kvps.errors import ArgumentError, StoreError
+from kvps.jobs import scoring
 from kvps.jobs.check import Check
 from kvps.jobs.compact import compact_label, crowded
 from kvps.jobs.counts import look_at_counts
 from kvps.jobs.history import history
 from kvps.jobs.purge import checkpoints_of, remains, sizes
-from kvps.jobs.scoring import log10, open_model, score_sentences, score_text, score_words
 from kvps.jobs.stats import statistics
 from kvps.jobs.verify import below_zero, n_keys
 from kvps.lm import cache
@@ -165,9 +165,9 @@ class ServedDepot(Depot):
     write_description = remove_description = objects = put = remove = sweep = _refuse
 
 
-_STORE = (dump, counts, history, statistics, arpa_file, check_store, compile_model, open_model, score_text, score_sentences,
-          score_words, log10, make_checkpoint, list_checkpoints, verify_checkpoints, delete_checkpoint, sizes, remains,
-          checkpoints_of, checkpoint_names, checkpoint_description, checkpoint_object)
+_STORE = (dump, counts, history, statistics, arpa_file, check_store, compile_model, make_checkpoint, list_checkpoints,
+          verify_checkpoints, delete_checkpoint, sizes, remains, checkpoints_of, checkpoint_names, checkpoint_description,
+          checkpoint_object, *scoring.FUNCTIONS)
 _SHARD = (tidy, cancel, below_zero, n_keys, crowded, compact_label)
 _HOME = (check_shard, sums_of)         # with a snapshot of a shard on another machine, by its root's server
 STORE, SHARD, HOME = ({function.__name__: function for function in functions} for functions in (_STORE, _SHARD, _HOME))

@@ -117,6 +117,14 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
     Returns:
         {"path", "version", "order", "smoothing", "ngrams": {order: n}, "bytes": written}.
     """
+    pieces = store.run(arpa_file, order=order, labels=None if labels is None else list(labels),
+                       choices=dataclasses.asdict(choices or Choices()), compress=os.fspath(path).endswith(".gz"),
+                       here={"threads": threads, "scratch": scratch, "progress": progress})
+    return written(pieces, path, write)
+
+
+def written(pieces: Iterator[bytes], path: str | Path, write: Callable[[bytes], object] | None = None) -> dict:
+    """Write what arpa_file() yields; as export()."""
     n_bytes = 0
 
     def counted(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -125,9 +133,7 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
             n_bytes += len(piece)
             yield piece
 
-    with contextlib.closing(store.run(arpa_file, order=order, labels=None if labels is None else list(labels),
-                                      choices=dataclasses.asdict(choices or Choices()), compress=os.fspath(path).endswith(".gz"),
-                                      here={"threads": threads, "scratch": scratch, "progress": progress})) as pieces:
+    with contextlib.closing(pieces):
         head = b""
         while b"\n" not in head:
             head += bytes(next(pieces))
@@ -165,7 +171,7 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
     except TypeError as exc:                   # from elsewhere
         raise ArgumentError(f"choices: {exc}") from exc
     with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
-        model = _Estimates(store, snapshot, top, chosen, pool, stack, scratch or store.path)
+        model = Estimates(store, snapshot, top, chosen, pool, stack, scratch or store.path)
         yield json.dumps({"version": snapshot.version, "order": top, "smoothing": str(model.smoothing),
                           "ngrams": model.sizes}).encode() + b"\n"
         pieces = model.file(2 * (threads or cpu_count()), progress)
@@ -180,7 +186,7 @@ def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield compress.flush()
 
 
-class _Estimates:
+class Estimates:
     """The probabilities and back-offs of one version, in partitions."""
 
     def __init__(self, store: StoreDirectory, snapshot: StoreSnapshot, top: int, choices: Choices, pool: ThreadPoolExecutor,

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from kvps._arpa import pack_text_keys
 from kvps._arpa_read import PROBLEMS, read_ngrams, read_unigrams
 from kvps._buckets import fill_given, mark_contexts, slots_per_bucket
 from kvps._spill import Spill
@@ -31,8 +32,10 @@ from kvps._vocabulary import WordTable
 from kvps.errors import DataError
 from kvps.lm import container
 from kvps.lm.compile import BUCKET_BYTES, LOAD, MAX_PARTITIONS, PARTITION_RECORDS, RECORD_BYTES, SeedCollision, section
+from kvps.lm.ordered import Partitions, unpacked
 from kvps.lm.pools import windowed
 from kvps.lm.statistics import Statistics
+from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.text.streams import DEFAULT_MAX_RATIO, SUFFIXES, failures_named, open_stream
 from kvps.text.tokenize import Tokenizer
@@ -48,13 +51,15 @@ SHORTEST_LINE = 6              # of an n-gram: "0\ta b\n"
 MISSING_UNK = 100.0            # KenLM takes -100 for log10 p of an <unk> that is not listed
 
 
-def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_ratio: int = DEFAULT_MAX_RATIO, threads: int = 1,
-                scratch: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
+def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_ratio: int = DEFAULT_MAX_RATIO,
+                list_ngrams: bool = False, threads: int = 1, scratch: Path | None = None,
+                progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write the model file `path` from an ARPA file, plain or compressed (.gz, .bz2, .xz, .zst).
 
     Args:
         tokenizer: what makes words of the text that the model is to score; recorded.
         max_ratio: as in open_stream().
+        list_ngrams: the model file has a list of the n-grams too, 4 bytes for each of their words and 4 more.
         scratch: folder for temporary files, some 36 bytes per n-gram; that of `path` by default.
         progress: called with (bytes read, bytes in all), as they lie on disk.
 
@@ -66,7 +71,7 @@ def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_rat
     """
     for seed in range(8):
         with contextlib.suppress(SeedCollision), contextlib.ExitStack() as stack:
-            made = _Import(stack, os.fspath(source), seed, max_ratio, scratch or path.absolute().parent, progress)
+            made = _Import(stack, os.fspath(source), seed, max_ratio, scratch or path.absolute().parent, list_ngrams, progress)
             return made.write(path, tokenizer, threads)
     raise AssertionError("eight seeds in a row collided: the hash is broken")
 
@@ -152,7 +157,7 @@ class _Reader(abc.ABC):
 
     @abc.abstractmethod
     def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, context_hashes: np.ndarray,
-             backoffs: np.ndarray, parents: np.ndarray) -> None:
+             backoffs: np.ndarray, parents: np.ndarray, rows: np.ndarray) -> None:
         """Get what read_ngrams() made of lines of order k."""
 
     def read(self) -> None:
@@ -255,7 +260,7 @@ class _Import(_Reader):
     """One attempt to make a model, with one seed."""
 
     def __init__(self, stack: contextlib.ExitStack, name: str, seed: int, max_ratio: int, scratch: Path,
-                 progress: Callable[[int, int], None]) -> None:
+                 list_ngrams: bool, progress: Callable[[int, int], None]) -> None:
         """Run step 1."""
         super().__init__(stack, name, seed, max_ratio, progress)
         self._seed, self._max_ratio, self._scratch = seed, max_ratio, scratch
@@ -264,16 +269,24 @@ class _Import(_Reader):
         self.n_partitions = 1
         while self.n_partitions * PARTITION_RECORDS < expected and self.n_partitions < MAX_PARTITIONS:
             self.n_partitions *= 2
+        self._stack, self._list_ngrams = stack, list_ngrams
+        self._listed: dict[int, Partitions] = {}
         self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n_partitions, RECORD_BYTES) for _ in range(3)]
         self.read()
         with files.reporting(scratch):
             for spill in self._spills:
                 spill.finish()
+        for k in range(2, self.order + 1) if list_ngrams else ():
+            self._partitions(k).finish(0)
 
     def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, context_hashes: np.ndarray,
-             backoffs: np.ndarray, parents: np.ndarray) -> None:
+             backoffs: np.ndarray, parents: np.ndarray, rows: np.ndarray) -> None:
         """Deal n-grams into the partitions."""
         with files.reporting(self._scratch):
+            if self._list_ngrams:
+                keys = pack_text_keys(np.ascontiguousarray(rows.reshape(-1, k)[:, [*range(k - 2, -1, -1), k - 1]]), codes,
+                                      bits_for(len(self.codes)))
+                self._partitions(k).add(0, keys)
             self._spills[0].add_hashed(hashes, codes)
             self._spills[1].add_hashed(context_hashes, backoffs)
             if k == 2:                 # every word is among the 1-grams
@@ -317,11 +330,29 @@ class _Import(_Reader):
                                     ("large", np.empty(0, np.uint64)), ("escaped", np.empty(0, np.uint64)),
                                     ("escaped_numbers", np.empty(0, np.uint32))):
                     yield section(name, array)
+                for k, part in self._listed.items():
+                    yield f"listed.{k}", "I", part.n_keys() * (k + 1), self._rows(k, part)
                 yield ("entries", "B", n_buckets * BUCKET_BYTES * self.n_partitions,
                        windowed(pool, region, range(self.n_partitions), 2 * threads))
 
             container.write(path, meta, written())
         return {"path": os.fspath(path), "order": self.order, "ngrams": ngrams, "bytes": path.stat().st_size}
+
+    def _partitions(self, k: int) -> Partitions:
+        """Return those of the list of k-grams."""
+        if k not in self._listed:
+            mass = 10.0 ** -(self.codes - 1).astype(np.uint32).view(np.float32).astype(np.float64)
+            mass[BOS] = mass[EOS]              # it is given, with probability 1
+            expected = min(self.sizes[k - 1], self.lines.at_most // SHORTEST_LINE)
+            self._listed[k] = Partitions(self._stack, k, bits_for(len(mass)), expected, 1, mass, self._scratch)
+        return self._listed[k]
+
+    def _rows(self, k: int, part: Partitions) -> Iterator[np.ndarray]:
+        """Yield the list of k-grams with their probabilities."""
+        for i in range(part.n):
+            keys = part.read(i)
+            codes = keys.reshape(-1, part.width)[:, 0] & np.uint64(0xFFFFFFFF)
+            yield np.column_stack([unpacked(keys, k, bits_for(len(self.codes))), codes.astype(np.uint32)]).reshape(-1)
 
     def _refuse_twice(self, records: np.ndarray) -> None:
         """Raise DataError if an n-gram is there twice, for then no seed parts the two."""

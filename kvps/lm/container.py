@@ -23,7 +23,8 @@ An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k
 parts u32 (n_words,), the part of what begins with a word, or their number where that may be any.
 An imported model ("arpa") is one in hashes that has probabilities in the place of counts, of words and n-grams the bits of
 -log10 p as a float32, plus 1, and back-offs in that of the numbers of totals: the bits of their log10, of words plus 1. An
-n-gram without the mark of one whose totals are listed is no context; a back-off of 0 is not listed, though the mark is there.
+n-gram without the mark of one whose totals are listed is no context; a back-off of 0 is not listed, though the mark is there. It
+may have for k = 2..order: listed.k u32 (n, k + 1), its n-grams in context order, sorted, and their probabilities as above.
 
 The file is written under another name and renamed, so that a file that is there is whole. That of a store can be deleted
 at any time: it holds nothing that the store does not hold. Its format may change with any release; one of another format is

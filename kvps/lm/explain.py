@@ -8,13 +8,14 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from kvps.errors import ArgumentError
-from kvps.lm.model import CompiledModel
 from kvps.lm.smoothing import GIVEN
+
+if TYPE_CHECKING:
+    from kvps.lm.model import CompiledModel
 
 
 class Part(NamedTuple):
@@ -27,6 +28,15 @@ class Part(NamedTuple):
     total: int                             # the counts of all words after its context
     backoff: float                         # by what its context multiplies what shorter n-grams give; 1: context not seen
     share: float                           # of the probability; those of all orders add up to it
+    model: str = ""                        # whose n-gram it is, of those that are mixed
+
+    def shown(self) -> str:
+        """Return what people read of the n-gram."""
+        return (f"{self.model}: " if self.model else "") + (self.ngram or "(any word)")
+
+    def as_dict(self) -> dict:
+        """Return what `kvps explain --json` prints of it."""
+        return {name: value for name, value in self._asdict().items() if value or name != "model"}
 
 
 class ExplainedWord(NamedTuple):
@@ -44,14 +54,12 @@ class ExplainedWord(NamedTuple):
 def explain(model: CompiledModel, text: bytes) -> Iterator[list[ExplainedWord]]:
     """Yield, for each line of tokenised text, its words with what their probabilities are made of; </s> is the last.
 
-    Raises:
-        ArgumentError: an imported model, which has probabilities and not what they were made of.
+    An imported model has probabilities, and no counts: the longest n-gram that is listed gives all of it, times the back-offs
+    of the longer contexts.
     """
-    if model.smoothing == GIVEN:
-        raise ArgumentError(f"{model.path}: was imported with its probabilities; what they are made of takes the counts of a store")
     ids, history, _ = model.encode(text)
     values, totals, (shares, discounts, backoffs) = model.tables.look(ids, history)
-    unigrams = int(np.asarray(model.unigrams).sum(dtype=np.uint64))
+    unigrams = 0 if model.smoothing == GIVEN else int(np.asarray(model.unigrams).sum(dtype=np.uint64))
     at = 0
     for tokens in model.score_words(text):
         words = ["<s>", *(word.decode() for word, *_ in tokens)]
@@ -78,7 +86,7 @@ def as_dict(words: list[ExplainedWord]) -> dict:
 
     return {"sentence": " ".join(word.word for word in words[:-1]),
             "log10_probability": finite(sum(word.log10 for word in words)),
-            "words": [word._asdict() | {"log10": finite(word.log10), "parts": [part._asdict() for part in word.parts]}
+            "words": [word._asdict() | {"log10": finite(word.log10), "parts": [part.as_dict() for part in word.parts]}
                       for word in words]}
 
 
@@ -113,7 +121,7 @@ def heat_map(sentences: Iterable[list[ExplainedWord]], title: str, facts: str) -
 
 def _span(word: ExplainedWord) -> str:
     heat = min(1.0, max(word.log10, DARKEST) / DARKEST)
-    rows = "".join(f"<tr><td>{html.escape(part.ngram) or '(any word)'}</td><td>{part.count or ''}</td><td>{part.discount:.4g}</td>"
+    rows = "".join(f"<tr><td>{html.escape(part.shown())}</td><td>{part.count or ''}</td><td>{part.discount:.4g}</td>"
                    f"<td>{part.total or ''}</td><td>{part.backoff:.4g}</td><td>{part.share:.4g}</td></tr>" for part in word.parts)
     return (f'<span class="w{" oov" if word.oov else ""}" style="background:hsl({48 - 48 * heat:.0f} 95% {96 - 40 * heat:.0f}%)">'
             f"{html.escape(word.word)}<table><tr><th>log10 p {word.log10:.4f}</th><th>count</th><th>discount</th><th>of</th>"

@@ -26,7 +26,6 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -34,9 +33,10 @@ from kvps._followers import Followers, Workspace
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm import cache, container
+from kvps.lm.foresight import Choices, Foresight, ImportedModel, sorted_words
 from kvps.lm.model import CompiledModel
-from kvps.lm.opening import ModelFile
-from kvps.lm.pools import gathered, windowed
+from kvps.lm.opening import ModelFile, load
+from kvps.lm.pools import gathered
 from kvps.lm.smoothing import DEFAULT, Smoothing, parse
 from kvps.lm.walks import folded, statistics_of, summed_unigrams, walk_shard
 from kvps.ps.router import Router
@@ -52,12 +52,6 @@ KINDS = {"codes": "B", "places": "Q", "large": "Q"}
 # What a walk may hold before it goes to its scratch file.
 DRAIN_BYTES = 4 << 20
 PIECE_BYTES = 1 << 20                  # read back at once
-# Contexts answered in one call of the kernel, and words that one may return.
-CONTEXTS, WORDS = 64, 1 << 20
-SENTENCES = 32                         # drawn in one call of the kernel
-MAX_WORDS = 100                        # of a drawn sentence, unless more are wanted
-# How the kernel says that a sentence ended.
-ENDED, NOTHING = 1, 2
 
 
 # Making the file
@@ -70,9 +64,7 @@ def compile_followers(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Pat
     """
     n_words, n_shards = len(vocabulary), len(snapshot.shards)
     bits = bits_for(n_words)
-    words = [vocabulary.table.word(i) for i in range(n_words)]
-    ranks = np.empty(n_words, np.uint32)
-    ranks[sorted(range(n_words), key=words.__getitem__)] = np.arange(n_words, dtype=np.uint32)
+    _, ranks = sorted_words([vocabulary.table.word(i) for i in range(n_words)])
     with contextlib.ExitStack() as stack:
         pool = stack.enter_context(ThreadPoolExecutor(threads))
         parts = [_Part(stack.enter_context(files.scratch(scratch)), top, scratch) for _ in range(n_shards + 1)]
@@ -166,27 +158,14 @@ def _starts(parts: list[_Part], depth: int, name: str, dtype: type) -> Iterator[
 
 # Using it
 
-class NextWords(NamedTuple):
-    """The best next words after a context, best first, those of equal probability in byte order."""
-
-    words: list[str]
-    probabilities: np.ndarray              # float64 (k,)
-    cumulative: np.ndarray                 # float64 (k,): of each word and those before it
-
-
-class Drawn(NamedTuple):
-    """A sentence that was drawn: its words after the prompt, and whether it came to its </s>."""
-
-    words: list[str]
-    ended: bool
-
-
 class OtherVersion(Exception):
     """The two files are of different versions of the store."""
 
 
-class FollowingModel(CompiledModel):
+class FollowingModel(CompiledModel, Foresight):
     """A CompiledModel that knows which words follow a context, and how probable each is."""
+
+    follows = True
 
     def __init__(self, path: Path, listing: Path, smoothing: str | Smoothing = DEFAULT,
                  order: int | None = None) -> None:
@@ -204,6 +183,7 @@ class FollowingModel(CompiledModel):
         self.by_rank[self.ranks] = np.arange(self.n_words, dtype=np.uint32)
         self.followers = Followers(self.order, levels, arrays["starts"], arrays["parts"], arrays["ranks"], self.by_rank, pages)
         self._spaces: list[Workspace] = []         # of threads that asked before
+        self._drawing: tuple[float, tuple[np.ndarray, np.ndarray]] | None = None
         alone = np.empty(self.n_words)
         self.tables.unigram_probabilities(alone)
         there = np.asarray(self.unigrams) > 0
@@ -216,14 +196,10 @@ class FollowingModel(CompiledModel):
         self.ground = there.astype(np.float64) if self.smoothing.number == parse("laplace").number else alone
         ids = np.flatnonzero(there).astype(np.uint32)
         self.by_ground = [ids[np.lexsort((self.ranks[ids], -ground[ids]))] for ground in (self.ground, self.alone)]
+        self.n_next = len(ids)
         vocabulary = self.statistics.vocabulary + (2 if self.smoothing.name == "modified-kneser-ney" else 3)
         self.followers.smooth(self.smoothing.number, self.smoothing.kernel_value, self.discounts, float(vocabulary),
                               list(zip((self.ground, self.alone), self.by_ground, strict=True)))
-
-    def refuse_scores(self) -> None:
-        """Raise ArgumentError unless the smoothing gives probabilities."""
-        if self.smoothing.name == "stupid-backoff":
-            raise ArgumentError("stupid-backoff gives scores, not a distribution over the next word; choose another smoothing")
 
     @contextlib.contextmanager
     def workspace(self) -> Iterator[Workspace]:
@@ -235,84 +211,67 @@ class FollowingModel(CompiledModel):
         yield space
         self._spaces.append(space)             # not after a failure, which may leave something in it
 
-    def distribution(self, context: Sequence[str]) -> np.ndarray:
-        """Return the probability of each word id after a context, float64 (n_words,)."""
+    def distribution_of(self, context: Sequence[int]) -> np.ndarray:
+        """As Foresight.distribution_of()."""
         out = np.empty(self.n_words)
         with self.workspace() as space:
-            self.followers.distribution(space, np.array(self.ids_of(context), np.uint32), out)
+            self.followers.distribution(space, np.array(context, np.uint32), out)
         return out
 
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the k best next words after each of n contexts of word ids.
-
-        Returns:
-            (ids uint32 (n, k), probabilities float64 (n, k), how many there are int64 (n,)); see NextWords.
-        """
-        n, k = len(contexts), min(k, self.n_words)
-        ids, p, found = np.zeros((n, k), np.uint32), np.zeros((n, k)), np.empty(n, np.int64)
-        ends = np.cumsum([len(context) for context in contexts], dtype=np.int64)
+        """As Foresight.top()."""
         with self.workspace() as space:
-            self.followers.top(space, np.array([i for context in contexts for i in context], np.uint32), ends, k, ids, p, found)
-        return ids, p, found
+            ids, ends, found = _listed(contexts, min(k, self.n_words))
+            self.followers.top(space, ids, ends, min(k, self.n_words), *found)
+        return found
 
-    def next_words(self, contexts: Iterable[Sequence[str]], k: int | None, threads: int = 1) -> Iterator[NextWords]:
-        """Yield the k best next words after each context, all with k None; words that cannot come are left out.
+    def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
+               min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.extend()."""
+        keep, k = max(self.order - 1, 1), min(k, self.n_words)
+        with self.workspace() as space:
+            ids, ends, found = _listed([context[-keep:] for context in contexts], k)
+            self.followers.extend(space, ids, ends, k, low, high, min_count, *found)
+        return found
 
-        Raises:
-            ArgumentError: stupid back-off, which gives scores and no distribution.
-        """
-        self.refuse_scores()
-        k = min(k or self.n_words, len(self.by_ground[0]))
-        rows = [self.ids_of(context) for context in contexts]
-        size = max(1, min(CONTEXTS, WORDS // k))
-        parts = [rows[i:i + size] for i in range(0, len(rows), size)]
-        if len(parts) == 1:
-            yield from self._named(*self.top(parts[0], k))
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            for answer in windowed(pool, lambda part: self.top(part, k), parts, 2 * threads):
-                yield from self._named(*answer)
+    def draw(self, start: list[int], seed: int, first: int, n: int, max_words: int,
+             choices: Choices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.draw()."""
+        words, lengths, ends = np.empty((n, max_words), np.uint32), np.empty(n, np.int64), np.empty(n, np.uint8)
+        top_p = 1.0 if choices.top_p is None else choices.top_p
+        with self.workspace() as space:
+            self.followers.generate(space, np.array(start, np.uint32), seed, first, max_words, choices.temperature,
+                                    choices.top_k or 0, top_p, *self._shares(choices.temperature), words, lengths, ends)
+        return words, lengths, ends
 
-    def generate(self, prompt: Sequence[str], count: int, *, temperature: float = 1.0, top_k: int | None = None,
-                 top_p: float | None = None, seed: int = 0, max_words: int = MAX_WORDS, threads: int = 1) -> Iterator[Drawn]:
-        """Yield `count` sentences that begin with a prompt, drawn word by word; see Model.generate().
+    def _shares(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
+        """Return what drawing needs of the ground; kept for the temperature that was asked for last."""
+        kept = self._drawing
+        if kept is None or kept[0] != temperature:
+            alone = int(self.order == 1)
+            ground, by_ground = (self.ground, self.alone)[alone], self.by_ground[alone]
+            tempered = np.where(ground > 0, ground, 1) ** (1 / temperature)
+            tempered[(ground == 0) | np.isin(np.arange(self.n_words), (UNK, BOS))] = 0
+            kept = self._drawing = temperature, (np.cumsum(ground[by_ground]), np.append(tempered, math.fsum(tempered)))
+        return kept[1]
 
-        Sentence i depends on the seed and i alone, not on how many there are or on the number of threads.
-        """
-        self.refuse_scores()
-        for name, value, possible in (("temperature", temperature, 0 < temperature < math.inf),
-                                      ("top k", top_k, top_k is None or top_k >= 1),
-                                      ("top p", top_p, top_p is None or 0 < top_p <= 1), ("count", count, count >= 0),
-                                      ("number of words", max_words, max_words >= 1), ("seed", seed, 0 <= seed < 1 << 64)):
-            if not possible:
-                raise ArgumentError(f"a {name} of {value} is not possible")
-        alone = int(self.order == 1)
-        ground, by_ground = (self.ground, self.alone)[alone], self.by_ground[alone]
-        tempered = np.where(ground > 0, ground, 1) ** (1 / temperature)
-        tempered[(ground == 0) | np.isin(np.arange(self.n_words), (UNK, BOS))] = 0
-        start = np.array([BOS, *self.ids_of(prompt)], np.uint32)
-        choices = (temperature, top_k or 0, 1.0 if top_p is None else top_p, np.cumsum(ground[by_ground]),
-                   np.append(tempered, math.fsum(tempered)))
+    def foreseen(self, text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.foreseen()."""
+        ids, history, _ = self.encode(text)
+        _, matched = self.score_ids(ids, history)
+        places, first = np.empty(len(ids), np.int64), np.empty(len(ids), np.uint32)
+        with self.workspace() as space:
+            self.followers.places(space, ids, history, places, first)
+        tokens = (ids != BOS) | (history > 0)
+        return ids[tokens], matched[tokens], places[tokens], first[tokens]
 
-        def drawn(first: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-            n = min(SENTENCES, count - first)
-            words, lengths, ends = np.empty((n, max_words), np.uint32), np.empty(n, np.int64), np.empty(n, np.uint8)
-            with self.workspace() as space:
-                self.followers.generate(space, start, seed, first, max_words, *choices, words, lengths, ends)
-            return words, lengths, ends
 
-        with ThreadPoolExecutor(threads) as pool:
-            for rows, lengths, ends in windowed(pool, drawn, range(0, count, SENTENCES), 2 * threads):
-                for row, n, end in zip(rows, lengths.tolist(), ends.tolist(), strict=True):
-                    words = [self.words.word(i).decode() for i in row[:n].tolist()]
-                    if end == NOTHING:
-                        raise ArgumentError(f"{self.smoothing} gives no word a probability after "
-                                            f"{' '.join(['<s>', *prompt, *words])!r}")
-                    yield Drawn(words, end == ENDED)
-
-    def _named(self, ids: np.ndarray, p: np.ndarray, found: np.ndarray) -> Iterator[NextWords]:
-        for row, shares, n in zip(ids, p, found.tolist(), strict=True):
-            yield NextWords([self.words.word(i).decode() for i in row[:n].tolist()], shares[:n], np.cumsum(shares[:n]))
+def _listed(contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Return contexts as the kernel takes them, and room for its answers."""
+    n = len(contexts)
+    ends = np.cumsum([len(context) for context in contexts], dtype=np.int64)
+    return (np.array([i for context in contexts for i in context], np.uint32), ends,
+            (np.zeros((n, k), np.uint32), np.zeros((n, k)), np.empty(n, np.int64)))
 
 
 def context_of(text: str, tokenizer: Tokenizer) -> list[str]:
@@ -326,18 +285,14 @@ def context_of(text: str, tokenizer: Tokenizer) -> list[str]:
 
 
 def load_following(store: StoreDirectory | ModelFile, smoothing: str | Smoothing = DEFAULT, order: int | None = None, *,
-                   exact: bool = False, **options: object) -> FollowingModel:
-    """Return the store's last version as a model that knows next words; its files are made if need be.
+                   exact: bool = False, **options: object) -> FollowingModel | ImportedModel:
+    """Return the last version of a store, or an imported model, as a model that knows next words; files are made if need be.
 
-    Args:
-        exact, options: as those of cache.ensure().
-
-    Raises:
-        ArgumentError: it is an imported model.
+    exact, options: as those of cache.ensure().
     """
-    if isinstance(store, ModelFile):
-        raise ArgumentError(f"{store.path}: was imported; next words are found by the counts of a store")
     chosen = parse(smoothing)
+    if isinstance(store, ModelFile):
+        return load(store, ImportedModel, chosen, order, exact=exact, **options)
     options |= {"kind": chosen.kind, "top": order}
     while True:
         try:

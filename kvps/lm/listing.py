@@ -23,7 +23,7 @@ from kvps.units import cpu_count
 MAX_SEEKS = 256                # n-grams that are looked up one by one; for more, one scan is as fast
 
 
-def dump(store: StoreDirectory, k: int, *, in_order: bool = False, threads: int | None = None,
+def dump(store: StoreDirectory, k: int, *, in_order: bool = False, labels: list[str] | None = None, threads: int | None = None,
          scratch: Path | None = None) -> Iterator[bytes]:
     """Yield the lines `w1 ... wk TAB raw count` of every k-gram, in blocks.
 
@@ -31,13 +31,14 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, threads: int 
 
     Args:
         in_order: in byte order of the lines; otherwise in no order that means anything.
+        labels: of only the text of these, as in StoreDirectory.snapshot().
         scratch: folder for temporary files when sorting; the store's own by default.
     """
     order = store.identity["order"]
     if not 1 <= k <= order:
         raise ArgumentError(f"order {k} is not possible: {store.path} has orders 1 to {order}")
     threads = threads or cpu_count()
-    with store.snapshot() as snapshot, ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
         vocabulary = Vocabulary(store.root.words())
         words = Words(vocabulary)
         lines = _Lines(words, k, bits_for(len(vocabulary)))

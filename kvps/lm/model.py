@@ -11,9 +11,10 @@ from kvps._model import histories
 from kvps._text import join_lines
 from kvps._vocabulary import encode_frozen
 from kvps.errors import ArgumentError
+from kvps.lm.explain import ExplainedWord, explain
 from kvps.lm.scorer import Score, Scorer
 from kvps.text.spool import sentence_line
-from kvps.text.vocabulary import EOS, UNK
+from kvps.text.vocabulary import BOS, EOS, UNK
 
 # Sentences scored in one call of the kernel; bounds memory at some 50 bytes per byte of text.
 BATCH_BYTES = 1 << 20
@@ -22,6 +23,8 @@ CHUNK = 4096                   # sentences taken from an iterable at once
 
 class CompiledModel(Scorer):
     """A compiled file with a smoothing that answers for each sentence, word and n-gram."""
+
+    follows = False                            # whether it knows next words: kvps.lm.foresight
 
     def encode(self, text: bytes) -> tuple[np.ndarray, np.ndarray, int]:
         """Return (ids, histories, number of sentences) of tokenised text, each sentence <s> words </s>."""
@@ -37,6 +40,31 @@ class CompiledModel(Scorer):
         log10_p, matched = np.empty(len(ids)), np.empty(len(ids), np.uint8)
         self.tables.score(ids, history, log10_p, matched)
         return log10_p, matched
+
+    def score_tokens(self, text: bytes) -> dict[str, np.ndarray]:
+        """Return of each token of tokenised text, words and one </s> a sentence, "ids", "log10" and "matched"; see score_ids()."""
+        ids, history, _ = self.encode(text)
+        log10_p, matched = self.score_ids(ids, history)
+        tokens = (ids != BOS) | (history > 0)
+        return {"ids": ids[tokens], "log10": log10_p[tokens], "matched": matched[tokens]}
+
+    def score_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return log10 p(last word | the words before it) of n-grams of word ids, uint32 (n, k): float64 (n,)."""
+        rows = np.ascontiguousarray(rows[:, -self.order:], np.uint32)
+        log10_p, _ = self.score_ids(rows.reshape(-1), np.tile(np.arange(rows.shape[1], dtype=np.uint8), len(rows)))
+        return log10_p[rows.shape[1] - 1::rows.shape[1]]
+
+    def vocabulary(self) -> dict[str, np.ndarray]:
+        """Return the "words" by id, uint8, their "lengths", uint32, and which ids are "alive", uint8: no others are predicted."""
+        words = [self.words.word(i) for i in range(len(self.unigrams))]
+        alive = np.asarray(self.unigrams) > 0
+        alive[[UNK, BOS, EOS]] = True
+        return {"words": np.frombuffer(b"".join(words), np.uint8), "lengths": np.array([len(word) for word in words], np.uint32),
+                "alive": alive.astype(np.uint8)}
+
+    def explain(self, text: bytes) -> Iterator[list[ExplainedWord]]:
+        """Yield the words of each line of tokenised text with what their probabilities are made of; see kvps.lm.explain."""
+        return explain(self, text)
 
     def score_words(self, text: bytes) -> Iterator[list[tuple[bytes, int, float, int, bool]]]:
         """Yield, per sentence of tokenised text, (word, id, log10 probability, matched order, is OOV) of each token."""
@@ -121,6 +149,25 @@ def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, byte
                 yield "text", lines
                 at = end
         before += len(chunk)
+
+
+def columns_of(ids: np.ndarray, log10_p: np.ndarray, given: int = 0) -> dict[str, np.ndarray]:
+    """Return the fields of the Score of each sentence, by name: int64 (n,), the log10 ones float64.
+
+    given: how many tokens at the beginning of each sentence, of log10 p 0, do not count: 1 where <s> is there.
+    """
+    ends = np.flatnonzero(ids == EOS)
+    n = len(ends)
+    starts = np.concatenate([[0], ends[:-1] + 1])[:n]
+    oov, zero = ids == UNK, np.isneginf(log10_p)
+    log10_p = np.where(zero, 0, log10_p)
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return np.add.reduceat(values, starts) if n else values[:0]
+
+    return {"sentences": np.ones(n, np.int64), "tokens": ends - starts + 1 - given, "oov": sums(oov.astype(np.int64)),
+            "log10_probability": sums(log10_p), "log10_oov": sums(np.where(oov, log10_p, 0.0)),
+            "zero_probability_tokens": sums(zero.astype(np.int64)), "zero_oov": sums((zero & oov).astype(np.int64))}
 
 
 def rows_of(columns: dict[str, np.ndarray]) -> list[Score]:

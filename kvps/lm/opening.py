@@ -1,22 +1,26 @@
-"""Open a MODEL: a store, of which a compiled model is made, or the file of an imported model."""
+"""Open a MODEL: a store, of which a compiled model is made, the file of an imported model, or that of a mixture."""
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from kvps.errors import ArgumentError, VersionMismatch
 from kvps.lm import cache, container
+from kvps.lm.mixture import BEGINS, MixtureFile
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import Smoothing
 from kvps.ps.places import address, open_place
 from kvps.store.directory import StoreDirectory
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from kvps.ps.remote_store import RemoteDirectory
 
 S = TypeVar("S", bound=Scorer)
+LISTED = 1 << 16               # n-grams read at once
 
 
 class ModelFile:
@@ -37,6 +41,19 @@ class ModelFile:
         """Return {"version": 0}."""
         return {"version": 0}
 
+    def listed(self, k: int) -> Iterator[np.ndarray]:
+        """Yield the list of k-grams, uint32 (n, k + 1), some at once; ArgumentError where there is none."""
+        import numpy as np  # here: scoring text does without it
+
+        _, arrays = container.read(self.path)
+        if f"listed.{k}" not in arrays:
+            raise ArgumentError(f"{self.path}: does not list its n-grams; import it again with --list-ngrams")
+        pages, rows = container.pages(self.path, arrays), arrays[f"listed.{k}"]
+        for at in range(0, len(rows), (k + 1) * LISTED):
+            some = rows[at:at + (k + 1) * LISTED]
+            pages.compare(some.cast("B"))
+            yield np.frombuffer(some, np.uint32).reshape(-1, k + 1)
+
     def close(self) -> None:
         """Do nothing: the model keeps the file mapped."""
 
@@ -47,10 +64,10 @@ class ModelFile:
         self.close()
 
 
-def open_model_place(path: str | os.PathLike[str]) -> StoreDirectory | RemoteDirectory | ModelFile:
-    """Open what a MODEL argument names: the file of an imported model, a store's folder, or the address of a server."""
+def open_model_place(path: str | os.PathLike[str]) -> StoreDirectory | RemoteDirectory | ModelFile | MixtureFile:
+    """Open what a MODEL argument names: a store's folder, a server's address, the file of an imported model or of a mixture."""
     if address(path) is None and os.path.isfile(path):
-        return ModelFile(path)
+        return MixtureFile(path, open_model_place) if container.begins(path, 1) == BEGINS else ModelFile(path)
     return open_place(path)
 
 

@@ -113,3 +113,16 @@ class Partitions:
                 spill.read_keys(partition, keys[start:end])
         sort_text_keys(keys, self._k, self._bits)
         return keys
+
+
+def unpacked(keys: np.ndarray, k: int, bits: int) -> np.ndarray:
+    """Return the rows of pack_text_keys(), uint32 (n, k), without their numbers."""
+    limbs = keys.reshape(-1, text_key_width(k, bits))
+    rows = np.empty((len(limbs), k), np.uint32)
+    for j in range(k):
+        limb, shift = divmod(32 + bits * (k - 1 - j), 64)
+        word = limbs[:, limb] >> np.uint64(shift)
+        if shift + bits > 64:
+            word = word | limbs[:, limb + 1] << np.uint64(64 - shift)
+        rows[:, j] = word & np.uint64((1 << bits) - 1)
+    return rows

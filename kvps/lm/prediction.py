@@ -10,13 +10,15 @@ import math
 import operator
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvps.lm.followers import FollowingModel
 from kvps.lm.pools import windowed
 from kvps.lm.scorer import Score
-from kvps.text.vocabulary import BOS
+
+if TYPE_CHECKING:
+    from kvps.lm.foresight import Foresight
 
 NO_WORD = 0xFFFFFFFF
 AT = (1, 5, 10)
@@ -93,23 +95,20 @@ class Evaluation:
         return n / self.score.tokens if self.score.tokens else math.nan
 
 
-def evaluate(model: FollowingModel, texts: Iterable[bytes], threads: int = 1) -> Evaluation:
+def evaluate(model: Foresight, texts: Iterable[bytes], threads: int = 1) -> Evaluation:
     """Return how well a model foresees pieces of tokenised text; the same for any number of threads."""
-    total = Evaluation.empty(model.n_words, model.order)
+    total = model.evaluate(b"")
     with ThreadPoolExecutor(threads) as pool:
-        for part in windowed(pool, lambda text: _evaluate(model, text), texts, 2 * threads):
+        for part in windowed(pool, model.evaluate, texts, 2 * threads):
             total += part
     return total
 
 
-def _evaluate(model: FollowingModel, text: bytes) -> Evaluation:
-    ids, history, _ = model.encode(text)
-    _, matched = model.score_ids(ids, history)
-    places, first = np.empty(len(ids), np.int64), np.empty(len(ids), np.uint32)
-    with model.workspace() as space:
-        model.followers.places(space, ids, history, places, first)
-    tokens = (ids != BOS) | (history > 0)
-    ids, matched, places, first = ids[tokens], matched[tokens], places[tokens], first[tokens]
+def evaluated(model: Foresight, text: bytes) -> Evaluation:
+    """Return how well a model foresees tokenised text."""
+    if not text:
+        return Evaluation.empty(model.n_words, model.order)
+    ids, matched, places, first = model.foreseen(text)
     foreseen = places > 0
     known = first[first != NO_WORD]
 

@@ -76,6 +76,8 @@ class Smoothing:
 
 # Of a model that was imported, whose probabilities and back-offs are what they are; nobody can ask for it.
 GIVEN = Smoothing("back-off")
+# Of a mixture, whose models have one each.
+MIXED = Smoothing("mixture")
 
 
 def parse(text: str | Smoothing) -> Smoothing:

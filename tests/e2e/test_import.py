@@ -9,9 +9,9 @@ from click.testing import CliRunner
 
 import kvps
 from kvps.cli import main
-from kvps.errors import ArgumentError, DataError
+from kvps.errors import ArgumentError, CorruptionError, DataError
 from kvps.jobs import train as jobs
-from kvps.lm import arpa
+from kvps.lm import arpa, container, opening
 from kvps.lm.arpa_read import import_arpa
 from kvps.lm.model import CompiledModel
 from kvps.store.directory import open_store
@@ -329,9 +329,58 @@ def test_imported_models_and_counts(tmp_path):
         rows = CliRunner().invoke(main, ["score", model, "--add", "p"], input='{"text": "a b"}\n').stdout
         assert json.loads(rows)["p"] == loaded.perplexities("a b")
         assert CliRunner().invoke(main, ["rescore", model], input="0 ||| a b\n").stdout.startswith("0 ||| a b ||| kvps= -")
-        for refused in (lambda: loaded.next("a"), lambda: loaded.generate(), lambda: loaded.explain("a")):
-            with pytest.raises(ArgumentError, match="was imported"):
-                refused()
-    for command in ("next", "explain", "complete", "evaluate"):
-        result = CliRunner().invoke(main, [command, model, "-"], input="a\n")
-        assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "was imported" in result.stderr
+        with pytest.raises(ArgumentError, match="takes a store"):
+            loaded.complete("a", min_count=1)
+    result = CliRunner().invoke(main, ["complete", model, "--min-count", "2", "a"])
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "takes a store" in result.stderr
+
+
+@pytest.mark.parametrize("listed", [[], ["--list-ngrams"]], ids=["hashes", "listed"])
+@pytest.mark.parametrize("smoothing", ["modified-kneser-ney", "witten-bell"])
+@pytest.mark.parametrize("order", [1, 2, 4])
+def test_next_words_of_imported_models(order, smoothing, listed, tmp_path):
+    """Next words, completions, drawn sentences, predictions and explanations are those of the store that the ARPA file is of."""
+    text = ["the cat sat on the mat", "the dog sat", "a dog ran on", "the cat ran", "zebra", "", "the cat sat"]
+    with kvps.create(tmp_path / "s", order=order) as store:
+        store.train(text, threads=1)
+        arguments = ["export", str(store.path), str(tmp_path / "m.arpa"), "--smoothing", smoothing]
+        assert CliRunner().invoke(main, arguments).exit_code == 0
+        assert CliRunner().invoke(main, ["import", str(tmp_path / "m"), str(tmp_path / "m.arpa"), *listed]).exit_code == 0
+        with store.model(smoothing) as model, kvps.load(tmp_path / "m") as imported:
+            contexts = ["the cat", "<s>", "<s> the", "nobody", "", "a nobody", "on the mat </s>", "cat"]
+            for ours, theirs in zip(imported.next(contexts, None), model.next(contexts, None), strict=True):
+                # A file cannot say 0, and of <s> it says nothing.
+                ours_p, theirs_p = ({word: p for word, p in zip(found.words, found.probabilities, strict=True)
+                                     if word != "<s>" and p > 1e-30} for found in (ours, theirs))
+                assert ours_p == pytest.approx(theirs_p, rel=1e-5)
+                assert list(ours.probabilities) == sorted(ours.probabilities, reverse=True)
+            for context in contexts:
+                for word, p in zip(*imported.next(context, None)[:2], strict=True):
+                    assert p == pytest.approx(10 ** imported.log10(word, context), rel=1e-12)
+            for typed in ("the c", "the ", "z", ""):
+                ours, theirs = imported.complete(typed, 3), model.complete(typed, 3)
+                assert [row.probability for row in ours] == pytest.approx([row.probability for row in theirs], rel=1e-5)
+            assert imported.generate("the", 5, seed=7) == imported.generate("the", 5, seed=7)
+            assert imported.generate("the", 3, seed=7, top_k=1) == model.generate("the", 3, seed=8, top_k=1)
+            ours, theirs = imported.measure([*text, "the nobody"]), model.measure([*text, "the nobody"])
+            assert ours.hits.tolist() == theirs.hits.tolist()
+            assert ours.mean_reciprocal_rank == pytest.approx(theirs.mean_reciprocal_rank, abs=0.1)       # ties may fall otherwise
+            for word in imported.explain("the cat sat nobody"):
+                assert sum(part.share for part in word.parts) == pytest.approx(word.probability, rel=1e-12)
+
+
+def test_damaged_list(tmp_path):
+    """A list of n-grams that was changed is told when next words are looked up in it, and when it is read as a whole."""
+    (tmp_path / "tiny.arpa").write_bytes(TINY)
+    import_arpa(tmp_path / "tiny.arpa", tmp_path / "m", tokenizer=Tokenizer.from_spec("whitespace", False), list_ngrams=True)
+    data = bytearray((tmp_path / "m").read_bytes())
+    _, arrays = container.read(tmp_path / "m")
+    data[data.index(bytes(arrays["listed.2"].cast("B")))] ^= 1     # of the first word of the first n-gram
+    (tmp_path / "m").write_bytes(data)
+
+    with kvps.load(tmp_path / "m") as model:
+        assert model.score("a b") < 0
+        with pytest.raises(CorruptionError):
+            model.next("a")
+    with pytest.raises(CorruptionError):
+        list(opening.ModelFile(tmp_path / "m").listed(2))

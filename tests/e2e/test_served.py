@@ -90,6 +90,12 @@ def reads(there, keys, folder):
                        for name in ("mkn", "witten-bell", "stupid-backoff")],
         "scores": [run("score", there, folder / "held", *how, *keys).stdout for how in ([], ["--words"], ["--json"])],
         "sentences": run("perplexity", there, folder / "held", "--per-sentence", "-o", "2", *keys).stdout,
+        "next": [run("next", there, "w1 w2", "<s>", "nothing", *how, *keys).stdout for how in ([], ["-k", "0", "--json"])],
+        "drawn": [run("generate", there, "--prompt", "w1", "--count", 40, "--seed", 3, *how, *keys).stdout
+                  for how in (["--json"], ["--top-k", 5, "--max-words", 7], ["--smoothing", "wb", "--temperature", 0.7])],
+        "completed": run("complete", there, "w1 w", "w", "--min-count", 1, *keys).stdout,
+        "explained": [run("explain", there, "w1 w2 nothing", "--json", *how, *keys).stdout for how in ([], ["--smoothing", "mle"])],
+        "evaluated": run("evaluate", there, folder / "held", "--by-order", "--json", *keys).stdout,
         "history": [{name: row[name] for name in ("version", "command", "tokens", "label")}
                     for row in map(json.loads, run("history", there, "--json", *keys).stdout.splitlines())],
         "check": [json.loads(run("check", there, "--full", "--json", *keys).stdout.splitlines()[-1])[name]
@@ -138,6 +144,28 @@ def test_every_command(texts, transport):
 
 
 @pytest.mark.parametrize("transport", SERVED)
+def test_mixtures_of_addresses(texts, transport):
+    """A mixture of an address and a folder is, to the last digit, that of the two folders: weights, answers and ARPA file."""
+    run("train", texts / "far", texts / "a", "-o", 3)
+    run("train", texts / "near", texts / "b", "-o", 2)
+    found = {}
+    with place(transport, texts / "far", texts) as (there, _):
+        for name, far in (("folder", texts / "far"), ("address", there)):
+            mix = texts / f"{name}.mix"
+            made = run_json("mix", mix, far, texts / "near", "--dev", texts / "held", "--smoothing", "mkn,wb")
+            run("export", mix, texts / f"{name}.arpa")
+            classes = [f"far={far}", f"near={texts / 'near'}"]
+            found[name] = [
+                [row["weight"] for row in made["models"]], made["perplexity"], (texts / f"{name}.arpa").read_bytes(),
+                run("classify", *classes, "--smoothing", "lidstone:0.1", "--input", texts / "held").stdout,
+                *(run(command, mix, *more).stdout for command, *more in (
+                    ("score", texts / "held"), ("score", texts / "held", "--words"), ("perplexity", texts / "held"),
+                    ("next", "w1 w2", "<s>", "nothing"), ("generate", "--count", 3, "--seed", 1), ("complete", "w1 w"),
+                    ("evaluate", texts / "held", "--json")))]
+    assert found["folder"] == found["address"]
+
+
+@pytest.mark.parametrize("transport", SERVED)
 def test_python(texts, transport):
     """What connect() returns has the interface of a store."""
     store = texts / "store"
@@ -152,6 +180,14 @@ def test_python(texts, transport):
             assert model.score_words("a b nobody") == local.score_words("a b nobody")
             assert model.log10("c", "a b") == local.log10("c", "a b")
             assert model.perplexity(lines) == local.perplexity(lines)
+            assert model.explain(lines) == local.explain(lines)
+            assert model.complete(["a ", "w"], 3) == local.complete(["a ", "w"], 3)
+            assert model.generate("w1", 300, seed=1, max_words=400) == local.generate("w1", 300, seed=1, max_words=400)
+            assert model.measure(lines).as_dict() == local.measure(lines).as_dict()
+            for ours, theirs in zip(model.next(["a b", "w1", ""], None), local.next(["a b", "w1", ""], None), strict=True):
+                assert ours.words == theirs.words and ours.cumulative.tolist() == theirs.cumulative.tolist()
+            with kvps.load(there, "witten-bell") as loaded, kvps.load(store, "witten-bell") as other:
+                assert loaded.next("w1").words == other.next("w1").words
             assert not model.refresh()
             remote.forget(["a b c", "a b d"])
             assert model.refresh() and model.version == 3

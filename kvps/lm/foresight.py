@@ -1,0 +1,347 @@
+"""What a model that knows next words does with them, whatever it knows them from.
+
+Foresight is what the commands ask of such a model: next words, completions, drawn sentences, predictions. A model whose
+followers are listed in a file (followers.py) answers from its lists. One without such lists, Whole, makes the distribution
+over all words, and takes from it what is asked for: right, but slower by the size of the vocabulary.
+"""
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from kvps._model import histories
+from kvps._vocabulary import FrozenWords, encode_frozen
+from kvps.errors import ArgumentError
+from kvps.lm import completion, container, prediction
+from kvps.lm.model import CompiledModel
+from kvps.lm.pools import windowed
+from kvps.lm.scorer import Score
+from kvps.lm.smoothing import DEFAULT, Smoothing
+from kvps.text.vocabulary import BOS, EOS, UNK
+
+# Contexts answered at once, and words that one answer may have.
+CONTEXTS, WORDS = 64, 1 << 20
+SENTENCES = 32                         # drawn at once
+MAX_WORDS = 100                        # of a drawn sentence, unless more are wanted
+# How a drawn sentence ended: max_words came, </s> came, no word has a probability.
+CUT, ENDED, NOTHING = 0, 1, 2
+
+
+class NextWords(NamedTuple):
+    """The best next words after a context, best first, those of equal probability in byte order."""
+
+    words: list[str]
+    probabilities: np.ndarray              # float64 (k,)
+    cumulative: np.ndarray                 # float64 (k,): of each word and those before it
+
+
+class Drawn(NamedTuple):
+    """A sentence that was drawn: its words after the prompt, and whether it came to its </s>."""
+
+    words: list[str]
+    ended: bool
+
+
+class Choices(NamedTuple):
+    """How words are drawn."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+
+
+class Foresight(abc.ABC):
+    """A model that knows next words."""
+
+    follows: bool                          # True
+    order: int
+    smoothing: Smoothing
+    words: FrozenWords
+    n_words: int                           # ids are below it
+    n_next: int                            # words that may come, <s> and <unk> among them
+    ranks: np.ndarray                      # uint32 (n_words,): the place of each word in byte order
+    by_rank: np.ndarray                    # uint32 (n_words,): the words in it
+
+    @abc.abstractmethod
+    def ids_of(self, words: Sequence[str | bytes]) -> list[int]:
+        """Return the ids of words; an unknown one is <unk>."""
+
+    @abc.abstractmethod
+    def score_text(self, text: bytes) -> Score:
+        """Return the sums over tokenised text."""
+
+    @abc.abstractmethod
+    def distribution_of(self, context: Sequence[int]) -> np.ndarray:
+        """Return the probability of each word id after a context of ids, float64 (n_words,)."""
+
+    @abc.abstractmethod
+    def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return the k best next words after each of n contexts of word ids.
+
+        Returns:
+            (ids uint32 (n, k), probabilities float64 (n, k), how many there are int64 (n,)); see NextWords.
+        """
+
+    @abc.abstractmethod
+    def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
+               min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As top(), of words that may go on with a text: neither <s> nor <unk>.
+
+        low, high: only words whose place in byte order is in [low, high).
+        min_count: only words seen so often after the longest context that was seen at all; 0: any.
+        """
+
+    @abc.abstractmethod
+    def draw(self, start: list[int], seed: int, first: int, n: int, max_words: int,
+             choices: Choices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Draw n sentences that go on from `start`, the first one having the number `first`.
+
+        Returns:
+            (words uint32 (n, max_words), how many each has int64 (n,), how each ended uint8 (n,)).
+        """
+
+    @abc.abstractmethod
+    def foreseen(self, text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Return of each token of tokenised text its id, the order of the longest n-gram seen, its place, and the best word.
+
+        The place is that among all words but <s> and <unk>, from 1 on; 0 for an unknown word and one of probability 0. The best
+        word is prediction.NO_WORD where none has a probability.
+        """
+
+    def refuse_scores(self) -> None:
+        """Raise ArgumentError unless the smoothing gives probabilities."""
+        if self.smoothing.name == "stupid-backoff":
+            raise ArgumentError("stupid-backoff gives scores, not a distribution over the next word; choose another smoothing")
+
+    def distribution(self, context: Sequence[str]) -> np.ndarray:
+        """Return the probability of each word id after a context, float64 (n_words,)."""
+        return self.distribution_of(self.ids_of(context))
+
+    def next_words(self, contexts: Iterable[Sequence[str]], k: int | None, threads: int = 1) -> Iterator[NextWords]:
+        """Yield the k best next words after each context, all with k None; words that cannot come are left out.
+
+        Raises:
+            ArgumentError: stupid back-off, which gives scores and no distribution.
+        """
+        self.refuse_scores()
+        k = min(k or self.n_words, self.n_next)
+        rows = [self.ids_of(context) for context in contexts]
+        size = max(1, min(CONTEXTS, WORDS // k))
+        parts = [rows[i:i + size] for i in range(0, len(rows), size)]
+        if len(parts) == 1:
+            yield from self._named(*self.top(parts[0], k))
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            for answer in windowed(pool, lambda part: self.top(part, k), parts, 2 * threads):
+                yield from self._named(*answer)
+
+    def complete(self, typed: Sequence[str], partial: str, k: int = 10, *, beam: int = completion.BEAM,
+                 max_words: int = completion.MAX_WORDS, min_count: int = 0) -> list[completion.Completion]:
+        """Return the k most probable completions of a text; see completion.complete()."""
+        return completion.complete(self, typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+
+    def evaluate(self, text: bytes) -> prediction.Evaluation:
+        """Return how well tokenised text is foreseen."""
+        return prediction.evaluated(self, text)
+
+    def generate(self, prompt: Sequence[str], count: int, *, temperature: float = 1.0, top_k: int | None = None,
+                 top_p: float | None = None, seed: int = 0, max_words: int = MAX_WORDS, threads: int = 1,
+                 first: int = 0) -> Iterator[Drawn]:
+        """Yield `count` sentences that begin with a prompt, drawn word by word; see Model.generate().
+
+        Sentence i depends on the seed and i alone, not on how many there are or on the number of threads; `first` is the
+        number of the first one.
+        """
+        self.refuse_scores()
+        for name, value, possible in (("temperature", temperature, 0 < temperature < math.inf),
+                                      ("top k", top_k, top_k is None or top_k >= 1),
+                                      ("top p", top_p, top_p is None or 0 < top_p <= 1), ("count", count, count >= 0),
+                                      ("number of words", max_words, max_words >= 1), ("seed", seed, 0 <= seed < 1 << 64)):
+            if not possible:
+                raise ArgumentError(f"a {name} of {value} is not possible")
+        start, choices, end = [BOS, *self.ids_of(prompt)], Choices(temperature, top_k, top_p), first + count
+
+        def drawn(at: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+            return self.draw(start, seed, at, min(SENTENCES, end - at), max_words, choices)
+
+        with ThreadPoolExecutor(threads) as pool:
+            for rows, lengths, ends in windowed(pool, drawn, range(first, end, SENTENCES), 2 * threads):
+                for row, n, how in zip(rows, lengths.tolist(), ends.tolist(), strict=True):
+                    words = [self.words.word(i).decode() for i in row[:n].tolist()]
+                    if how == NOTHING:
+                        raise ArgumentError(f"{self.smoothing} gives no word a probability after "
+                                            f"{' '.join(['<s>', *prompt, *words])!r}")
+                    yield Drawn(words, how == ENDED)
+
+    def _named(self, ids: np.ndarray, p: np.ndarray, found: np.ndarray) -> Iterator[NextWords]:
+        for row, shares, n in zip(ids, p, found.tolist(), strict=True):
+            yield NextWords([self.words.word(i).decode() for i in row[:n].tolist()], shares[:n], np.cumsum(shares[:n]))
+
+
+class Whole(Foresight):
+    """Next words from the distribution over all words: for models that have no lists of what follows a context."""
+
+    def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.top()."""
+        return self._best(contexts, k, slice(None))
+
+    def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
+               min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.extend(); there are no counts, so min_count is refused."""
+        if min_count:
+            raise ArgumentError(f"words that were seen {min_count} times: this model has no counts; that takes a store")
+        return self._best(contexts, k, slice(low, high), without=(UNK, BOS))
+
+    def draw(self, start: list[int], seed: int, first: int, n: int, max_words: int,
+             choices: Choices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.draw()."""
+        words, lengths, ends = np.zeros((n, max_words), np.uint32), np.zeros(n, np.int64), np.zeros(n, np.uint8)
+        for i in range(n):
+            random = np.random.default_rng([seed, first + i])
+            said = list(start)
+            for length in range(max_words):
+                word = self._drawn(self.distribution_of(said), random.random(), choices)
+                if word is None or word == EOS:
+                    ends[i] = NOTHING if word is None else ENDED
+                    break
+                words[i, length], lengths[i] = word, length + 1
+                said.append(word)
+        return words, lengths, ends
+
+    def foreseen(self, text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.foreseen()."""
+        ids = np.empty(2 * len(text) + 2, np.uint32)
+        ids = ids[:encode_frozen(self.words, np.frombuffer(text, np.uint8), ids)[0]]
+        history = np.empty(len(ids), np.uint8)
+        histories(ids, self.order, history)
+        tokens = np.flatnonzero((ids != BOS) | (history > 0))
+        places, first = np.zeros(len(tokens), np.int64), np.full(len(tokens), prediction.NO_WORD, np.uint32)
+        for i, at in enumerate(tokens.tolist()):
+            p = self.distribution_of(ids[at - int(history[at]):at].tolist())
+            p[[UNK, BOS]] = 0
+            word = int(ids[at])
+            if p[word] > 0:
+                places[i] = 1 + np.count_nonzero(p > p[word]) + np.count_nonzero(self.ranks[p == p[word]] < self.ranks[word])
+            best = np.flatnonzero(p == p.max())
+            if p[best[0]] > 0:
+                first[i] = best[np.argmin(self.ranks[best])]
+        return ids[tokens], self.matched(text), places, first
+
+    @abc.abstractmethod
+    def matched(self, text: bytes) -> np.ndarray:
+        """Return the order of the longest n-gram seen at each token of tokenised text, uint8."""
+
+    def _best(self, contexts: Sequence[Sequence[int]], k: int, ranks: slice,
+              without: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        n, k, among = len(contexts), min(k, self.n_words), self.by_rank[ranks]
+        ids, p, found = np.zeros((n, k), np.uint32), np.zeros((n, k)), np.zeros(n, np.int64)
+        for i, context in enumerate(contexts):
+            shares = self.distribution_of(context)
+            shares[list(without)] = 0
+            shares = shares[among]
+            best = _first(shares, k)
+            ids[i, :len(best)], p[i, :len(best)], found[i] = among[best], shares[best], len(best)
+        return ids, p, found
+
+    def _drawn(self, p: np.ndarray, r: float, choices: Choices) -> int | None:
+        """Return the word that a number in [0, 1) stands for, or None where no word has a probability."""
+        p[[UNK, BOS]] = 0
+        p = p[self.by_rank]                    # nothing depends on ids
+        best = np.arange(len(p))
+        if choices.top_k is not None or choices.top_p is not None:
+            best = _first(p, choices.top_k or len(p))
+        shares = p[best]
+        if choices.temperature != 1 and len(shares):
+            shares = (shares / max(shares.max(), 1e-300)) ** (1 / choices.temperature)
+        reached = np.cumsum(shares)
+        if choices.top_p is not None and len(best):
+            reached = reached[:int(np.searchsorted(reached, choices.top_p * reached[-1])) + 1]
+        if not len(reached) or reached[-1] <= 0:
+            return None
+        return int(self.by_rank[best[min(int(np.searchsorted(reached, r * reached[-1], "right")), len(reached) - 1)]])
+
+
+def _first(shares: np.ndarray, k: int) -> np.ndarray:
+    """Return the places of the k greatest shares above 0, the greatest first, of equal ones the first one first."""
+    there = np.flatnonzero(shares)
+    if k < len(there):
+        there = there[shares[there] >= np.partition(shares[there], len(there) - k)[len(there) - k]]
+    return there[np.argsort(-shares[there], kind="stable")][:k]
+
+
+class ImportedModel(CompiledModel, Whole):
+    """An imported model. Where its file lists the n-grams, these are what follows a context; otherwise every word is asked for."""
+
+    follows = True
+
+    def __init__(self, path: Path, smoothing: str | Smoothing = DEFAULT, order: int | None = None) -> None:
+        """Map a file; arguments as those of CompiledModel."""
+        super().__init__(path, smoothing, order)
+        self.n_words = self.n_next = len(self.unigrams)
+        self.by_rank, self.ranks = sorted_words([self.words.word(i) for i in range(self.n_words)])
+        _, arrays = container.read(path)
+        self._pages = container.pages(path, arrays)
+        self._lists = [np.frombuffer(arrays[f"listed.{k}"], np.uint32).reshape(-1, k + 1)
+                       for k in range(2, self.order + 1) if f"listed.{k}" in arrays]
+        self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))
+        self._alone[BOS] = 0
+
+    def distribution_of(self, context: Sequence[int]) -> np.ndarray:
+        """As Foresight.distribution_of(); <s> is given, never predicted."""
+        asked = np.array(context[max(0, len(context) - self.order + 1):], np.uint32)
+        if len(self._lists) < self.order - 1:
+            out = np.empty(self.n_words)
+            self.tables.distribution(asked, out)
+            return out
+        # By depth: what the words that are listed after the last d words are multiplied by, the back-offs of longer contexts.
+        weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
+        out = self._alone * weights[0]
+        for depth, weight in enumerate(weights[1:].tolist(), 1):
+            rows = self._listed(asked[::-1][:depth])
+            out[rows[:, -2]] = weight * _probabilities(rows[:, -1] - np.uint32(1))
+        out[BOS] = 0
+        return out
+
+    def _listed(self, context: np.ndarray) -> np.ndarray:
+        """Return the rows of the list of what follows a context, given with its last word first."""
+        rows, wanted = self._lists[len(context) - 1], context.tolist()
+
+        def first(above: bool, low: int) -> int:
+            high = len(rows)
+            while low < high:
+                middle = (low + high) // 2
+                row = rows[middle, :len(wanted)]
+                self._pages.compare(row.view(np.uint8))
+                if (found := row.tolist()) < wanted or (above and found == wanted):
+                    low = middle + 1
+                else:
+                    high = middle
+            return low
+
+        start = first(False, 0)
+        found = rows[start:first(True, start)]
+        self._pages.compare(found.reshape(-1).view(np.uint8))
+        return found
+
+    def matched(self, text: bytes) -> np.ndarray:
+        """As Whole.matched()."""
+        return self.score_tokens(text)["matched"]
+
+
+def _probabilities(bits: np.ndarray) -> np.ndarray:
+    """Return the probabilities, float64, of the bits of -log10 p as a float32, uint32."""
+    return 10.0 ** -np.ascontiguousarray(bits).view(np.float32).astype(np.float64)
+
+
+def sorted_words(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
+    """Return (the ids of words in byte order, the place of each in it), uint32."""
+    by_rank = np.array(sorted(range(len(words)), key=words.__getitem__), np.uint32)
+    ranks = np.empty(len(words), np.uint32)
+    ranks[by_rank] = np.arange(len(words), dtype=np.uint32)
+    return by_rank, ranks

@@ -1,0 +1,244 @@
+"""Models mixed: linear interpolation, p(w | h) = sum of weight_i p_i(w | h), over the words of all of them.
+
+A model gives 0 to a word that it lacks and another one has; what it gives to <unk> stays with <unk>, which stands for the words
+that no model has. Each model reads a context its own way, words that it lacks as <unk>. So the probabilities of the union's
+words and <unk> sum to the weighted sum of the models' own sums: to 1.
+
+Weights are found by expectation maximisation on a development text (Jelinek and Mercer 1980): each model's weight becomes the
+mean over the tokens of its share in their probability, until the perplexity falls no more.
+"""
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from kvps._vocabulary import FrozenWords, WordTable
+from kvps.errors import ArgumentError
+from kvps.lm.explain import ExplainedWord
+from kvps.lm.foresight import Whole, sorted_words
+from kvps.lm.mixture import MixtureFile
+from kvps.lm.model import columns_of, rows_of
+from kvps.lm.scorer import Score
+from kvps.lm.smoothing import DEFAULT, MIXED
+from kvps.lm.statistics import Statistics
+from kvps.text.vocabulary import SPECIALS, UNK
+
+# Of the mean log-likelihood of a token, in nats: less than a millionth of the perplexity.
+TOLERANCE = 1e-9
+MAX_STEPS = 10_000
+
+
+class Component(NamedTuple):
+    """One model of a mixture: anything that answers as a CompiledModel does."""
+
+    name: str
+    weight: float
+    model: Any
+
+
+class MixedModel(Whole):
+    """Models that answer as one."""
+
+    smoothing = MIXED
+
+    def __init__(self, place: MixtureFile, open_part: Callable[[Any, dict[str, Any]], Any], *, following: bool = False) -> None:
+        """Open the models of a mixture.
+
+        open_part: takes one of its places and {"smoothing", "order", "labels", "exact"}. following: so that they know next words.
+        """
+        self.path, self.follows = place.path, following
+        self.parts = [Component(part.model, part.weight, open_part(opened, {
+            "smoothing": part.smoothing or DEFAULT, "order": part.order, "labels": part.labels, "exact": part.exact}))
+            for part, opened in zip(place.parts, place.places, strict=True)]
+        for part in self.parts:
+            refuse_scores(part.name, part.model)
+        self.order = max(part.model.order for part in self.parts)
+        self.version = sum(part.model.version for part in self.parts)
+
+    @property
+    def statistics(self) -> Statistics:
+        """Refuse: what was counted, the models know."""
+        raise ArgumentError(f"{self.path}: is a mixture, and has no statistics of its own; ask its models")
+
+    # Scores
+
+    def score_tokens(self, text: bytes) -> dict[str, np.ndarray]:
+        """As CompiledModel.score_tokens(); of the ids only those of <unk> and </s> mean something."""
+        found = [part.model.score_tokens(text) for part in self.parts]
+        p = shares(found) @ np.array([part.weight for part in self.parts])
+        with np.errstate(divide="ignore"):
+            return {"ids": functools.reduce(np.maximum, (tokens["ids"] for tokens in found)), "log10": np.log10(p),
+                    "matched": self._matched(found)}
+
+    def matched(self, text: bytes) -> np.ndarray:
+        """As Whole.matched()."""
+        return self._matched([part.model.score_tokens(text) for part in self.parts])
+
+    def _matched(self, found: list[dict[str, np.ndarray]]) -> np.ndarray:
+        return functools.reduce(np.maximum, (tokens["matched"] for tokens in found))
+
+    def score_columns(self, text: bytes) -> dict[str, np.ndarray]:
+        """As CompiledModel.score_columns()."""
+        tokens = self.score_tokens(text)
+        return columns_of(tokens["ids"], tokens["log10"])
+
+    def score_sentences(self, text: bytes) -> list[Score]:
+        """As CompiledModel.score_sentences()."""
+        return rows_of(self.score_columns(text))
+
+    def score_text(self, text: bytes) -> Score:
+        """As Scorer.score_text()."""
+        return Score(**{name: column.sum().item() for name, column in self.score_columns(text).items()})
+
+    def score_words(self, text: bytes) -> Iterator[list[tuple[bytes, int, float, int, bool]]]:
+        """As CompiledModel.score_words()."""
+        log10_p = iter(self.score_tokens(text)["log10"].tolist())
+        for sentence in zip(*(part.model.score_words(text) for part in self.parts), strict=True):
+            yield [(words[0], max(ids), next(log10_p), max(orders), all(oov))
+                   for words, ids, _, orders, oov in (zip(*same, strict=True) for same in zip(*sentence, strict=True))]
+
+    def log10(self, word: str, context: Sequence[str]) -> float:
+        """As CompiledModel.log10()."""
+        asked = np.array([self.ids_of([*context[max(0, len(context) - self.order + 1):], word])], np.uint32)
+        return float(self.score_rows(asked)[0])
+
+    def score_rows(self, rows: np.ndarray) -> np.ndarray:
+        """As CompiledModel.score_rows(), of the ids of all words together."""
+        p, known = np.zeros(len(rows)), rows[:, -1] == UNK
+        for part, own in zip(self.parts, self.union.own, strict=True):
+            theirs = own[rows]
+            there = known | (theirs[:, -1] != UNK)
+            p += part.weight * np.where(there, 10 ** part.model.score_rows(theirs), 0)
+        with np.errstate(divide="ignore"):
+            return np.log10(p)
+
+    def explain(self, text: bytes) -> Iterator[list[ExplainedWord]]:
+        """As CompiledModel.explain(): what the n-grams of all models give, each by its weight."""
+        for sentence in zip(*(part.model.explain(text) for part in self.parts), strict=True):
+            yield [self._explained(same) for same in zip(*sentence, strict=True)]
+
+    def _explained(self, words: Sequence[ExplainedWord]) -> ExplainedWord:
+        oov = all(word.oov for word in words)
+        weights = [part.weight if oov or not word.oov else 0.0 for part, word in zip(self.parts, words, strict=True)]
+        p = math.fsum(weight * word.probability for weight, word in zip(weights, words, strict=True))
+        longest = max(words, key=lambda word: word.order)
+        return longest._replace(
+            log10=math.log10(p) if p > 0 else -math.inf, probability=p, oov=oov,
+            parts=[found._replace(share=weight * found.share, model=part.name)
+                   for part, weight, word in zip(self.parts, weights, words, strict=True) for found in word.parts])
+
+    # Next words
+
+    @functools.cached_property
+    def union(self) -> Union:
+        """The words of all models together."""
+        return Union([part.model.vocabulary() for part in self.parts])
+
+    @property
+    def words(self) -> FrozenWords:         # type: ignore[override]
+        """The words of all models."""
+        return self.union.words
+
+    @property
+    def n_words(self) -> int:               # type: ignore[override]
+        """How many there are."""
+        return len(self.union.by_rank)
+
+    n_next = n_words
+
+    @property
+    def ranks(self) -> np.ndarray:          # type: ignore[override]
+        """The place of each in byte order."""
+        return self.union.ranks
+
+    @property
+    def by_rank(self) -> np.ndarray:        # type: ignore[override]
+        """The words in byte order."""
+        return self.union.by_rank
+
+    def ids_of(self, words: Sequence[str | bytes]) -> list[int]:
+        """As Foresight.ids_of()."""
+        return [self.words.get(word.encode() if isinstance(word, str) else word) or UNK for word in words]
+
+    def distribution_of(self, context: Sequence[int]) -> np.ndarray:
+        """As Foresight.distribution_of()."""
+        out, asked = np.zeros(self.n_words), np.array(context[max(0, len(context) - self.order + 1):], np.int64)
+        for part, own, alive, ours in zip(self.parts, self.union.own, self.union.alive, self.union.ours, strict=True):
+            out[ours] += part.weight * part.model.distribution_of(own[asked].tolist())[alive]
+        return out
+
+
+class Union:
+    """The words of several models together.
+
+    Attributes:
+        table: of the words, whose ids these are.
+        own[i]: uint32, by id of the union, the id that model i has for the word; <unk> where it lacks it.
+        alive[i], ours[i]: the ids of the words of model i, and those that they have in the union.
+    """
+
+    def __init__(self, vocabularies: list[dict[str, np.ndarray]]) -> None:
+        """Take what CompiledModel.vocabulary() says of each."""
+        self.table = table = WordTable()
+        for word in SPECIALS:
+            table.add(word)
+        self.alive, self.ours = [], []
+        for found in vocabularies:
+            blob, ends = found["words"].tobytes(), np.cumsum(found["lengths"], dtype=np.int64)
+            alive = np.flatnonzero(found["alive"])
+            starts, stops = (ends - found["lengths"])[alive].tolist(), ends[alive].tolist()
+            self.alive.append(alive)
+            self.ours.append(np.array([table.add(blob[start:stop]) for start, stop in zip(starts, stops, strict=True)], np.int64))
+        n = len(table)
+        self.own = []
+        for alive, ours in zip(self.alive, self.ours, strict=True):
+            own = np.zeros(n, np.uint32)
+            own[ours] = alive
+            self.own.append(own)
+        self.by_rank, self.ranks = sorted_words([table.word(i) for i in range(n)])
+        self.words = FrozenWords(*table.frozen(np.ones(n, np.uint8)))
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def from_own(self, i: int) -> np.ndarray:
+        """Return the id here of each id of model i, uint32."""
+        ids = np.zeros(int(self.alive[i][-1]) + 1, np.uint32)
+        ids[self.alive[i]] = self.ours[i]
+        return ids
+
+
+def refuse_scores(name: str, model: Any) -> None:
+    """Raise ArgumentError unless a model gives probabilities."""
+    if model.smoothing.name == "stupid-backoff":
+        raise ArgumentError(f"{name}: stupid-backoff gives scores, which cannot be mixed; choose another smoothing")
+
+
+def shares(found: list[dict[str, np.ndarray]]) -> np.ndarray:
+    """Return the probability that each model gives to each token, float64 (n, n_models), of what score_tokens() says of each."""
+    ids = np.stack([tokens["ids"] for tokens in found], axis=1)
+    p = 10 ** np.stack([tokens["log10"] for tokens in found], axis=1)
+    return np.where((ids == UNK) & (ids != UNK).any(axis=1, keepdims=True), 0, p)
+
+
+def best_weights(p: np.ndarray) -> np.ndarray:
+    """Return the weights, float64 (n_models,), by which the probability of all tokens is greatest.
+
+    p: float64 (n, n_models), the probability that each model gives to each token; a token that all give 0 does not count.
+    """
+    p = p[p.any(axis=1)]
+    weights = np.full(p.shape[1], 1 / p.shape[1])
+    before = -math.inf
+    for _ in range(MAX_STEPS if len(p) else 0):
+        mixed = p @ weights
+        now = float(np.log(mixed).mean())
+        if now - before < TOLERANCE:
+            break
+        before = now
+        weights = weights * (p / mixed[:, None]).mean(axis=0)
+        weights /= weights.sum()
+    return weights

@@ -1,0 +1,214 @@
+"""Mixtures: whatever is mixed, contexts sum to 1, scores are the weighted sums, and no model alone foresees the text better."""
+import math
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from stores import new_store
+
+import kvps
+from kvps.jobs.models import model_at
+from kvps.lm import mixed_arpa, mixture, opening
+from kvps.lm.mixed import best_weights
+from kvps.text.tokenize import Tokenizer
+
+WORDS = ["a", "b", "c", "the", "\u732b", "a!", "only-here", "or-there"]
+SENTENCES = st.lists(st.lists(st.sampled_from(WORDS[:7]), max_size=7), min_size=1, max_size=10)
+OTHERS = st.lists(st.lists(st.sampled_from([*WORDS[:4], WORDS[7]]), max_size=7), min_size=1, max_size=10)
+DISTRIBUTIONS = ["modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell", "lidstone:0.1", "laplace"]
+DEV = st.lists(st.lists(st.sampled_from([*WORDS, "unheard-of"]), max_size=6), min_size=1, max_size=6)
+CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
+FEW, MANY = settings(max_examples=15, suppress_health_check=CHECKS), settings(max_examples=300, suppress_health_check=CHECKS)
+
+
+def imported(store):
+    """Return an imported model of a store, beside it."""
+    from kvps.lm.arpa import export
+    from kvps.lm.arpa_read import import_arpa
+    from kvps.store.directory import open_store
+
+    folder = Path(store.path).parent
+    with open_store(store.path) as opened:
+        export(opened, folder / "m.arpa", threads=1)
+    import_arpa(folder / "m.arpa", folder / "m.kvm", tokenizer=Tokenizer.from_spec("whitespace", False),
+                list_ngrams=True)
+    return folder / "m.kvm"
+
+
+def p_of(model, lacks, word, context, everybody_lacks):
+    """Return what a model gives to a word in a mixture."""
+    return 0.0 if lacks and not everybody_lacks else 10 ** model.log10(word, context)
+
+
+def check_mixture(first, second, dev, data):
+    """Of two stores and an imported model, under every smoothing: distributions, scores and perplexity are what they should be."""
+    names = [data.draw(st.sampled_from(DISTRIBUTIONS)) for _ in range(2)]
+    orders = [data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3))]
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(new_store(order, 2)) for order in orders)
+        one.train(first, threads=1)
+        two.train(second, threads=1)
+        places, smoothings = [one.path, two.path], list(names)
+        if data.draw(st.booleans()):
+            places.append(imported(two))
+            smoothings.append("modified-kneser-ney")       # which an imported model takes for its own
+        out = Path(one.path).parent / "mix"
+        made = kvps.mix(out, places, dev, smoothing=smoothings, threads=1)
+        models = [stack.enter_context(kvps.load(place, name, threads=1)) for place, name in zip(places, smoothings, strict=True)]
+        mixed = stack.enter_context(kvps.load(out, threads=1))
+
+        # No model alone is better on the text, and what was printed is so.
+        alone = [model.perplexity(dev) for model in models]
+        assert [row["perplexity"] or math.inf for row in made["models"]] == pytest.approx(alone)
+        assert (made["perplexity"] or math.inf) == pytest.approx(mixed.perplexity(dev), rel=1e-9)
+        assert mixed.perplexity(dev) <= min(alone) * (1 + 1e-9)
+
+        # Scores are weighted sums; a word that a model lacks, and another one has, gets nothing from it.
+        weights = [row["weight"] for row in made["models"]]
+        assert math.fsum(weights) == pytest.approx(1, abs=1e-12)
+        kept = [i for i, weight in enumerate(weights) if weight > 0]
+        known = [{word for words in text for word in words} | {"</s>"} for text in (first, second, second)]
+        for sentence in dev:
+            words = ["<s>", *sentence, "</s>"]
+            found = mixed.score_words([sentence])[0]
+            for i, score in enumerate(found, 1):
+                everybody = all(words[i] not in known[k] for k in kept)
+                p = math.fsum(weights[k] * p_of(models[k], words[i] not in known[k], words[i], words[:i], everybody) for k in kept)
+                assert 10 ** score.log10 == pytest.approx(p, rel=1e-9)
+                assert score.oov == everybody
+                assert score.log10 == pytest.approx(mixed.log10(words[i], words[:i]), rel=1e-12)
+            assert mixed.score([sentence])[0] == pytest.approx(sum(score.log10 for score in found))
+            for word in mixed.explain([sentence])[0]:
+                assert math.fsum(part.share for part in word.parts) == pytest.approx(word.probability, rel=1e-9)
+
+        # Every context is a distribution over the words of all.
+        exact = len(places) == 2
+        for context in [[], *dev, ["<s>", *dev[0]], ["only-here", "or-there"], ["nobody", "a"]]:
+            (after,) = mixed.next([context], None)
+            total = math.fsum(after.probabilities)
+            assert total == pytest.approx(1, abs=1e-9 if exact else 1e-5)
+            for word, p in zip(after.words, after.probabilities.tolist(), strict=True):
+                if word != "<s>":
+                    assert p == pytest.approx(10 ** mixed.log10(word, context), rel=1e-9)
+            assert (mixed.next([context], 2)[0].words, after.words[:2]) == (after.words[:2],) * 2
+        assert mixed.generate(dev[0], 3, seed=5) == mixed.generate(dev[0], 3, seed=5)
+        found = mixed.complete("a", 3, max_words=1)
+        assert [row.probability for row in found] == sorted((row.probability for row in found), reverse=True)
+        measured = mixed.measure(dev)
+        assert measured.score.perplexity == pytest.approx(mixed.perplexity(dev))
+        assert sum(measured.hits) == measured.score.tokens
+
+
+@FEW
+@given(SENTENCES, OTHERS, DEV, st.data())
+def test_mixtures(first, second, dev, data):
+    """Distributions, scores and perplexity of mixtures are what they should be."""
+    check_mixture(first, second, dev, data)
+
+
+@pytest.mark.slow
+@MANY
+@given(SENTENCES, OTHERS, DEV, st.data())
+def test_many_mixtures(first, second, dev, data):
+    """The same of many more."""
+    check_mixture(first, second, dev, data)
+
+
+def test_weights_are_the_best(seed):
+    """Weights that expectation maximisation finds cannot be bettered by moving a little from one model to another."""
+    rng = np.random.default_rng(seed)
+    for n_models in (1, 2, 5):
+        p = rng.random((200, n_models)) ** rng.integers(1, 6, n_models)
+        p[rng.random(p.shape) < 0.1] = 0
+        weights = best_weights(p)
+        assert weights.sum() == pytest.approx(1) and (weights >= 0).all()
+        seen = p[p.any(axis=1)]
+        best = np.log(seen @ weights).mean()
+        for i in range(n_models):
+            for j in range(n_models):
+                step = min(0.02, weights[i])
+                moved = weights.copy()
+                moved[i] -= step
+                moved[j] += step
+                with np.errstate(divide="ignore"):
+                    assert np.log(seen @ moved).mean() <= best + 1e-5
+    assert best_weights(np.zeros((3, 2))).tolist() == [0.5, 0.5]
+
+
+def check_arpa(first, second, data):
+    """The ARPA file has the n-grams of two stores, or of one and an imported model, with the mixture's probabilities.
+
+    Its contexts sum to 1.
+    """
+    names = [data.draw(st.sampled_from(DISTRIBUTIONS)) for _ in range(2)]
+    orders = [data.draw(st.integers(1, 4)), data.draw(st.integers(1, 4))]
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(new_store(order, 2)) for order in orders)
+        one.train(first, threads=1)
+        two.train(second, threads=1)
+        folder, places = Path(one.path).parent, {one: one.path, two: two.path}
+        if data.draw(st.booleans()):
+            places[two], names[1] = imported(two), "modified-kneser-ney"
+        kvps.mix(folder / "mix", list(places.values()), [*first[:2], *second[:2]], smoothing=names, threads=1)
+        mixed = stack.enter_context(kvps.load(folder / "mix", threads=1))
+        with opening.open_model_place(folder / "mix") as place:
+            ready = model_at(place, following=True, threads=1)
+            made = mixed_arpa.export(place, ready, folder / "mix.arpa", threads=1)
+            kept = [store for store, name in places.items()
+                    if any(mixture.place_of(place.path, part.model) == str(name) for part in place.parts)]
+        listed = read_arpa(folder / "mix.arpa")
+        assert made["ngrams"] == {k: len(ngrams) for k, ngrams in listed.items()}
+        words = sorted({word for store in kept for word in store.vocabulary})
+        assert set(listed[1]) == {(word,) for word in ["<s>", "</s>", "<unk>", *words]}
+        for k in range(2, mixed.order + 1):
+            assert set(listed[k]) == {ngram for store in kept if k <= store.order for ngram, _ in store.dump(k)}
+        for ngrams in listed.values():
+            for ngram, (log10_p, _) in ngrams.items():
+                if ngram != ("<s>",) and mixed.log10(ngram[-1], ngram[:-1]) > -50:
+                    assert log10_p == pytest.approx(mixed.log10(ngram[-1], ngram[:-1]), abs=2e-6), ngram
+        ground = {(word,): 10 ** listed[1][word,][0] for word in ["</s>", "<unk>", *words]}
+        ground["<s>",] = 1 - math.fsum(ground.values())        # what the file does not say
+        for ngrams in listed.values():
+            for context in ngrams:
+                if context[-1] != "</s>" and len(context) < mixed.order:
+                    total = math.fsum(p_in(listed, ground, context, word) for word in ["<s>", "</s>", "<unk>", *words])
+                    assert total == pytest.approx(1, abs=1e-5), context
+
+
+@settings(max_examples=6, suppress_health_check=CHECKS)
+@given(SENTENCES, OTHERS, st.data())
+def test_arpa_of_a_mixture(first, second, data):
+    """The ARPA file of a mixture is exact on its n-grams, and its contexts sum to 1."""
+    check_arpa(first, second, data)
+
+
+@pytest.mark.slow
+@MANY
+@given(SENTENCES, OTHERS, st.data())
+def test_arpa_of_many_mixtures(first, second, data):
+    """The same of many more."""
+    check_arpa(first, second, data)
+
+
+def read_arpa(path):
+    """Return {order: {n-gram: (log10 p, log10 back-off)}} of an ARPA file."""
+    listed = {}
+    for line in path.read_text().split("\n"):
+        if line.endswith("-grams:"):
+            listed[k := int(line[1])] = {}
+        elif "\t" in line:
+            p, ngram, *backoff = line.split("\t")
+            listed[k][tuple(ngram.split(" "))] = float(p), float(backoff[0]) if backoff else 0.0
+    return listed
+
+
+def p_in(listed, ground, context, word):
+    """Return the probability that an ARPA file means."""
+    if not context:
+        return ground[word,]
+    if (*context, word) in listed.get(len(context) + 1, {}):
+        return 10 ** listed[len(context) + 1][*context, word][0]
+    return 10 ** listed[len(context)].get(context, (0, 0))[1] * p_in(listed, ground, context[1:], word)
