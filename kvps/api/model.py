@@ -27,7 +27,7 @@ from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.store.directory import StoreDirectory
-from kvps.text.tokenize import store_tokenizer
+from kvps.text.tokenize import Spec, store_tokenizer
 from kvps.units import cpu_count
 
 DEFAULT_SMOOTHING = DEFAULT
@@ -44,7 +44,7 @@ class WordScore(NamedTuple):
 
 
 def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
-         stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: str | None = None,
+         stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: Spec | None = None,
          threads: int | None = None) -> Model:
     """Open a store's last version as a model, compiling it where that has not been done yet, or an imported model.
 
@@ -78,7 +78,7 @@ class Model:
     """A store's version with a smoothing, or an imported model, ready to score. A context manager."""
 
     def __init__(self, directory: StoreDirectory | opening.ModelFile, smoothing: str, order: int | None, *, exact: bool, stale: str,
-                 labels: Iterable[str] | None, tokenizer: str | None, threads: int | None) -> None:
+                 labels: Iterable[str] | None, tokenizer: Spec | None, threads: int | None) -> None:
         """Take over an open directory; arguments as in load()."""
         if stale not in ("wait", "ok"):
             raise ArgumentError(f'a stale model is "ok" or to "wait" for, not "{stale}"')
@@ -134,7 +134,7 @@ class Model:
         """Return the log10 probability of each sentence with its </s>, float64 (n,); of one str, a float.
 
         sentences: each a str, that the store's tokenizer makes words of, or a list of words. -inf where a token has
-            probability 0.
+            probability 0. A str that the store splits into sentences has the sum of theirs.
         """
         model = self._model()
         if isinstance(sentences, str):
@@ -142,23 +142,28 @@ class Model:
         return self._scores(model, sentences)
 
     def _scores(self, model: CompiledModel, sentences: Iterable[Sentence]) -> np.ndarray:
-        texts = self._texts(sentences)
+        def score(batch: tuple[bytes, list[int] | None]) -> np.ndarray:
+            text, parts = batch
+            found = model.score_columns(text)
+            scores = np.where(found["zero_probability_tokens"] > 0, -np.inf, found["log10_probability"])
+            return scores if parts is None else np.add.reduceat(scores, np.cumsum([0, *parts[:-1]]))
+
+        texts = self._batches(sentences)
         first = list(itertools.islice(texts, 2))
         if len(first) < 2:                     # no batch, or a single one: starting threads would take longer
-            columns = [model.score_columns(text) for text in first]
+            found = [score(batch) for batch in first]
         else:
             threads = self._threads or cpu_count()
             with ThreadPoolExecutor(threads) as pool:
-                columns = list(windowed(pool, model.score_columns, itertools.chain(first, texts), 2 * threads))
-        return np.concatenate([np.empty(0), *(np.where(found["zero_probability_tokens"] > 0, -np.inf, found["log10_probability"])
-                                              for found in columns)])
+                found = list(windowed(pool, score, itertools.chain(first, texts), 2 * threads))
+        return np.concatenate([np.empty(0), *found])
 
     def score_words(self, sentences: Sentence | Iterable[Sentence]) -> list[Any]:
         """Return a list of WordScore per sentence, </s> being its last; of one str, its list alone."""
         model = self._model()
         found = [[WordScore(word.decode(), p, order, oov) for word, _, p, order, oov in tokens]
-                 for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
-                 for tokens in model.score_words(text)]
+                 for text, parts in self._batches([sentences] if isinstance(sentences, str) else sentences)
+                 for tokens in _joined(model.score_words(text), parts)]
         return found[0] if isinstance(sentences, str) else found
 
     def perplexities(self, documents: str | Iterable[str]) -> float | np.ndarray:
@@ -191,8 +196,8 @@ class Model:
         if not isinstance(model, CompiledModel):
             raise StoreError(f"{self.path}: this looks into a compiled model; open the folder of the store, where it lies",
                              path=str(self.path))
-        found = [words for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
-                 for words in explain(model, text)]
+        found = [words for text, parts in self._batches([sentences] if isinstance(sentences, str) else sentences)
+                 for words in _joined(explain(model, text), parts)]
         return found[0] if isinstance(sentences, str) else found
 
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
@@ -267,7 +272,7 @@ class Model:
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
 
         def answer(text: str) -> list[completion.Completion]:
-            typed, partial = completion.split_typed(text, context_of(text, words))
+            typed, partial = completion.split_typed(text, context_of(text, words, from_begin=True))
             return completion.complete(model, typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
 
         if isinstance(texts, str):
@@ -298,7 +303,7 @@ class Model:
         """
         model = self._following()
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-        begun = context_of(prompt, words) if isinstance(prompt, str) else words_of(prompt, 1)
+        begun = context_of(prompt, words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
         drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,
                                seed=secrets.randbits(64) if seed is None else seed, threads=self._threads or cpu_count())
         return [" ".join([*begun, *sentence.words]) for sentence in drawn]
@@ -341,11 +346,23 @@ class Model:
 
     def _texts(self, sentences: Iterable[Sentence]) -> Iterator[bytes]:
         """Yield tokenised lines, a batch of sentences at a time."""
+        return (text for text, _ in self._batches(sentences))
+
+    def _batches(self, sentences: Iterable[Sentence]) -> Iterator[tuple[bytes, list[int] | None]]:
+        """Yield tokenised lines, a batch at a time, and how many lines each str has become; None where it is one of each."""
         line = 1
         for kind, text in batches(sentences):
-            n_lines = text.count(b"\n")
+            n_lines, parts = text.count(b"\n"), None
             if kind == "text":
                 words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-                text = words.prepare(text, name="(iterable)", first_line=line)
-            yield text
+                text, parts = words.prepare(text, name="(iterable)", first_line=line), words.sentences_of(text)
+            yield text, parts
             line += n_lines
+
+
+def _joined(rows: Iterable[list], parts: list[int] | None) -> Iterable[list]:
+    """Return the rows of tokens with those of one str together, which the store's tokenizer has made so many sentences of."""
+    if parts is None:
+        return rows
+    left = iter(rows)
+    return [list(itertools.chain.from_iterable(itertools.islice(left, n))) for n in parts]

@@ -18,7 +18,7 @@ from kvps.ps.places import Address
 from kvps.ps.remote import RemoteTables
 from kvps.ps.remote_store import RemoteDirectory
 from kvps.ps.table import CountTable
-from kvps.text.tokenize import store_tokenizer
+from kvps.text.tokenize import Spec, store_tokenizer
 
 
 class RemoteStore(Store):
@@ -28,7 +28,7 @@ class RemoteStore(Store):
     its turn among those of all clients. What only a folder can do, purge() and compact(vacuum=True), is refused.
     """
 
-    def __init__(self, address: str, *, keys: Path_ | None = None, tokenizer: str | None = None, retry_s: float = 2.0,
+    def __init__(self, address: str, *, keys: Path_ | None = None, tokenizer: Spec | None = None, retry_s: float = 2.0,
                  patience_s: float = 60.0) -> None:
         """Connect; arguments as in connect()."""
         self.path: Any = Address(address, None if keys is None else str(keys))

@@ -16,13 +16,13 @@ from kvps.cli import options
 @click.option("--shards", type=int, default=4, show_default=True, metavar="N",
               help="Parts of the store; kvps reshard changes them.")
 @options.tokenizer
-@options.lowercase
+@options.words
 @options.again
 @options.labelled
 @options.dry_run
 @options.counting
 def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokenizer: str | None, lowercase: bool,
-            dry_run: bool, as_json: bool, **settings: object) -> None:
+            normalize: str | None, split_sentences: bool, dry_run: bool, as_json: bool, **settings: object) -> None:
     """Count text into a new store.
 
     Use it once per store; later text is added with `kvps update`.
@@ -31,6 +31,9 @@ def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokeni
 
     An INPUT is a file with a sentence a line (plain, .gz, .bz2, .xz, .zst), a folder, a glob, a URL of these that
     fsspec knows (s3://BUCKET/NAME), - for stdin, a .jsonl file (see --field), or nltk:NAME.
+
+    The store records how words are made (--tokenizer, --lowercase, --normalize, --split-sentences), and all that is done
+    with it does the same. MODULE:FUNC is code, and has to be named each time.
 
     \b
     Example:
@@ -46,5 +49,5 @@ def command(store: str, inputs: tuple[str, ...], order: int, shards: int, tokeni
     began = time.monotonic()
     with running("train", **settings) as chosen:
         result = train(store, inputs, order=order, shards=shards, tokenizer=tokenizer or "whitespace",
-                       lowercase=lowercase, options=chosen)
+                       lowercase=lowercase, normalize=normalize, split_sentences=split_sentences, options=chosen)
     show(result, store, began, as_json)

@@ -25,8 +25,9 @@ from kvps.text.tokenize import Tokenizer
 from kvps.text.vocabulary import Vocabulary
 
 # Memory of one worker, in bytes per byte of its split: the text, and for each of its tokens an id (4), its key twice
-# (16 + 16), its count (4) and its share of encoded chunks (6). Words of running text take 5.5 bytes with their blank.
-BYTES_PER_SPLIT_BYTE = {"char": 56, "default": 16}
+# (16 + 16), its count (4) and its share of encoded chunks (6). Words of running text take 5.5 bytes with their blank,
+# characters and parts of words 2 or 3.
+BYTES_PER_SPLIT_BYTE = {"char": 32, "sentencepiece": 32, "hf": 32, "default": 16}
 # Longer splits gain nothing (4 M tokens repeat 16 % of their 5-grams), and two of this length use 350 MB.
 MAX_SPLIT_BYTES = 12 << 20
 MIN_SPLIT_BYTES = 64 << 10
@@ -44,7 +45,7 @@ def split_bytes(memory_bytes: int, threads: int, tokenizer: str, text_bytes: int
 
     text_bytes: of all inputs as they lie on disk; where they are compressed there will be more splits, that is all.
     """
-    per_byte = BYTES_PER_SPLIT_BYTE.get(tokenizer, BYTES_PER_SPLIT_BYTE["default"])
+    per_byte = BYTES_PER_SPLIT_BYTE.get(tokenizer.partition(":")[0], BYTES_PER_SPLIT_BYTE["default"])
     longest = max(MIN_SPLIT_BYTES, min(MAX_SPLIT_BYTES, memory_bytes // threads // per_byte))
     rounds = -(-text_bytes // (longest * threads))
     return max(min(longest, SMALL_SPLIT_BYTES), -(-text_bytes // max(1, rounds * threads)))
@@ -276,13 +277,13 @@ class _Counting:
         worker = self._idle.pop() if self._idle else Worker()
         try:
             split, source = task.split, self._inputs[task.input]
-            text = self._tokenizer.for_kind(source.kind).prepare(split.data, errors=job["encoding_errors"], name=source.name,
-                                                                 locate=split.locate)
+            tokenizer = self._tokenizer.for_kind(source.kind)
+            text = tokenizer.prepare(split.data, errors=job["encoding_errors"], name=source.name, locate=split.locate)
             skip = job["reserved"] == "skip"
             tokens, sentences, reserved, chunks = worker.count(text, order, self._router, self._vocabulary, skip,
                                                                job["command"] == "forget")
             if reserved >= 0:
-                raise _reserved_word(text, reserved, split, source.name)
+                raise _reserved_word(text, reserved, tokenizer, split, source.name)
             self._vocabulary.store_new(self._store.root.add_words)
             # words: a root that knows fewer has lost some that this split's n-grams are made of
             seen = task.seen
@@ -312,10 +313,10 @@ class _Counting:
         return number, row
 
 
-def _reserved_word(text: bytes, offset: int, split: Split, name: str) -> DataError:
-    line = text.count(b"\n", 0, offset)
+def _reserved_word(text: bytes, offset: int, tokenizer: Tokenizer, split: Split, name: str) -> DataError:
+    line = tokenizer.line_of(split.data, text.count(b"\n", 0, offset))
     word = text[offset:].split(b"\n", 1)[0].split()[0].decode("utf-8", "replace")
-    # Lines correspond one to one; within the line the tokenizer may have moved the word.
+    # Within the line the tokenizer may have moved the word.
     begin = 0
     for _ in range(line):
         begin = split.data.index(b"\n", begin) + 1
