@@ -45,6 +45,7 @@ class JobOptions(TypedDict, total=False):
     encoding_errors: NotRequired[str]
     field: NotRequired[str]
     newline: NotRequired[str]
+    count_field: NotRequired[str | None]
     max_ratio: NotRequired[int]
     threads: NotRequired[int | None]
     memory: NotRequired[str | int]
@@ -500,7 +501,10 @@ class Store:
         if isinstance(sentences, (str, bytes, bytearray)):       # before anything is locked
             raise ArgumentError(f"expected an iterable of sentences, not one {type(sentences).__name__}; put it in a "
                                 "list")
-        return self._run(command, inputs, Options(again=again, **options))
+        made = Options(again=again, **options)
+        if made.count_field is not None:
+            raise ArgumentError(f"sentences have no field {made.count_field} to count by; it is one of .jsonl files")
+        return self._run(command, inputs, made)
 
     def _count_files(self, command: str, paths: Iterable[Path_], again: bool, options: JobOptions) -> Change:
         made = Options(again=again, **options)

@@ -134,7 +134,10 @@ counting = _all(
     threads, memory, ray,
     click.option("-T", "--temp", metavar="DIR", type=FOLDER,
                  help="Folder for the copy of stdin that makes the job resumable; in STORE by default."),
-    reserved, reading, wait, json)
+    reserved, reading,
+    click.option("--count-field", metavar="NAME",
+                 help="A record counts as often as this field of .jsonl records says, a whole number; by default once."),
+    wait, json)
 
 order = click.option("-o", "--order", type=int, metavar="K",
                      help="Highest n-gram order to use; the store's by default.")

@@ -61,6 +61,7 @@ class Options:
     encoding_errors: str = "strict"            # bytes that are not UTF-8: "strict" or "replace"
     field: str = "text"                        # of .jsonl records
     newline: str = "split"                     # within a field: "split" ends a sentence, "space" joins
+    count_field: str | None = None             # of .jsonl records: how often the text counts; once by default
     max_ratio: int = DEFAULT_MAX_RATIO         # a compressed file's text may be so many times as long; 0: no limit
     again: bool = False                        # count what is counted already once more
     threads: int | None = None                 # default: the CPUs that affinity and cgroup allow, on Ray those of the cluster
@@ -88,7 +89,7 @@ class Options:
 
     def reading(self) -> dict:
         """Return what resolve() is to know about the inputs."""
-        return {"field": self.field, "newline": self.newline, "max_ratio": self.max_ratio}
+        return {"field": self.field, "newline": self.newline, "count_field": self.count_field, "max_ratio": self.max_ratio}
 
 
 def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS,

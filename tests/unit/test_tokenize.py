@@ -6,6 +6,7 @@ import sys
 import types
 
 import pytest
+import reference
 from tokenizers_of_tests import hugging_face_model, sentencepiece_model, spec_of, words_and_marks
 
 from kvps._text import RANGES, characters, first_invalid_utf8
@@ -65,30 +66,13 @@ def test_char_marks():
 
 def test_char_is_its_twin(rng):
     """The kernel does what the same rules in Python do, with every character there is, at any place."""
-    kinds = {code: kind for first, last, kind in RANGES for code in range(first, last + 1)}
-    run, mark, blank = 1, 2, 3
-
-    def twin(text):
-        words, running, adjacent = [], False, False
-        for character in text:
-            code = ord(character)
-            kind = kinds.get(code, 0) if code > 127 else run if character.isalnum() else blank if character in "\0\t\v\f\r " else 0
-            if kind == blank:
-                running = adjacent = False
-                continue
-            if (kind == run and running) or (kind == mark and adjacent):
-                words[-1] += character
-            else:
-                words.append(character)
-            running, adjacent = kind == run or (kind == mark and running), True
-        return " ".join(words)
-
     every = [chr(code) for code in range(1, 0x110000) if not 0xD800 <= code < 0xE000 and code != 10]
     lines = ["".join(every[i:i + 997]) for i in range(0, len(every), 997)]
     odd = [chr(code) for first, last, _ in RANGES for code in (first - 1, first, last, last + 1)] + list("aZ09 \t\0.é")
     lines += ["".join(rng.choices(odd, k=rng.randrange(12))) for _ in range(5000)]
 
-    assert characters("\n".join(lines).encode()).decode().split("\n") == [twin(line) for line in lines]
+    assert characters("\n".join(lines).encode()).decode().split("\n") == [
+        " ".join(reference.characters(line)) for line in lines]
 
 
 def test_wordpunct():
