@@ -13,9 +13,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from kvps.api.words import Ngram, Sentence, words_of
+from kvps.api.words import LocalVocabulary, Ngram, Sentence, Vocabulary, words_of
 from kvps.errors import ArgumentError, StoreError
-from kvps.lm import completion, opening
+from kvps.lm import cache, completion, opening
 from kvps.lm.evaluate import document_perplexities
 from kvps.lm.explain import explain
 from kvps.lm.followers import MAX_WORDS, FollowingModel, context_of, load_following
@@ -90,6 +90,7 @@ class Model:
         self._exact, self._stale, self._threads = exact, stale, threads
         self._labels = None if labels is None else list(labels)
         self._turn = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
         self._compiled: CompiledModel | None = self._open()
 
     def _open(self, *, following: bool = False) -> CompiledModel:
@@ -129,6 +130,29 @@ class Model:
     def statistics(self) -> Statistics:
         """Sizes and counts of counts of the version that answers."""
         return self._model().statistics
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words that the model knows and their counts in the text that it was made of.
+
+        Raises:
+            StoreError: the store has another version by now; refresh() first.
+        """
+        model, kept = self._model(), self._vocabulary
+        if kept is None or kept.version != model.version:
+            kept = self._words(model)
+            if kept.version != model.version:
+                raise StoreError(f"{self.path}: version {model.version} answers, and the store has version {kept.version}; "
+                                 "refresh() the model", path=str(self.path))
+            self._vocabulary = kept
+        return kept
+
+    def _words(self, model: CompiledModel) -> Vocabulary:
+        if isinstance(self._directory, opening.ModelFile):
+            return LocalVocabulary(model, self.path)
+        counts = cache.load(self._directory, lambda path: CompiledModel(path, "kneser-ney"), top=1, labels=self._labels,
+                            threads=self._threads)
+        return LocalVocabulary(counts, self.path)
 
     def score(self, sentences: Sentence | Iterable[Sentence]) -> float | np.ndarray:
         """Return the log10 probability of each sentence with its </s>, float64 (n,); of one str, a float.

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kvps.api.model import DEFAULT_SMOOTHING, Model
 from kvps.api.store import Path_, Store
+from kvps.api.words import FetchedVocabulary, Vocabulary
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import served
 from kvps.jobs.scoring import RemoteModel
@@ -34,7 +35,7 @@ class RemoteStore(Store):
         self.path: Any = Address(address, None if keys is None else str(keys))
         self._options = {"keys": self.path.keys, "retry_s": retry_s, "patience_s": patience_s}
         self._named = tokenizer
-        self._vocabulary: Any = None
+        self._vocabulary: Vocabulary | None = None
         self._remote = RemoteTables(address, **self._options)
         self._open: RemoteDirectory | None = None
         self._closed = False
@@ -125,12 +126,12 @@ class RemoteStore(Store):
             "order", "version", "tokens", "sentences", "vocabulary", "ngrams", "t")})
 
     @property
-    def vocabulary(self) -> Mapping[str, int]:      # type: ignore[override]
+    def vocabulary(self) -> Vocabulary:
         """The words of the last version in byte order, and their counts, all of them fetched."""
-        version = self.version
-        if self._vocabulary is None or self._vocabulary.version != version:
-            self._vocabulary = RemoteVocabulary(self, version)
-        return self._vocabulary
+        kept = self._vocabulary
+        if kept is None or kept.version != self.version:
+            kept = self._vocabulary = FetchedVocabulary(self._reader())
+        return kept
 
     def model(self, smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False, stale: str = "wait", *,
               labels: Iterable[str] | None = None, threads: int | None = None) -> Model:
@@ -169,16 +170,6 @@ class RemoteStore(Store):
         return f"<kvps.RemoteStore {str(self.path)!r}{', closed' if self._closed else ''}>"
 
 
-class RemoteVocabulary(dict):
-    """Words and their counts, of one version."""
-
-    def __init__(self, store: RemoteStore, version: int) -> None:
-        """Fetch them."""
-        specials = ("<s>", "</s>")
-        super().__init__((ngram[0], count) for ngram, count in store.dump(1, in_order=True) if ngram[0] not in specials)
-        self.version = version
-
-
 class _RemotelyModelled(Model):
     """A Model whose compiled file is elsewhere."""
 
@@ -188,3 +179,9 @@ class _RemotelyModelled(Model):
                              path=str(self.path))
         return RemoteModel(self._directory, str(self._smoothing), self._highest, exact=self._exact, labels=self._labels,
                            stale=self._stale)
+
+    def _words(self, model: Any) -> Vocabulary:
+        if self._labels is not None:
+            raise StoreError(f"{self.path}: the words of some labels are looked up in the files of a store; open its folder, where "
+                             "it lies", path=str(self.path))
+        return FetchedVocabulary(self._directory)

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, Unpack
 
 from kvps.api.model import DEFAULT_SMOOTHING, Model, load
-from kvps.api.words import Ngram, Sentence, Vocabulary, words_of
+from kvps.api.words import LocalVocabulary, Ngram, Sentence, Vocabulary, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import check as checking
 from kvps.jobs import compact as compacting
@@ -410,7 +410,7 @@ class Store:
         kept = self._vocabulary
         if kept is None or kept.version != directory.root.state()["version"]:
             compiled = cache.load(directory, lambda path: CompiledModel(path, "kneser-ney"), top=1)
-            kept = self._vocabulary = Vocabulary(compiled)
+            kept = self._vocabulary = LocalVocabulary(compiled, self.path)
         return kept
 
     def count(self, ngram: Ngram) -> int:

@@ -15,8 +15,8 @@ import kvps
 from kvps.jobs import train as jobs
 
 TIMES = st.integers(0, 9) | st.sampled_from([255, 256, 2**20 - 1, 2**31, 2**32 - 1]) | st.integers(0, 2**32 - 1)
-RECORDS = st.lists(st.tuples(st.lists(st.sampled_from(["a", "b", "猫", "\n", "how to", "Go. Up"]), max_size=6).map(" ".join), TIMES),
-                   min_size=1, max_size=8)
+TEXT = st.lists(st.sampled_from(["a", "b", "猫", "\n", "how to", "Go. Up"]), max_size=6).map(" ".join)
+RECORDS = st.lists(st.tuples(TEXT, TIMES), min_size=1, max_size=8)
 
 
 def weighted(records, k, split):
