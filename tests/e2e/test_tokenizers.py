@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from processes import Served, contents, counted, refused, run, run_json
+from processes import TIMEOUT_S, Served, contents, counted, damage_shard, go_on, refused, run, run_json, start, stopped
 from tokenizers_of_tests import KINDS, TEXT, spec_of
 
 import kvps
@@ -30,8 +30,8 @@ def expected(tokenizer, *texts):
     return counted(b"".join(tokenizer.prepare(text.read_bytes()) for text in texts), 2)
 
 
-@pytest.mark.parametrize("options", [[], ["--lowercase", "--normalize", "NFKC", "--split-sentences"]])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "options"), [
+    *((kind, []) for kind in KINDS), ("char", ["--lowercase", "--normalize", "NFKC", "--split-sentences"])])
 def test_every_process_makes_the_same_words(tmp_path, texts, kind, options):
     """What one process trains, others update, resume, score and forget, exactly; only a function has to be named again."""
     spec, store = spec_of(kind, tmp_path), tmp_path / "s"
@@ -176,3 +176,38 @@ def test_chinese(shared, tmp_path):
     assert run("generate", store, "--prompt", "人人", "--seed", "1").stdout.startswith("人 人 ")
     run("forget", store, tmp_path / "train.txt")
     assert run_json("stats", store)["tokens"] == 0
+
+
+def test_recover_counts_as_the_job_did(tmp_path):
+    """A lost shard is made again from the text with the store's words, and each record counts as often as it did."""
+    store, logs = tmp_path / "s", tmp_path / "q.jsonl"
+    logs.write_text("".join(json.dumps({"q": line, "n": 1000 * i + 3}) + "\n" for i, line in enumerate(LINES)), encoding="utf-8")
+    options = ["--tokenizer", "char", "--lowercase", "--normalize", "NFKC", "--split-sentences"]
+    run("train", store, logs, "-o", "2", "--shards", "3", "--field", "q", "--count-field", "n", *options)
+    before = contents(store)
+
+    damage_shard(store, "deleted", 1)
+    run("recover", store, "--yes")
+
+    assert contents(store) == before
+    assert before["好", "。"] == 4003
+
+
+def test_workers_make_the_same_words(tmp_path, texts):
+    """A worker counts its part as the client does; a function has to be named to it too."""
+    pytest.importorskip("zmq", reason="needs pyzmq")
+    spec, store, (a, b) = spec_of("function", tmp_path), tmp_path / "s", texts
+    with Served(store, "--bind", f"ipc://{tmp_path}/sock") as servers:
+        run("train", servers.address, a, "-o", "2", "--tokenizer", spec, "--split-sentences")
+        client = stopped("update", servers.address, b, "--tokenizer", spec, stop_at="SIGSTOP before kvps.jobs.train:count_splits 1")
+        try:
+            said = refused("work", servers.address, code=2)
+            worker = start("work", servers.address, "--tokenizer", spec)
+        finally:
+            code, _, err = go_on(client)
+        assert code == 0, err
+        _, err = worker.communicate(timeout=TIMEOUT_S)
+        assert worker.returncode == 0, err
+
+    assert "name it again" in said
+    assert contents(store) == expected(Tokenizer.from_spec(spec, split_sentences=True, trusted=True), a, b)
