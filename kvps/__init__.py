@@ -61,8 +61,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"  # as in pyproject.toml
 
 _API = ("Change", "Classified", "Classifier", "Completion", "Confusion", "CountTable", "Evaluation", "ExplainedWord", "Finding",
-        "Model", "NextWords", "Part", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect", "create",
-        "from_counts", "load", "mix", "open", "restore")
+        "Model", "NextWords", "Part", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect",
+        "create", "from_counts", "load", "mix", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

@@ -8,10 +8,13 @@ Two families, and two meanings of "unknown":
     ModifiedKneserNey   what KenLM's lmplz estimates: unknown words are `<unk>`, and p(`<unk>`) > 0
     Nltk                the smoothings of nltk.lm (3.10.4): unknown words are `<UNK>`, in |V| but never counted
 """
+import bisect
 import gzip
 import math
 import re
 from collections import Counter, defaultdict
+
+from kvps._text import RANGES
 
 BOS, EOS, UNK = "<s>", "</s>", "<unk>"
 FALLBACK = (0.5, 1.0, 1.5)  # lmplz's defaults for an order whose discounts cannot be computed
@@ -342,3 +345,24 @@ def added_up(keys, deltas):
     for key, delta in zip(keys, deltas, strict=True):
         sums[key] += delta
     return Counter({key: count for key, count in sums.items() if count})
+
+
+def characters(line):
+    """Return the words that --tokenizer char makes of a line, one character after another: twin of kvps._text.characters()."""
+    run, mark, blank = 1, 2, 3
+    words, running, adjacent = [], False, False
+    for character in line:
+        if ord(character) > 127:
+            at = bisect.bisect_right(RANGES, (ord(character), 0x110000, 0)) - 1
+            kind = RANGES[at][2] if RANGES[at][0] <= ord(character) <= RANGES[at][1] else 0
+        else:
+            kind = run if character.isalnum() else blank if character in "\0\t\v\f\r " else 0
+        if kind == blank:
+            running = adjacent = False
+            continue
+        if (kind == run and running) or (kind == mark and adjacent):
+            words[-1] += character
+        else:
+            words.append(character)
+        running, adjacent = kind == run or (kind == mark and running), True
+    return words

@@ -14,10 +14,10 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from kvps.api.words import Ngram, Sentence, words_of
+from kvps.api.words import FetchedVocabulary, LocalVocabulary, Ngram, Sentence, Vocabulary, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs.models import model_at
-from kvps.lm import completion, opening
+from kvps.lm import cache, completion, mixture, opening
 from kvps.lm.evaluate import document_perplexities
 from kvps.lm.followers import context_of
 from kvps.lm.foresight import MAX_WORDS, Foresight
@@ -28,8 +28,7 @@ from kvps.lm.prediction import evaluate as measured
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
-from kvps.store.directory import StoreDirectory
-from kvps.text.tokenize import PLAIN, store_tokenizer
+from kvps.text.tokenize import PLAIN, Spec, store_tokenizer
 from kvps.units import cpu_count
 
 DEFAULT_SMOOTHING = DEFAULT
@@ -46,7 +45,7 @@ class WordScore(NamedTuple):
 
 
 def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
-         stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: str | None = None,
+         stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: Spec | None = None,
          threads: int | None = None) -> Model:
     """Open a store's last version as a model, compiling it where that has not been done yet, an imported model, or a mixture.
 
@@ -81,7 +80,7 @@ class Model:
     """A store's version with a smoothing, or an imported model, ready to score. A context manager."""
 
     def __init__(self, directory: Any, smoothing: str, order: int | None, *, exact: bool, stale: str,
-                 labels: Iterable[str] | None, tokenizer: str | None, threads: int | None) -> None:
+                 labels: Iterable[str] | None, tokenizer: Spec | None, threads: int | None) -> None:
         """Take over an open directory; arguments as in load()."""
         if stale not in ("wait", "ok"):
             raise ArgumentError(f'a stale model is "ok" or to "wait" for, not "{stale}"')
@@ -93,6 +92,7 @@ class Model:
         self._exact, self._stale, self._threads = exact, stale, threads
         self._labels = None if labels is None else list(labels)
         self._turn = threading.Lock()
+        self._vocabulary: Vocabulary | None = None
         self._compiled: Any = self._open()
 
     def _open(self, *, following: bool = False) -> Any:
@@ -131,11 +131,41 @@ class Model:
         """Sizes and counts of counts of the version that answers."""
         return self._model().statistics
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The words that the model knows and their counts in the text that it was made of.
+
+        Raises:
+            StoreError: the store has another version by now; refresh() first.
+        """
+        model, kept = self._model(), self._vocabulary
+        if kept is None or kept.version != model.version:
+            kept = self._words(model)
+            if kept.version != model.version:
+                raise StoreError(f"{self.path}: version {model.version} answers, and the store has version {kept.version}; "
+                                 "refresh() the model", path=str(self.path))
+            self._vocabulary = kept
+        return kept
+
+    def _words(self, model: CompiledModel) -> Vocabulary:
+        if isinstance(self._directory, mixture.MixtureFile):
+            raise StoreError(f"{self.path}: a mixture has the words of its models; ask them", path=str(self.path))
+        if isinstance(self._directory, opening.ModelFile):
+            return LocalVocabulary(model, self.path)
+        if self._directory.elsewhere:
+            if self._labels is not None:
+                raise StoreError(f"{self.path}: the words of some labels are looked up in the files of a store; open its folder, "
+                                 "where it lies", path=str(self.path))
+            return FetchedVocabulary(self._directory)
+        counts = cache.load(self._directory, lambda path: CompiledModel(path, "kneser-ney"), top=1, labels=self._labels,
+                            threads=self._threads)
+        return LocalVocabulary(counts, self.path)
+
     def score(self, sentences: Sentence | Iterable[Sentence]) -> float | np.ndarray:
         """Return the log10 probability of each sentence with its </s>, float64 (n,); of one str, a float.
 
         sentences: each a str, that the store's tokenizer makes words of, or a list of words. -inf where a token has
-            probability 0.
+            probability 0. A str that the store splits into sentences has the sum of theirs.
         """
         model = self._model()
         if isinstance(sentences, str):
@@ -149,23 +179,28 @@ class Model:
         return bool(self._directory.identity["tokenizer"] == PLAIN.to_json())
 
     def _scores(self, model: CompiledModel, sentences: Iterable[Sentence]) -> np.ndarray:
-        texts = self._texts(sentences)
+        def score(batch: tuple[bytes, list[int] | None]) -> np.ndarray:
+            text, parts = batch
+            found = model.score_columns(text)
+            scores = np.where(found["zero_probability_tokens"] > 0, -np.inf, found["log10_probability"])
+            return scores if parts is None else np.add.reduceat(scores, np.cumsum([0, *parts[:-1]]))
+
+        texts = self._batches(sentences)
         first = list(itertools.islice(texts, 2))
         if len(first) < 2:                     # no batch, or a single one: starting threads would take longer
-            columns = [model.score_columns(text) for text in first]
+            found = [score(batch) for batch in first]
         else:
             threads = self._threads or cpu_count()
             with ThreadPoolExecutor(threads) as pool:
-                columns = list(windowed(pool, model.score_columns, itertools.chain(first, texts), 2 * threads))
-        return np.concatenate([np.empty(0), *(np.where(found["zero_probability_tokens"] > 0, -np.inf, found["log10_probability"])
-                                              for found in columns)])
+                found = list(windowed(pool, score, itertools.chain(first, texts), 2 * threads))
+        return np.concatenate([np.empty(0), *found])
 
     def score_words(self, sentences: Sentence | Iterable[Sentence]) -> list[Any]:
         """Return a list of WordScore per sentence, </s> being its last; of one str, its list alone."""
         model = self._model()
         found = [[WordScore(word.decode(), p, order, oov) for word, _, p, order, oov in tokens]
-                 for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
-                 for tokens in model.score_words(text)]
+                 for text, parts in self._batches([sentences] if isinstance(sentences, str) else sentences)
+                 for tokens in _joined(model.score_words(text), parts)]
         return found[0] if isinstance(sentences, str) else found
 
     def perplexities(self, documents: str | Iterable[str]) -> float | np.ndarray:
@@ -193,8 +228,8 @@ class Model:
         they are.
         """
         model = self._model()
-        found = [words for text in self._texts([sentences] if isinstance(sentences, str) else sentences)
-                 for words in model.explain(text)]
+        found = [words for text, parts in self._batches([sentences] if isinstance(sentences, str) else sentences)
+                 for words in _joined(model.explain(text), parts)]
         return found[0] if isinstance(sentences, str) else found
 
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
@@ -269,7 +304,7 @@ class Model:
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
 
         def answer(text: str) -> list[completion.Completion]:
-            typed, partial = completion.split_typed(text, context_of(text, words))
+            typed, partial = completion.split_typed(text, context_of(text, words, from_begin=True))
             return model.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
 
         if isinstance(texts, str):
@@ -300,7 +335,7 @@ class Model:
         """
         model = self._following()
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-        begun = context_of(prompt, words) if isinstance(prompt, str) else words_of(prompt, 1)
+        begun = context_of(prompt, words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
         drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,
                                seed=secrets.randbits(64) if seed is None else seed, threads=self._threads or cpu_count())
         return [" ".join([*begun, *sentence.words]) for sentence in drawn]
@@ -343,11 +378,23 @@ class Model:
 
     def _texts(self, sentences: Iterable[Sentence]) -> Iterator[bytes]:
         """Yield tokenised lines, a batch of sentences at a time."""
+        return (text for text, _ in self._batches(sentences))
+
+    def _batches(self, sentences: Iterable[Sentence]) -> Iterator[tuple[bytes, list[int] | None]]:
+        """Yield tokenised lines, a batch at a time, and how many lines each str has become; None where it is one of each."""
         line = 1
         for kind, text in batches(sentences):
-            n_lines = text.count(b"\n")
+            n_lines, parts = text.count(b"\n"), None
             if kind == "text":
                 words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-                text = words.prepare(text, name="(iterable)", first_line=line)
-            yield text
+                text, parts = words.prepare(text, name="(iterable)", first_line=line), words.sentences_of(text)
+            yield text, parts
             line += n_lines
+
+
+def _joined(rows: Iterable[list], parts: list[int] | None) -> Iterable[list]:
+    """Return the rows of tokens with those of one str together, which the store's tokenizer has made so many sentences of."""
+    if parts is None:
+        return rows
+    left = iter(rows)
+    return [list(itertools.chain.from_iterable(itertools.islice(left, n))) for n in parts]

@@ -2,11 +2,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from kvps.api.model import DEFAULT_SMOOTHING, Model
 from kvps.api.store import Path_, Store
+from kvps.api.words import FetchedVocabulary, Vocabulary
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import served
 from kvps.jobs.stats import statistics
@@ -17,7 +18,7 @@ from kvps.ps.places import Address
 from kvps.ps.remote import RemoteTables
 from kvps.ps.remote_store import RemoteDirectory
 from kvps.ps.table import CountTable
-from kvps.text.tokenize import store_tokenizer
+from kvps.text.tokenize import Spec, store_tokenizer
 
 
 class RemoteStore(Store):
@@ -27,13 +28,13 @@ class RemoteStore(Store):
     its turn among those of all clients. What only a folder can do, purge() and compact(vacuum=True), is refused.
     """
 
-    def __init__(self, address: str, *, keys: Path_ | None = None, tokenizer: str | None = None, retry_s: float = 2.0,
+    def __init__(self, address: str, *, keys: Path_ | None = None, tokenizer: Spec | None = None, retry_s: float = 2.0,
                  patience_s: float = 60.0) -> None:
         """Connect; arguments as in connect()."""
         self.path: Any = Address(address, None if keys is None else str(keys))
         self._options = {"keys": self.path.keys, "retry_s": retry_s, "patience_s": patience_s}
         self._named = tokenizer
-        self._vocabulary: Any = None
+        self._vocabulary: Vocabulary | None = None
         self._remote = RemoteTables(address, **self._options)
         self._open: RemoteDirectory | None = None
         self._closed = False
@@ -124,12 +125,12 @@ class RemoteStore(Store):
             "order", "version", "tokens", "sentences", "vocabulary", "ngrams", "t")})
 
     @property
-    def vocabulary(self) -> Mapping[str, int]:      # type: ignore[override]
+    def vocabulary(self) -> Vocabulary:
         """The words of the last version in byte order, and their counts, all of them fetched."""
-        version = self.version
-        if self._vocabulary is None or self._vocabulary.version != version:
-            self._vocabulary = RemoteVocabulary(self, version)
-        return self._vocabulary
+        kept = self._vocabulary
+        if kept is None or kept.version != self.version:
+            kept = self._vocabulary = FetchedVocabulary(self._reader())
+        return kept
 
     def model(self, smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False, stale: str = "wait", *,
               labels: Iterable[str] | None = None, threads: int | None = None) -> Model:
@@ -168,11 +169,3 @@ class RemoteStore(Store):
         return f"<kvps.RemoteStore {str(self.path)!r}{', closed' if self._closed else ''}>"
 
 
-class RemoteVocabulary(dict):
-    """Words and their counts, of one version."""
-
-    def __init__(self, store: RemoteStore, version: int) -> None:
-        """Fetch them."""
-        specials = ("<s>", "</s>")
-        super().__init__((ngram[0], count) for ngram, count in store.dump(1, in_order=True) if ngram[0] not in specials)
-        self.version = version

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, Unpack
 
 from kvps.api.model import DEFAULT_SMOOTHING, Model, load
-from kvps.api.words import Ngram, Sentence, Vocabulary, words_of
+from kvps.api.words import LocalVocabulary, Ngram, Sentence, Vocabulary, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import check as checking
 from kvps.jobs import compact as compacting
@@ -28,7 +28,7 @@ from kvps.store.creation import create_store
 from kvps.store.directory import StoreDirectory, open_store
 from kvps.store.findings import Finding
 from kvps.text.corpus import Input, resolve, spool
-from kvps.text.tokenize import Tokenizer, store_tokenizer
+from kvps.text.tokenize import Spec, Tokenizer, store_tokenizer
 from kvps.units import cpu_count
 
 TYPE_CHECKING = False
@@ -46,6 +46,7 @@ class JobOptions(TypedDict, total=False):
     encoding_errors: NotRequired[str]
     field: NotRequired[str]
     newline: NotRequired[str]
+    count_field: NotRequired[str | None]
     max_ratio: NotRequired[int]
     threads: NotRequired[int | None]
     memory: NotRequired[str | int]
@@ -66,35 +67,39 @@ class Change(TypedDict):
     already: dict[str, int]                      # name of an input that was counted before: in which version
 
 
-def create(path: Path_, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS, tokenizer: str = "whitespace",
-           lowercase: bool = False) -> Store:
+def create(path: Path_, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS, tokenizer: Spec = "whitespace",
+           lowercase: bool = False, normalize: str | None = None, split_sentences: bool = False) -> Store:
     """Make an empty store and open it.
 
     Args:
         path: must not exist, or be an empty directory.
         order: of the n-grams, 1 to 8; lower orders come with it.
         shards: into how many parts the counts are split; reshard() changes it.
-        tokenizer: "whitespace", "char", "wordpunct" or "MODULE:FUNC", a function from a line to a list of words.
+        tokenizer: "whitespace", "char", "wordpunct", "jieba", "sentencepiece:FILE", "hf:PATH", or "MODULE:FUNC", a function
+            from a line to a list of words; or that function itself, if it can be imported by its name.
         lowercase: lower-case the words.
+        normalize: "NFC" or "NFKC", the Unicode form that text is brought into.
+        split_sentences: a line, or a str, is parted where a sentence ends: at 。！？ and . ! ?
 
     Raises:
         ArgumentError: an order, number of shards or tokenizer that is not possible.
         StoreError: something is at `path` already, or cannot be made there.
     """
     jobs.check_shape(order, shards)
-    words = Tokenizer.from_spec(tokenizer, lowercase, trusted=True)
+    words = Tokenizer.from_spec(tokenizer, lowercase, normalize=normalize, split_sentences=split_sentences, trusted=True)
     create_store(path, order, shards, words.to_json())
     return open(path, tokenizer=tokenizer)
 
 
-def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: str | None = None) -> Store:
+def open(path: Path_, writable: bool = False, *, wait: float = 0.0, tokenizer: Spec | None = None) -> Store:
     """Open a store.
 
     Args:
         path: of its directory.
         writable: keep other writers away until it is closed; without it, only while a call writes.
         wait: how long to wait for another writer [s], if `writable`.
-        tokenizer: names the store's own MODULE:FUNC again, which is imported only then.
+        tokenizer: names the store's own MODULE:FUNC again, or is that function; it is imported only then. Or names the file of
+            its sentencepiece:FILE or hf:PATH, which lies elsewhere now.
 
     Raises:
         StoreError: `path` is no store, or may not be read. StoreLocked: `writable`, and another process is writing.
@@ -128,7 +133,7 @@ def from_counts(path: Path_, files: Iterable[Path_], *, shards: int = DEFAULT_SH
     return open(path, tokenizer=tokenizer)
 
 
-def connect(address: str, *, keys: Path_ | None = None, tokenizer: str | None = None, retry_s: float = 2.0,
+def connect(address: str, *, keys: Path_ | None = None, tokenizer: Spec | None = None, retry_s: float = 2.0,
             patience_s: float = 60.0) -> RemoteStore:
     """Connect to the server of a store (kvps serve), or its actors on Ray; what is returned has the interface of a Store.
 
@@ -151,7 +156,7 @@ def connect(address: str, *, keys: Path_ | None = None, tokenizer: str | None = 
 
 
 def restore(place: Path_, into: Path_, name: str | None = None, *, version: int | None = None, wait: float = 0.0,
-            tokenizer: str | None = None, progress: Callable[[int, int], None] = lambda done, total: None) -> Store:
+            tokenizer: Spec | None = None, progress: Callable[[int, int], None] = lambda done, total: None) -> Store:
     """Make a store of a checkpoint and open it; it can be updated and forgotten from as the old one.
 
     Args:
@@ -207,7 +212,7 @@ def audit(path: Path_, smoothing: str = DEFAULT_SMOOTHING, order: int | None = N
 class Store:
     """A store of n-gram counts. Made by create() and open(); a context manager."""
 
-    def __init__(self, directory: StoreDirectory, tokenizer: str | None = None) -> None:
+    def __init__(self, directory: StoreDirectory, tokenizer: Spec | None = None) -> None:
         """Take over an open directory; `tokenizer` as in open()."""
         self._directory: StoreDirectory | None = directory
         self._named = tokenizer
@@ -474,7 +479,7 @@ class Store:
         kept = self._vocabulary
         if kept is None or kept.version != directory.root.state()["version"]:
             compiled = cache.load(directory, lambda path: CompiledModel(path, "kneser-ney"), top=1)
-            kept = self._vocabulary = Vocabulary(compiled)
+            kept = self._vocabulary = LocalVocabulary(compiled, self.path)
         return kept
 
     def count(self, ngram: Ngram) -> int:
@@ -565,7 +570,10 @@ class Store:
         if isinstance(sentences, (str, bytes, bytearray)):       # before anything is locked
             raise ArgumentError(f"expected an iterable of sentences, not one {type(sentences).__name__}; put it in a "
                                 "list")
-        return self._run(command, inputs, Options(again=again, **options))
+        made = Options(again=again, **options)
+        if made.count_field is not None:
+            raise ArgumentError(f"sentences have no field {made.count_field} to count by; it is one of .jsonl files")
+        return self._run(command, inputs, made)
 
     def _count_files(self, command: str, paths: Iterable[Path_], again: bool, options: JobOptions) -> Change:
         made = Options(again=again, **options)

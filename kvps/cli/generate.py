@@ -41,7 +41,7 @@ def command(model: str, prompt: str, count: int, temperature: float, top_k: int 
     seed = secrets.randbits(63) if seed is None else seed
     with (Progress(["compiling"], unit=" n-grams") as progress,
           compiled(model, progress, following=True, tokenizer=tokenizer, **choices) as (ready, made)):
-        begun = context_of(prompt, made)
+        begun = context_of(prompt, made, from_begin=True)
         for words, ended in ready.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                                            max_words=max_words, threads=choices["threads"] or cpu_count()):
             text = " ".join([*begun, *words])

@@ -13,7 +13,7 @@ from kvps.cli import options
 @click.argument("output", metavar="OUT", type=click.Path(dir_okay=False))
 @click.argument("source", metavar="MODEL.arpa[.gz|.zst]", type=click.Path(exists=True, dir_okay=False))
 @options.tokenizer
-@options.lowercase
+@options.words
 @click.option("--max-ratio", type=int, default=200, show_default=True, metavar="N",
               help="Refuse a compressed file whose text is more than N times as long; 0 for no limit.")
 @click.option("--list-ngrams", is_flag=True,
@@ -22,15 +22,16 @@ from kvps.cli import options
 @options.threads
 @options.temp
 @options.json
-def command(output: str, source: str, tokenizer: str | None, lowercase: bool, max_ratio: int, list_ngrams: bool,
-            threads: int | None, temp: str | None, as_json: bool) -> None:
+def command(output: str, source: str, tokenizer: str | None, lowercase: bool, normalize: str | None, split_sentences: bool,
+            max_ratio: int, list_ngrams: bool, threads: int | None, temp: str | None, as_json: bool) -> None:
     """Make a model of an ARPA file, to score text with.
 
     Use it for models of KenLM, SRILM and others. OUT is one file, which can be used wherever MODEL stands; it cannot be
     updated, and its smoothing is that of the ARPA file. The file may have any order up to 8, and its n-grams may stand
     in any order.
 
-    --tokenizer and --lowercase say what makes words of the text to be scored: what the model was trained with.
+    --tokenizer, --lowercase, --normalize and --split-sentences say what makes words of the text to be scored: what the
+    model was trained with.
 
     \b
     Example:
@@ -46,8 +47,10 @@ def command(output: str, source: str, tokenizer: str | None, lowercase: bool, ma
     began = time.monotonic()
     name_warnings()
     with Progress(["importing"]) as progress:
-        made = import_arpa(source, Path(output), tokenizer=Tokenizer.from_spec(tokenizer or "whitespace", lowercase),
-                           max_ratio=max_ratio, list_ngrams=list_ngrams, threads=threads or cpu_count(),
+        words = Tokenizer.from_spec(tokenizer or "whitespace", lowercase, normalize=normalize, split_sentences=split_sentences,
+                                    trusted=True)
+        made = import_arpa(source, Path(output), tokenizer=words, max_ratio=max_ratio, list_ngrams=list_ngrams,
+                           threads=threads or cpu_count(),
                            scratch=temp and Path(temp), progress=progress.stage("importing"))
     tell(made, f"{output}: order {made['order']}, {many(sum(made['ngrams'].values()), 'n-grams')}, {format_bytes(made['bytes'])}",
          as_json, began=began)

@@ -104,8 +104,13 @@ FOLDER = click.Path(exists=True, file_okay=False, writable=True)
 temp = click.option("-T", "--temp", metavar="DIR", type=FOLDER, help="Folder for scratch files.")
 memory = click.option("-S", "--memory", metavar="SIZE", default="1G", show_default=True,
                       help="For the text being counted: 512M, 2G, 80%.")
-tokenizer = click.option("--tokenizer", metavar="SPEC", help="whitespace, char, wordpunct or MODULE:FUNC.")
-lowercase = click.option("--lowercase", is_flag=True, help="Lower-case the words.")
+tokenizer = click.option("--tokenizer", metavar="SPEC",
+                         help="whitespace, char, wordpunct, jieba, sentencepiece:FILE, hf:PATH or MODULE:FUNC.")
+# How text becomes words, besides the tokenizer; what makes a store or a model records it.
+words = _all(
+    click.option("--lowercase", is_flag=True, help="Lower-case the words."),
+    click.option("--normalize", type=click.Choice(["NFC", "NFKC"]), help="Bring text into this Unicode form first."),
+    click.option("--split-sentences", is_flag=True, help="End sentences at 。！？ and . ! ? too, not only at newlines."))
 dry_run = click.option("--dry-run", is_flag=True, help="Only say how much disk this would need, and what is free.")
 again = click.option("--again", is_flag=True, help="Count inputs that are counted already once more.")
 exact = click.option("--exact", is_flag=True,
@@ -137,7 +142,10 @@ counting = _all(
     threads, memory, ray,
     click.option("-T", "--temp", metavar="DIR", type=FOLDER,
                  help="Folder for the copy of stdin that makes the job resumable; in STORE by default."),
-    reserved, reading, wait, json)
+    reserved, reading,
+    click.option("--count-field", metavar="NAME",
+                 help="A record counts as often as this field of .jsonl records says, a whole number; by default once."),
+    wait, json)
 
 order = click.option("-o", "--order", type=int, metavar="K",
                      help="Highest n-gram order to use; the store's by default.")

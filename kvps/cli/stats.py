@@ -39,13 +39,13 @@ def command(store: str, threads: int | None, stale: str, as_json: bool) -> None:
 
 def _show(record: dict) -> None:
     from kvps.cli.output import say
+    from kvps.text.tokenize import shown
     from kvps.units import format_bytes
 
-    tokenizer = record["tokenizer"] + (" --lowercase" if record["lowercase"] else "")
     for name in ("order", "version", "tokens", "sentences", "vocabulary", "shards"):
         say(f"{name:12} {record[name]:>16,}")
     say(f"{'bytes':12} {format_bytes(record['bytes']):>16} ({format_bytes(record['live_bytes'])} in use)")
-    say(f"{'tokenizer':12} {tokenizer:>16}")
+    say(f"{'tokenizer':12} {shown(record):>16}")
     if record["closed"]:
         say(f"{'closed':12} {'yes':>16} (other words are <unk>)")
     for label, row in record["labels"].items():

@@ -22,7 +22,7 @@ def command(store: str, inputs: tuple[str, ...], tokenizer: str | None, dry_run:
 
     Use it whenever new text has come: the cost is that of the new text, whatever the store holds already.
     Inputs that are counted already are left out, unless --again is given.
-    INPUT is what `kvps train --help` says; --tokenizer is only needed to name a MODULE:FUNC again.
+    INPUT is what `kvps train --help` says; --tokenizer is only needed to name a MODULE:FUNC again, or a file that has moved.
     With --dry-run it says how much disk it would need, and does nothing.
 
     \b

@@ -18,15 +18,16 @@ from kvps._runs import encode, encoded_room
 from kvps.errors import DataError, InputGone
 from kvps.ps.merging import tidy
 from kvps.ps.router import Router, parts, plan, weigh
-from kvps.ps.runs import CHUNK_BYTES, bits_for
+from kvps.ps.runs import CHUNK_BYTES, bits_for, encoded, merged_chunks
 from kvps.store.directory import StoreDirectory
 from kvps.text.corpus import Input, Split
 from kvps.text.tokenize import Tokenizer
-from kvps.text.vocabulary import Vocabulary
+from kvps.text.vocabulary import EOS, Vocabulary
 
 # Memory of one worker, in bytes per byte of its split: the text, and for each of its tokens an id (4), its key twice
-# (16 + 16), its count (4) and its share of encoded chunks (6). Words of running text take 5.5 bytes with their blank.
-BYTES_PER_SPLIT_BYTE = {"char": 56, "default": 16}
+# (16 + 16), its count (4) and its share of encoded chunks (6). Words of running text take 5.5 bytes with their blank,
+# characters and parts of words 2 or 3.
+BYTES_PER_SPLIT_BYTE = {"char": 32, "sentencepiece": 32, "hf": 32, "default": 16}
 # Longer splits gain nothing (4 M tokens repeat 16 % of their 5-grams), and two of this length use 350 MB.
 MAX_SPLIT_BYTES = 12 << 20
 MIN_SPLIT_BYTES = 64 << 10
@@ -44,7 +45,7 @@ def split_bytes(memory_bytes: int, threads: int, tokenizer: str, text_bytes: int
 
     text_bytes: of all inputs as they lie on disk; where they are compressed there will be more splits, that is all.
     """
-    per_byte = BYTES_PER_SPLIT_BYTE.get(tokenizer, BYTES_PER_SPLIT_BYTE["default"])
+    per_byte = BYTES_PER_SPLIT_BYTE.get(tokenizer.partition(":")[0], BYTES_PER_SPLIT_BYTE["default"])
     longest = max(MIN_SPLIT_BYTES, min(MAX_SPLIT_BYTES, memory_bytes // threads // per_byte))
     rounds = -(-text_bytes // (longest * threads))
     return max(min(longest, SMALL_SPLIT_BYTES), -(-text_bytes // max(1, rounds * threads)))
@@ -94,47 +95,66 @@ class Worker:
             array = self._arrays[name] = np.empty(n + n // 8, dtype)
         return array
 
-    def count(self, text: bytes, order: int, router: Router, vocabulary: Vocabulary, skip_reserved: bool,
-              negate: bool) -> tuple[int, int, int, list[list[tuple[bytes, int]]]]:
-        """Return (tokens without </s>, sentences, offset of a reserved word or -1, chunks of each shard)."""
-        n_ids, n_sentences, reserved, bits, ends = self._keys(text, order, router, vocabulary, skip_reserved)
+    def count(self, text: bytes, order: int, router: Router, vocabulary: Vocabulary, skip_reserved: bool, negate: bool,
+              times: np.ndarray | None = None) -> tuple[int, int, int, list[list[tuple[bytes, int]]]]:
+        """Return (tokens without </s>, sentences, offset of a reserved word or -1, chunks of each shard).
+
+        times: int64 (sentences,), how often each sentence counts; once by default.
+        """
+        ids, n_sentences, reserved = self._ids(text, vocabulary, skip_reserved)
+        n_words = len(vocabulary)
+        if times is None or reserved >= 0:
+            return len(ids) - n_sentences, n_sentences, reserved, self._chunks(ids, order, router, n_words, negate)
+        # As a sum of powers of two: the sentences that have the same bit in their numbers are counted together.
+        lengths = np.diff(np.flatnonzero(ids == EOS), prepend=-1)
+        of_ids, runs = np.repeat(times, lengths), []
+        for bit in range(int(times.max(initial=0)).bit_length()):
+            runs.append(self._chunks(ids[of_ids >> bit & 1 == 1], order, router, n_words, negate, bit))
+        bits = bits_for(n_words)
+        chunks = [list(encoded(merged_chunks(list(parts), order, bits), order, bits)) for parts in zip(*runs, strict=True)]
+        return int(((lengths - 1) * times).sum()), int(times.sum()), reserved, chunks or [[] for _ in range(router.n_shards)]
+
+    def _chunks(self, ids: np.ndarray, order: int, router: Router, n_words: int, negate: bool,
+                shift: int = 0) -> list[list[tuple[bytes, int]]]:
+        """Return the chunks of each shard, of the n-grams of some ids; each counts 2 ** shift times."""
+        bits, ends = self._keys(ids, order, router, n_words)
         # The sort is done with its scratch: the chunks are written there.
         keys, scratch, counts = (self._arrays[name] for name in ("keys", "scratch", "counts"))
         width, chunks, start = key_width(order, bits), [], 0
         for end in ends.tolist():
-            out = scratch.view(np.uint8)
+            out, here = scratch.view(np.uint8), counts[start:end]
             if len(out) < encoded_room(end - start):
                 out = self._room("out", encoded_room(end - start), np.uint8)
-            chunks.append(encode(keys[start * width:end * width], counts[start:end], order, bits, CHUNK_BYTES, out, negate=negate))
+            if shift:
+                here = here.astype(np.int64) << shift
+            chunks.append(encode(keys[start * width:end * width], here, order, bits, CHUNK_BYTES, out, negate=negate))
             start = end
-        return n_ids - n_sentences, n_sentences, reserved, chunks
+        return chunks
 
     def routing(self, text: bytes, order: int, n_shards: int, vocabulary: Vocabulary, skip_reserved: bool) -> dict | None:
         """Return the routing table that deals the n-grams of a text evenly."""
-        _, _, _, bits, ends = self._keys(text, order, Router(1), vocabulary, skip_reserved)
+        ids, _, _ = self._ids(text, vocabulary, skip_reserved)
+        bits, ends = self._keys(ids, order, Router(1), len(vocabulary))
         keys = self._arrays["keys"][:int(ends[-1]) * key_width(order, bits)]
         weights = np.zeros(len(vocabulary), np.int64)
         weigh(keys, order, bits, weights)
         return plan(weights, n_shards, order, lambda split: parts(keys, order, bits, len(vocabulary), n_shards, split))
 
-    def _keys(self, text: bytes, order: int, router: Router, vocabulary: Vocabulary,
-              skip_reserved: bool) -> tuple[int, int, int, int, np.ndarray]:
-        """Count the n-grams of a text into self's arrays "keys" and "counts", shard after shard.
-
-        Returns:
-            (ids, sentences, offset of a reserved word or -1: then there are no ids, bits of a word, end of each shard's keys).
-        """
+    def _ids(self, text: bytes, vocabulary: Vocabulary, skip_reserved: bool) -> tuple[np.ndarray, int, int]:
+        """Return the ids of a text, in self's array "ids"; how many sentences; and -1, or where a reserved word is: then no ids."""
         data = np.frombuffer(text, np.uint8)
         ids = self._room("ids", len(data) + 1, np.uint32)
         n_ids, n_sentences, reserved = vocabulary.encode(data, ids, skip_reserved=skip_reserved)
         if reserved >= 0:
             n_ids = n_sentences = 0
-        n_words = len(vocabulary)
+        return ids[:n_ids], n_sentences, reserved
+
+    def _keys(self, ids: np.ndarray, order: int, router: Router, n_words: int) -> tuple[int, np.ndarray]:
+        """Count n-grams into self's arrays "keys" and "counts", shard after shard; return bits a word and each shard's end."""
         bits = bits_for(n_words)
-        keys, scratch = (self._room(name, n_ids * key_width(order, bits), np.uint64) for name in ("keys", "scratch"))
-        counts = self._room("counts", n_ids, np.uint32)
-        ends = count(ids[:n_ids], order, bits, n_words, router.n_shards, keys, scratch, counts, router.homes(n_words))
-        return n_ids, n_sentences, reserved, bits, ends
+        keys, scratch = (self._room(name, len(ids) * key_width(order, bits), np.uint64) for name in ("keys", "scratch"))
+        counts = self._room("counts", len(ids), np.uint32)
+        return bits, count(ids, order, bits, n_words, router.n_shards, keys, scratch, counts, router.homes(n_words))
 
 
 def choose_routing(store: StoreDirectory, tokenizer: Tokenizer, inputs: list[Input], length: int, skip_reserved: bool) -> None:
@@ -276,13 +296,13 @@ class _Counting:
         worker = self._idle.pop() if self._idle else Worker()
         try:
             split, source = task.split, self._inputs[task.input]
-            text = self._tokenizer.for_kind(source.kind).prepare(split.data, errors=job["encoding_errors"], name=source.name,
-                                                                 locate=split.locate)
+            tokenizer = self._tokenizer.for_kind(source.kind)
+            text = tokenizer.prepare(split.data, errors=job["encoding_errors"], name=source.name, locate=split.locate)
             skip = job["reserved"] == "skip"
             tokens, sentences, reserved, chunks = worker.count(text, order, self._router, self._vocabulary, skip,
-                                                               job["command"] == "forget")
+                                                               job["command"] == "forget", _times(split, tokenizer))
             if reserved >= 0:
-                raise _reserved_word(text, reserved, split, source.name)
+                raise _reserved_word(text, reserved, tokenizer, split, source.name)
             self._vocabulary.store_new(self._store.root.add_words)
             # words: a root that knows fewer has lost some that this split's n-grams are made of
             seen = task.seen
@@ -312,10 +332,18 @@ class _Counting:
         return number, row
 
 
-def _reserved_word(text: bytes, offset: int, split: Split, name: str) -> DataError:
-    line = text.count(b"\n", 0, offset)
+def _times(split: Split, tokenizer: Tokenizer) -> np.ndarray | None:
+    """Return how often each sentence of a split counts, which the tokenizer may have made of a part of a line; None: once."""
+    if split.times is None:
+        return None
+    times, parts = np.frombuffer(split.times, np.int64), tokenizer.sentences_of(split.data)
+    return times if parts is None else np.repeat(times, parts)
+
+
+def _reserved_word(text: bytes, offset: int, tokenizer: Tokenizer, split: Split, name: str) -> DataError:
+    line = tokenizer.line_of(split.data, text.count(b"\n", 0, offset))
     word = text[offset:].split(b"\n", 1)[0].split()[0].decode("utf-8", "replace")
-    # Lines correspond one to one; within the line the tokenizer may have moved the word.
+    # Within the line the tokenizer may have moved the word.
     begin = 0
     for _ in range(line):
         begin = split.data.index(b"\n", begin) + 1

@@ -39,7 +39,8 @@ SPLIT_BYTES = 4 << 20          # of a file, read at once: some 40 MB with what s
 
 
 def train_from_counts(out: str | Path, arguments: Sequence[str | Path], *, order: int | None = None, shards: int = DEFAULT_SHARDS,
-                      tokenizer: str = "whitespace", lowercase: bool = False, max_ratio: int = DEFAULT_MAX_RATIO,
+                      tokenizer: str = "whitespace", lowercase: bool = False, normalize: str | None = None,
+                      split_sentences: bool = False, max_ratio: int = DEFAULT_MAX_RATIO,
                       threads: int | None = None, scratch: Path | None = None,
                       progress: Progress = lambda stage, done, total: None) -> dict:
     """Make a store of counts; where they have <unk>, its vocabulary is closed.
@@ -60,7 +61,7 @@ def train_from_counts(out: str | Path, arguments: Sequence[str | Path], *, order
         {"command", "version", "tokens", "sentences", "inputs": how many files, "already": {}}.
     """
     out = Path(os.path.abspath(out))
-    words = Tokenizer.from_spec(tokenizer, lowercase, trusted=True)
+    words = Tokenizer.from_spec(tokenizer, lowercase, normalize=normalize, split_sentences=split_sentences, trusted=True)
     creation.refuse_place(out, force=False)
     counts = _Counts(resolve(arguments, max_ratio=max_ratio), order)
     identity = {"tokenizer": words.to_json()} | ({"closed": True} if counts.closed else {})

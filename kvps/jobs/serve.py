@@ -37,6 +37,7 @@ from kvps.ps.server import Server, check_bind, refuse_taken
 from kvps.store import creation, seal
 from kvps.store.directory import StoreDirectory
 from kvps.store.lock import OwnerLock
+from kvps.text.tokenize import recordable
 from kvps.units import cpu_count
 
 log = logging.getLogger("kvps.server")
@@ -347,12 +348,11 @@ class StoreMaker:
     def make(self, message: Message) -> Answer:
         """Make the store."""
         order, shards, tokenizer = (message.call.get(name) for name in ("order", "shards", "tokenizer"))
-        if not (isinstance(order, int) and isinstance(shards, int) and isinstance(tokenizer, dict)
-                and isinstance(tokenizer.get("tokenizer"), str) and isinstance(tokenizer.get("lowercase"), bool)):
+        if not (isinstance(order, int) and isinstance(shards, int)):
             raise ArgumentError("a store is made of an order, a number of shards and a tokenizer")
         check_shape(order, shards)
         if not seal.exists(self._path):        # else this is asked again
-            creation.create_store(self._path, order, shards, {name: tokenizer[name] for name in ("tokenizer", "lowercase")})
+            creation.create_store(self._path, order, shards, recordable(tokenizer))
         self._stop()                           # when this is answered
         return {}, {}
 

@@ -35,7 +35,7 @@ from kvps.store.creation import create_store
 from kvps.store.directory import StoreDirectory
 from kvps.store.layout import MAX_SHARDS
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
-from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
+from kvps.text.tokenize import Spec, Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
 from kvps.units import check_name, cpu_count, parse_bytes, running_system
 
@@ -61,6 +61,7 @@ class Options:
     encoding_errors: str = "strict"            # bytes that are not UTF-8: "strict" or "replace"
     field: str = "text"                        # of .jsonl records
     newline: str = "split"                     # within a field: "split" ends a sentence, "space" joins
+    count_field: str | None = None             # of .jsonl records: how often the text counts; once by default
     max_ratio: int = DEFAULT_MAX_RATIO         # a compressed file's text may be so many times as long; 0: no limit
     again: bool = False                        # count what is counted already once more
     threads: int | None = None                 # default: the CPUs that affinity and cgroup allow, on Ray those of the cluster
@@ -88,16 +89,16 @@ class Options:
 
     def reading(self) -> dict:
         """Return what resolve() is to know about the inputs."""
-        return {"field": self.field, "newline": self.newline, "max_ratio": self.max_ratio}
+        return {"field": self.field, "newline": self.newline, "count_field": self.count_field, "max_ratio": self.max_ratio}
 
 
 def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS,
-          tokenizer: str = "whitespace", lowercase: bool = False, options: Options | None = None,
-          stdin: BinaryIO | None = None) -> dict:
+          tokenizer: Spec = "whitespace", lowercase: bool = False, normalize: str | None = None, split_sentences: bool = False,
+          options: Options | None = None, stdin: BinaryIO | None = None) -> dict:
     """Make a store and count the inputs into it; see update() for what it returns and raises."""
     options = options or Options()
     check_shape(order, shards)
-    words = Tokenizer.from_spec(tokenizer, lowercase, trusted=True)
+    words = Tokenizer.from_spec(tokenizer, lowercase, normalize=normalize, split_sentences=split_sentences, trusted=True)
     made = False
     # Everything that can be wrong with the inputs is found before the store is made.
     early = resolve([a for a in arguments if not read_once(a)], **options.reading())
@@ -118,13 +119,13 @@ def train(path: str | Path, arguments: Sequence[str | Path], *, order: int = DEF
         raise
 
 
-def update(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: str | None = None, lowercase: bool | None = None,
+def update(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: Spec | None = None, lowercase: bool | None = None,
            options: Options | None = None, stdin: BinaryIO | None = None) -> dict:
     """Add the inputs to a store.
 
     Args:
         arguments: what kvps.text.corpus.resolve takes.
-        tokenizer, lowercase: only to name MODULE:FUNC again; must be the store's.
+        tokenizer, lowercase: only to name MODULE:FUNC again, or a file that lies elsewhere now; must be the store's.
 
     Returns:
         {"command", "version", "tokens", "sentences", "inputs": how many were counted, "already": {name: version}}.
@@ -135,7 +136,7 @@ def update(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: str 
     return _open_and_run(path, "update", arguments, tokenizer, lowercase, options or Options(), stdin)
 
 
-def forget(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: str | None = None, lowercase: bool | None = None,
+def forget(path: str | Path, arguments: Sequence[str | Path], *, tokenizer: Spec | None = None, lowercase: bool | None = None,
            options: Options | None = None, stdin: BinaryIO | None = None) -> dict:
     """Take the counts of the inputs away again, exactly; as update().
 
@@ -190,14 +191,14 @@ def _pending(store: StoreDirectory, job: dict) -> StoreError:
                       "kvps abort", path=str(store.path))
 
 
-def resume(path: str | Path, *, tokenizer: str | None = None, options: Options | None = None) -> dict | None:
+def resume(path: str | Path, *, tokenizer: Spec | None = None, options: Options | None = None) -> dict | None:
     """Go on with the job that was interrupted; None when there is none."""
     options = options or Options()
     with open_place(path, writable=True, wait=options.wait, command="resume") as store:
         return resume_job(store, tokenizer, options)
 
 
-def resume_job(store: StoreDirectory, tokenizer: str | None, options: Options) -> dict | None:
+def resume_job(store: StoreDirectory, tokenizer: Spec | None, options: Options) -> dict | None:
     """Go on with the interrupted job of a store that is open for writing; None when there is none."""
     job = store.root.job()
     if job is None:
@@ -269,13 +270,13 @@ def check_shape(order: int, shards: int) -> None:
         raise ArgumentError(f"{shards} shards are not possible, expected 1 to {MAX_SHARDS}")
 
 
-def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: str | None, lowercase: bool | None,
+def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: Spec | None, lowercase: bool | None,
                   options: Options, stdin: BinaryIO | None) -> dict:
     with open_place(path, writable=True, wait=options.wait, command=command) as store:
         return run_arguments(store, command, arguments, tokenizer, lowercase, options, stdin)
 
 
-def run_arguments(store: StoreDirectory, command: str, arguments: Sequence[str | Path], tokenizer: str | None,
+def run_arguments(store: StoreDirectory, command: str, arguments: Sequence[str | Path], tokenizer: Spec | None,
                   lowercase: bool | None, options: Options, stdin: BinaryIO | None = None) -> dict:
     """Do what update() says in a store that is open for writing."""
     words = store_tokenizer(store.path, store.identity["tokenizer"], tokenizer, lowercase)

@@ -90,13 +90,18 @@ def per_record(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, 
 
 def document_perplexities(model: CompiledModel, documents: list[bytes]) -> list[float]:
     """Return the perplexity of each document, whose tokenised sentences all end with a newline, over all of its tokens."""
+    return [found.perplexity for found in document_scores(model, documents)]
+
+
+def document_scores(model: CompiledModel, documents: list[bytes]) -> list[Score]:
+    """Return the tokens and log10 probability of each document, whose tokenised sentences all end with a newline."""
     columns = model.score_columns(b"".join(documents))
     found, start = [], 0
     for document in documents:
         here = slice(start, start + document.count(b"\n"))
         sums = (columns[name][here].sum().item() for name in ("tokens", "log10_probability", "zero_probability_tokens"))
         tokens, log10_p, zero = sums
-        found.append(Score(tokens=tokens, log10_probability=log10_p, zero_probability_tokens=zero).perplexity)
+        found.append(Score(tokens=tokens, log10_probability=log10_p, zero_probability_tokens=zero))
         start = here.stop
     return found
 

@@ -274,14 +274,20 @@ def _listed(contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.n
             (np.zeros((n, k), np.uint32), np.zeros((n, k)), np.empty(n, np.int64)))
 
 
-def context_of(text: str, tokenizer: Tokenizer) -> list[str]:
-    """Return the words of a context that is written as text; the first may be "<s>", the others the tokenizer makes."""
+def context_of(text: str, tokenizer: Tokenizer, *, from_begin: bool = False) -> list[str]:
+    """Return the words of a context that is written as text; the first may be "<s>", the others the tokenizer makes.
+
+    Of several sentences, where the tokenizer parts them, it is the last one that counts, with its "<s>".
+
+    from_begin: the words are to be the first of a sentence, so that its "<s>" need not be named.
+    """
     if "\n" in text:
         raise ArgumentError(f"a context is one line, found a newline in {text!r}")
     first, _, rest = text.lstrip(SEPARATORS).partition(" ")
     begun = first == "<s>"
     line = tokenizer.prepare((rest if begun else text).encode("utf-8", "surrogateescape") + b"\n", name="context").decode()
-    return ["<s>"] * begun + [word for word in re.split(f"[{SEPARATORS}\n]+", line) if word]
+    earlier, _, last = line.removesuffix("\n").rpartition("\n")
+    return ["<s>"] * (begun or (earlier != "" and not from_begin)) + [word for word in re.split(f"[{SEPARATORS}]+", last) if word]
 
 
 def load_following(store: StoreDirectory | ModelFile, smoothing: str | Smoothing = DEFAULT, order: int | None = None, *,

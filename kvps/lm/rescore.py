@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from kvps.errors import DataError
+from kvps.lm.evaluate import document_scores
 from kvps.lm.pools import windowed
 from kvps.text.corpus import Input
 from kvps.text.documents import record_of, text_of
@@ -55,12 +56,10 @@ def rescore(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, 
         DataError: a line that is neither; it names the line.
     """
     def work(batch: list[Hypothesis]) -> list[bytes]:
-        text = b"".join(tokenizer.prepare(found.text, errors=encoding_errors, name=found.place) for found in batch)
-        columns = model.score_columns(text)
+        texts = [tokenizer.prepare(found.text, errors=encoding_errors, name=found.place) for found in batch]
         scored = []
-        for found, log10, zero in zip(batch, columns["log10_probability"].tolist(), columns["zero_probability_tokens"].tolist(),
-                                      strict=True):
-            feature = -math.inf if zero else LN10 * log10
+        for found, sums in zip(batch, document_scores(model, texts), strict=True):
+            feature = -math.inf if sums.zero_probability_tokens else LN10 * sums.log10_probability
             scored.append((found.group, found.score + weight * (feature - found.feature), feature, found))
         lines, start = [], 0
         for i in range(1, len(scored) + 1):

@@ -57,9 +57,22 @@ def merged_shards(sources: list[tuple[Snapshot, Run]], order: int, bits: int,
         key = f"run {sources[source][1].id} chunk {index}"
         return CorruptionError(f"{key}: {reason}", key=key, found=reason, expected="sorted entries")
 
-    width = key_width(order, bits)
+    yield from _blocks(Merge(len(sources), order, bits, fetch, damaged, first_chunks=first_chunks), key_width(order, bits))
+
+
+def merged_chunks(runs: list[list[tuple[bytes, int]]], order: int, bits: int) -> Iterator[Block]:
+    """Yield the sum of some runs that were just encoded and lie in memory; as merged()."""
+    def fetch(run: int, index: int) -> tuple[bytes, int] | None:
+        return runs[run][index] if index < len(runs[run]) else None
+
+    def damaged(run: int, index: int, reason: str) -> DataError:
+        return DataError(f"the counts of a text cannot be added up: {reason}", found=reason)
+
+    yield from _blocks(Merge(len(runs), order, bits, fetch, damaged), key_width(order, bits))
+
+
+def _blocks(merge: Merge, width: int) -> Iterator[Block]:
     keys, counts = np.empty(BLOCK_KEYS * width, np.uint64), np.empty(BLOCK_KEYS, np.int64)
-    merge = Merge(len(sources), order, bits, fetch, damaged, first_chunks=first_chunks)
     try:
         while n := merge.read(keys, counts):
             yield Block(keys[:n * width], counts[:n])

@@ -10,6 +10,7 @@ import os
 import stat
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -31,6 +32,7 @@ def resolve(
     *,
     field: str = "text",
     newline: str = "split",
+    count_field: str | None = None,
     max_ratio: int = DEFAULT_MAX_RATIO,
     spool_dir: str | Path | None = None,
     stdin: BinaryIO | None = None,
@@ -43,12 +45,14 @@ def resolve(
             is read as a glob. Files, folders and globs may be URLs that fsspec knows.
         field: of .jsonl records, the one that holds the text.
         newline: what a newline within it does: "split" ends a sentence, "space" separates words.
+        count_field: of .jsonl records, the one that says how often the text counts; all inputs are such files then.
         max_ratio: how many times as long as a compressed file its text may be; 0 for no limit.
         spool_dir: where stdin and named pipes are copied to first, so that the job can be resumed.
         stdin: binary stream instead of sys.stdin.
 
     Raises:
-        ArgumentError: stdin twice or with nowhere to spool it, an unknown `newline`, or a `max_ratio` below 0.
+        ArgumentError: stdin twice or with nowhere to spool it, an unknown `newline`, a `max_ratio` below 0, or an input that
+            has no fields to count by.
         DataError: nothing is there, it cannot be read, a folder or glob holds no file, or a file's beginning shows that
             it cannot be used (Input.probe).
     """
@@ -76,7 +80,14 @@ def resolve(
         else:
             for path in _find(name):
                 inputs.append(_file(path, field, newline, max_ratio, spool_dir))
-    return inputs
+    return inputs if count_field is None else [_counted(found, count_field) for found in inputs]
+
+
+def _counted(found: Input, field: str) -> Input:
+    """Return an input of JSON lines whose records say in a field how often they count."""
+    if found.kind != "jsonl":
+        raise ArgumentError(f"{found.name}: has no field {field} to count by; --count-field is for .jsonl files")
+    return replace(found, options={**found.options, "count_field": field})
 
 
 def read_once(argument: str | Path) -> bool:

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 from kvps.errors import DataError
 
+MAX_TIMES = 2**32 - 1  # a record counts so often at most; a float has all digits of it
+
 _decoder = None  # json.JSONDecoder, made when the first record is read
 
 
@@ -27,6 +29,29 @@ def record_text(line: bytes, field: str, newline: str) -> bytes:
         ValueError: the message says what is wrong with the record; the caller knows where it stands.
     """
     return text_of(record, field, newline) if (record := record_of(line)) is not None else b""
+
+
+def counted_text(line: bytes, field: str, newline: str, count_field: str | None) -> tuple[bytes, int]:
+    """Return the text of one JSON record as record_text(), and how often it counts; no text where that is 0 times."""
+    record = record_of(line)
+    if record is None:
+        return b"", 0
+    times = 1 if count_field is None else times_of(record, count_field)
+    text = text_of(record, field, newline)
+    return (text if times else b""), times
+
+
+def times_of(record: dict, field: str) -> int:
+    """Return the count in a record; ValueError unless it is a whole number from 0 to MAX_TIMES."""
+    if field not in record:
+        raise ValueError(f'no field "{field}", which --count-field names')
+    value = record[field]
+    if not isinstance(value, float):
+        raise ValueError(f'field "{field}" is not a number, and cannot say how often the text counts')
+    if not (0 <= value <= MAX_TIMES and value == int(value)):
+        shown = int(value) if abs(value) < 2**53 and value == int(value) else value
+        raise ValueError(f'field "{field}" is {shown}; a text counts a whole number of times, from 0 to {MAX_TIMES}')
+    return int(value)
 
 
 def record_of(line: bytes) -> dict | None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from kvps.errors import ArgumentError, DataError, InputGone
 from kvps.text import urls
-from kvps.text.documents import nltk_documents, nltk_files, record_text
+from kvps.text.documents import counted_text, nltk_documents, nltk_files
 from kvps.text.streams import BLOCK_BYTES, DEFAULT_MAX_RATIO, RATIO_FREE_BYTES, IteratorStream, failures_named, open_stream
 
 MAX_LINE_BYTES = 32 << 20  # a sentence has to fit into memory several times over; real ones stay below a megabyte
@@ -37,7 +38,7 @@ class Split:
 
     For jsonl the range is that of the records and `data` their text. Only the last line of an input may lack its
     newline. `raw` is how many bytes of the file itself (compressed, where it is) were read from `start` to `end`: for
-    showing progress.
+    showing progress. `times` says how often each line of `data` counts; None: once.
     """
 
     start: int
@@ -45,6 +46,7 @@ class Split:
     data: bytes
     input: Input = field(repr=False, compare=False)
     raw: int = field(default=0, compare=False)
+    times: array[int] | None = field(default=None, repr=False)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Return (line, byte offset) in the decompressed stream of data[index]; the line counts from 1.
@@ -63,7 +65,7 @@ class Input:
         path: absolute, or a URL; of the NLTK corpus for kind "nltk".
         kind: one of KINDS.
         options: "compression" (gz, bz2, xz, zst) and, with it, "max_ratio" (see open_stream); for jsonl "field" and
-            "newline"; for nltk "corpus".
+            "newline", and "count_field" where one says how often a record counts; for nltk "corpus".
     """
 
     name: str
@@ -113,12 +115,14 @@ class Input:
             choices = "kvps words\n"
         elif self.kind == "jsonl":
             choices = f"kvps jsonl {self.options['newline']} {self.options['field']}\n"
+            if "count_field" in self.options:  # no newline is in it, and so a digest is that of one choice only
+                choices = f"kvps jsonl counted {self.options['count_field']!r}\n{choices}"
         return hashlib.blake2b(choices.encode("utf-8", "surrogatepass"), digest_size=32)
 
     def digest(self) -> str:
         """Return the hex BLAKE2b-256 of the raw file; of the produced text for nltk.
 
-        Kinds and choices that make other words of the same bytes (words; a jsonl's field and newline) are hashed before
+        Kinds and choices that make other counts of the same bytes (words; a jsonl's fields and newline) are hashed before
         them. Streams, and releases the GIL.
         """
         hasher = self.hasher()
@@ -178,7 +182,8 @@ class Input:
                 if long_line is not None:
                     self._refuse_long_line(start + long_line)
                 raw_end = place(end)
-                yield Split(start, end, self._text(data, start), self, raw_end - raw_start)
+                text, times = self._text(data, start)
+                yield Split(start, end, text, self, raw_end - raw_start, times)
                 start, raw_start = end, raw_end
 
     def _whole_line(self, stream: BinaryIO, start: int, data: bytes) -> bytes:
@@ -221,18 +226,23 @@ class Input:
             raise InputGone(f"{self.name}: has only {reached} bytes of text now, but {start} had been read; put the "
                             "earlier file back, then go on with `kvps resume`", path=self.name, offset=reached)
 
-    def _text(self, data: bytes, start: int) -> bytes:
-        """Return the sentences of a piece of the stream that begins at byte `start`."""
+    def _text(self, data: bytes, start: int) -> tuple[bytes, array[int] | None]:
+        """Return the sentences of a piece of the stream that begins at byte `start`, and how often each counts, as in a Split."""
         if self.kind != "jsonl":
-            return data
-        texts = []
+            return data, None
+        texts, times = [], array("q")
         for line_index, line in enumerate(data.split(b"\n")):
             try:
-                texts.append(record_text(line, self.options["field"], self.options["newline"]))
+                text, n = self._record(line)
             except ValueError as error:
                 number = self._line_number(start) + line_index
                 raise DataError(f"{self.name}: line {number}: {error}", path=self.name, line=number) from error
-        return b"".join(texts)
+            texts.append(text)
+            times.extend([n] * text.count(b"\n"))
+        return b"".join(texts), times if "count_field" in self.options else None
+
+    def _record(self, line: bytes) -> tuple[bytes, int]:
+        return counted_text(line, self.options["field"], self.options["newline"], self.options.get("count_field"))
 
     def _locate(self, split: Split, index: int) -> tuple[int, int]:
         """Return the line and offset that Split.locate describes."""
@@ -244,7 +254,7 @@ class Input:
             self._skip(stream, split.start)
             lines = stream.read(split.end - split.start).split(b"\n")
         for line_index, line in enumerate(lines):
-            produced += len(record_text(line, self.options["field"], self.options["newline"]))
+            produced += len(self._record(line)[0])
             if produced > index:
                 return first + line_index, offset
             offset += len(line) + 1

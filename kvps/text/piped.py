@@ -22,9 +22,9 @@ class Piped(Input):
     def _open(self) -> BinaryIO:
         return Stream(IteratorStream(iter(lambda: self._stream.read1(BLOCK_BYTES), b"")), BLOCK_BYTES)
 
-    def _text(self, data: bytes, start: int) -> bytes:
+    def _text(self, data: bytes, start: int) -> tuple[bytes, None]:
         self._lines[start + len(data)] = self._lines[start] + data.count(b"\n")
-        return data
+        return data, None
 
     def _line_number(self, offset: int) -> int:
         return self._lines[offset]

@@ -5,6 +5,7 @@ import re
 import tempfile
 from pathlib import Path
 
+import reference
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -115,7 +116,7 @@ def test_tokenizers_agree_with_naive_twins(text, lowercase):
     """Line by line, each tokenizer makes the words that its definition names, lower-cased one by one."""
     twins = {
         "whitespace": words_of,
-        "char": lambda line: [c for c in line if c not in SEPARATORS],
+        "char": reference.characters,
     }
     for spec, twin in twins.items():
         prepared = Tokenizer.from_spec(spec, lowercase).prepare(text.encode()).decode()
