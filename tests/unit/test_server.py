@@ -189,7 +189,7 @@ def test_what_takes_long_is_worked_on_once(bind):
         running.gate.clear()
         threading.Timer(1.0, running.gate.set).start()
         assert "thread" in connection.call("slow").call
-        assert running.server.answerer.counted["slow"].requests == 1
+        assert running.server.answerer.counted["slow"].requests <= 2       # of 20; the last one may come just when it is answered
 
 
 @pytest.mark.parametrize("kind", [protocol.REPLY, protocol.ERROR])
