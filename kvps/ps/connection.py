@@ -29,7 +29,7 @@ HANDSHAKE_MS = 5000
 HEARTBEAT_MS, HEARTBEAT_TIMEOUT_MS = 2000, 10_000
 HIGH_WATER = 16                # requests that a client sends ahead; each has at most MAX_BODY_BYTES
 RECONNECT_MS, RECONNECT_MAX_MS = 20, 500
-LONGER = 16                    # a request is sent again after so many times its first wait at most
+LONGER = 4                     # a request is sent again after so many times its first wait at most
 TURN_S = 0.005                 # how long a thread that waits keeps others from sending
 QUEUE_S = 0.0002               # and then leaves them time to
 TELL_S = 10.0                  # after so long without a sign of life the user is told
@@ -37,7 +37,7 @@ TELL_S = 10.0                  # after so long without a sign of life the user i
 log = logging.getLogger("kvps")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class _Asked:
     """A request without an answer yet."""
 
@@ -151,7 +151,8 @@ class Connection:
         due = min(one.sent + one.again_s for one in self._waiting.values())
         if self._socket is not None and self._socket.poll(int(1000 * max(0.0, min(at_most_s, due - now)))):
             self._take()
-            return
+            if now < due or asked not in self._waiting.values():
+                return
         now = time.monotonic()
         if now - asked.alive > self.patience_s:
             self._drop()

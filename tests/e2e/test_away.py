@@ -119,6 +119,7 @@ def test_a_job_ends_while_a_shard_is_opened(machines, tmp_path):
     finally:
         home.close()
     machines.homes[1].start()
+    assert process.communicate(timeout=60) and process.returncode == 0
     assert machines.contents() == plain(tmp_path, "a", "b")
 
 
@@ -132,8 +133,10 @@ class Committing(RemoteDirectory):
 
         def commits():
             found = state()
-            if len(asked) == 0 and process.poll() is None:
-                asked.append(go_on(process))
+            if not asked:
+                asked.append(process.send_signal(signal.SIGCONT))
+                while state()["version"] == found["version"]:
+                    time.sleep(0.01)
             return found
 
         self.root.state = commits

@@ -202,7 +202,7 @@ def test_workers_make_the_same_words(tmp_path, texts):
         client = stopped("update", servers.address, b, "--tokenizer", spec, stop_at="SIGSTOP before kvps.jobs.train:count_splits 1")
         try:
             said = refused("work", servers.address, code=2)
-            worker = start("work", servers.address, "--tokenizer", spec)
+            worker = start("work", servers.address, "--tokenizer", spec, "--wait", 3)
         finally:
             code, _, err = go_on(client)
         assert code == 0, err

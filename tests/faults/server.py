@@ -159,7 +159,7 @@ def _import_everything() -> None:
     from kvps.jobs import counting
 
     for name in kvps.cli.COMMANDS:
-        importlib.import_module(f"kvps.cli.{name}")
+        importlib.import_module(f"kvps.cli.{name.replace('-', '_')}")
     for name in ("kvps.cli.failure", "kvps.cli.jobs", "kvps.cli.output", "kvps.cli.progress", "kvps.jobs.train",
                  "kvps.jobs.compact", "kvps.jobs.verify", "kvps.store.directory", "numpy", "processes"):
         importlib.import_module(name)

@@ -157,8 +157,8 @@ def test_from_the_command_line(tmp_path, counts):
     for wrong in (["--label", "x"], ["--dry-run"], ["--reserved", "skip"]):
         assert run.invoke(main, ["train", str(tmp_path / "c"), str(counts), "--from-counts", *wrong]).exit_code == 2
     with kvps.from_counts(tmp_path / "c", [counts], tokenizer="char") as store:
-        store.update(["dog"])
-        assert store.count("d o") == 1
+        store.update(["\u732b\u72ac"])          # two words of Chinese: a cat and a dog
+        assert store.count("\u732b \u72ac") == 1
         assert store.count("the cat") == 3
 
 
