@@ -328,10 +328,10 @@ def kill_each(kills, seed, times):
 
 
 def test_killed_inside_each_phase(kills, seed):
-    """150 kills, spread over phases and numbers of shards, leave stores that go on to the counts of an undisturbed run."""
-    inside = kill_each(kills, seed, 3)
+    """100 kills, spread over phases and numbers of shards, leave stores that go on to the counts of an undisturbed run."""
+    inside = kill_each(kills, seed, 2)
 
-    assert all(inside[phase.name] >= 3 for phase in PHASES), inside
+    assert all(inside[phase.name] >= 2 for phase in PHASES), inside
 
 
 @pytest.mark.slow

@@ -160,7 +160,7 @@ def chaos(store, tmp_path, seed, batches, kills, shards):
     return killed
 
 
-@pytest.mark.parametrize("shards", [1, 3])
+@pytest.mark.parametrize("shards", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_pushes_through_a_bad_network(store, tmp_path, seed, shards):
     """Whatever is dropped, doubled, delayed, damaged and killed, each push counts once."""
     assert chaos(store, tmp_path, seed, 40, 4, shards) > 0

@@ -24,7 +24,8 @@ from kvps.ps import remote_store
 
 ON_RAY = pytest.param("ray", marks=clusters.NEEDED)
 AWAY = pytest.param("away", marks=pytest.mark.slow)        # some shards on other machines
-TRANSPORTS = ["ipc", "curve", AWAY, ON_RAY]
+CURVE = pytest.param("curve", marks=pytest.mark.slow)
+TRANSPORTS = ["ipc", CURVE, AWAY, ON_RAY]
 SERVED = ["ipc", ON_RAY]
 
 
@@ -318,7 +319,7 @@ def test_nothing_there(texts):
 def test_resume_after_a_kill(texts, transport):
     """A client that is killed leaves a job that another one goes on with, or rolls back."""
     store = texts / "store"
-    (texts / "long").write_bytes(zipf_text(5, 60_000))
+    (texts / "long").write_bytes(zipf_text(5, 30_000))
     run("train", store, texts / "a", "-o", 3)
     with place(transport, store, texts) as (there, _):
         for command, version in (("abort", 1), ("resume", 2)):
