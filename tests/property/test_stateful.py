@@ -513,7 +513,7 @@ COVERED = [(["update killed", "forget killed"], "pending"), (["update killed", "
            (["purge"], "pending"), (["purge killed", "forget labels killed"], "as before")]
 
 
-@pytest.mark.parametrize("n_examples", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
 def test_store_is_its_counters(server, n_examples):
     """Whatever is done to a store and happens to it, it holds what counters in plain Python hold."""
     with mock.patch.object(Machine, "server", server), mock.patch.object(Machine, "met", Counter()) as met:
