@@ -13,6 +13,7 @@ from kvps.lm.classify import Classes, Document
 from kvps.lm.model import CompiledModel
 from kvps.text.corpus import Input
 from kvps.text.documents import record_of, text_of
+from kvps.text.piped import numbered_lines
 from kvps.text.tokenize import store_tokenizer
 
 READ_BYTES = 1 << 18           # of the input at once
@@ -45,23 +46,19 @@ def documents(inputs: Sequence[Input], *, records: bool, field: str = "text", la
         DataError: a line that is no such record; it names the line.
     """
     for source in inputs:
-        number = 0
-        for split in source.splits(READ_BYTES):
-            lines = split.data.split(b"\n")
-            for line in lines if lines[-1] else lines[:-1]:
-                number += 1
-                place = f"{source.name}: line {number}"
-                if not records:
-                    yield Document(line + b"\n", None, place)
+        for number, line in numbered_lines(source, READ_BYTES):
+            place = f"{source.name}: line {number}"
+            if not records:
+                yield Document(line + b"\n", None, place)
+                continue
+            try:
+                record = record_of(line)
+                if record is None:
                     continue
-                try:
-                    record = record_of(line)
-                    if record is None:
-                        continue
-                    label = None if label_field is None else record.get(label_field)
-                    if label_field is not None and not isinstance(label, str):
-                        raise ValueError(f'no field "{label_field}" that is a text; name the one that says the class with '
-                                         "--label-field")
-                    yield Document(text_of(record, field, "split"), label, place)
-                except ValueError as error:
-                    raise DataError(f"{place}: {error}", path=source.name, line=number) from error
+                label = None if label_field is None else record.get(label_field)
+                if label_field is not None and not isinstance(label, str):
+                    raise ValueError(f'no field "{label_field}" that is a text; name the one that says the class with '
+                                     "--label-field")
+                yield Document(text_of(record, field, "split"), label, place)
+            except ValueError as error:
+                raise DataError(f"{place}: {error}", path=source.name, line=number) from error

@@ -8,9 +8,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 from kvps.errors import ArgumentError, StoreError
-from kvps.ps.away import NewShard, new_identity
+from kvps.ps.away import NewShard
 from kvps.ps.connection import Connection
-from kvps.store import files, layout, lock, seal
+from kvps.store import files, layout, lock, rebuild, seal
 from kvps.store.directory import StoreDirectory, open_store
 from kvps.store.lock import OwnerLock
 
@@ -61,7 +61,7 @@ def _move_away(directory: StoreDirectory, away: Mapping[int, Callable[[], Connec
                              "machine", path=str(directory.path), shard=number)
         name, version = layout.later(places[number]["dir"]), directory.root.state()["version"]
         with directory.shards[number].snapshot() as snapshot, contextlib.closing(NewShard(
-                away[number](), new_identity(directory.identity, number), name, above=snapshot.following,
+                away[number](), rebuild.new_identity(directory.identity, number), name, above=snapshot.following,
                 epoch=directory.root.next_epoch)) as new:
             new.take(snapshot, version)
             generation = new.finish(n_words, version)

@@ -9,7 +9,7 @@ is 1 if that of h' is, so that only what was seen has to be looked at; that of n
 """
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -20,8 +20,8 @@ from kvps.lm.balance import DRAIN_BLOCKS, hash_rows, mixed
 from kvps.lm.model import CompiledModel
 from kvps.lm.ordered import text_order
 from kvps.lm.smoothing import GIVEN
-from kvps.lm.walks import folded, summed_unigrams
-from kvps.ps.runs import bits_for, merged
+from kvps.lm.walks import folded, summed_unigrams, walk_shard
+from kvps.ps.runs import bits_for
 from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import BOS, EOS, UNK
 
@@ -124,14 +124,7 @@ def every_context(model: CompiledModel, snapshot: StoreSnapshot, order: int, n_w
     walks = []
     for shard in range(len(snapshot.shards)):
         walk = begun(snapshot.split)
-        with contextlib.closing(merged(snapshot.shards[shard], snapshot.runs(shard), order, bits)) as blocks:
-            for number, block in enumerate(blocks, 1):
-                walk.feed(block.keys, block.counts)
-                if number % DRAIN_BLOCKS == 0:
-                    drain(walk)
-                progress(len(block.counts))
-        walk.finish()
-        drain(walk)
+        walk_shard(snapshot, shard, order, n_words, [walk], functools.partial(drain, walk), progress, every=DRAIN_BLOCKS)
         walks.append(walk)
     walks.append(folded(walks, begun()))
     drain(walks[-1])

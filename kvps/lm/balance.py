@@ -7,7 +7,7 @@ never there; counts that came from a file may not, nor those that went wrong.
 """
 from __future__ import annotations
 
-import contextlib
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -16,8 +16,8 @@ import numpy as np
 
 from kvps._statistics import Walk
 from kvps.lm.ordered import text_order
-from kvps.lm.walks import folded, summed_unigrams
-from kvps.ps.runs import bits_for, merged
+from kvps.lm.walks import folded, summed_unigrams, walk_shard
+from kvps.ps.runs import bits_for
 from kvps.store.directory import StoreSnapshot
 from kvps.text.vocabulary import EOS
 
@@ -92,14 +92,7 @@ def _both_sides(snapshot: StoreSnapshot, order: int, n_words: int,
     walks = []
     for shard in range(len(snapshot.shards)):
         walk = begun(snapshot.split)
-        with contextlib.closing(merged(snapshot.shards[shard], snapshot.runs(shard), order, bits)) as blocks:
-            for number, block in enumerate(blocks, 1):
-                walk.feed(block.keys, block.counts)
-                if number % DRAIN_BLOCKS == 0:
-                    drain(walk)
-                progress(len(block.counts))
-        walk.finish()
-        drain(walk)
+        walk_shard(snapshot, shard, order, n_words, [walk], functools.partial(drain, walk), progress, every=DRAIN_BLOCKS)
         walks.append(walk)
     rest = folded(walks, begun())
     drain(rest)

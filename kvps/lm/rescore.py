@@ -20,6 +20,7 @@ from kvps.lm.evaluate import document_scores
 from kvps.lm.pools import windowed
 from kvps.text.corpus import Input
 from kvps.text.documents import record_of, text_of
+from kvps.text.piped import numbered_lines
 from kvps.text.tokenize import Tokenizer
 
 if TYPE_CHECKING:
@@ -90,18 +91,14 @@ def _batches(hypotheses: Iterable[Hypothesis]) -> Iterator[list[Hypothesis]]:
 
 def _hypotheses(inputs: list[Input], name: str, field: str) -> Iterator[Hypothesis]:
     for source in inputs:
-        number = 0
-        for split in source.splits(BATCH_BYTES):
-            lines = split.data.split(b"\n")
-            for line in lines if lines[-1] else lines[:-1]:
-                number += 1
-                try:
-                    found = _json(line, name, field) if line.lstrip(b" \t\xef\xbb\xbf").startswith(b"{") else _moses(line, name)
-                except ValueError as error:
-                    raise DataError(f"{source.name}: line {number}: {error}", path=source.name, line=number) from error
-                if found is not None:
-                    found.place = f"{source.name}: line {number}"
-                    yield found
+        for number, line in numbered_lines(source, BATCH_BYTES):
+            try:
+                found = _json(line, name, field) if line.lstrip(b" \t\xef\xbb\xbf").startswith(b"{") else _moses(line, name)
+            except ValueError as error:
+                raise DataError(f"{source.name}: line {number}: {error}", path=source.name, line=number) from error
+            if found is not None:
+                found.place = f"{source.name}: line {number}"
+                yield found
 
 
 def _moses(line: bytes, name: str) -> Hypothesis | None:

@@ -12,7 +12,7 @@ import numpy as np
 from kvps._statistics import Walk
 from kvps.lm.pools import gathered
 from kvps.lm.statistics import Statistics
-from kvps.ps.runs import bits_for, merged, merged_below
+from kvps.ps.runs import Block, bits_for, merged, merged_below
 from kvps.store.directory import StoreSnapshot
 from kvps.store.shard import Snapshot
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD
@@ -20,19 +20,26 @@ from kvps.text.vocabulary import BOS, EOS, FIRST_WORD
 
 def walk_shard(snapshot: StoreSnapshot, shard: int, order: int, n_words: int, walks: Sequence[Walk],
                drain: Callable[[], None] = lambda: None, progress: Callable[[int], None] = lambda n: None, *,
-               below: list[tuple[int, ...]] | None = None) -> None:
+               below: list[tuple[int, ...]] | None = None, every: int = 1) -> None:
     """Feed one shard's counts to walks.
 
     Args:
-        drain: called after every block and at the end, to take what the walks collect.
+        drain: called after every so many blocks and at the end, to take what the walks collect.
         below: only keys with these prefixes, as in merged_below().
     """
     source = snapshot.shards[shard], snapshot.runs(shard), order, bits_for(n_words)
-    with contextlib.closing(merged(*source) if below is None else merged_below(*source, below)) as blocks:
-        for block in blocks:
+    walk_blocks(merged(*source) if below is None else merged_below(*source, below), walks, drain, progress, every=every)
+
+
+def walk_blocks(source: Iterator[Block], walks: Sequence[Walk], drain: Callable[[], None] = lambda: None,
+                progress: Callable[[int], None] = lambda n: None, *, every: int = 1) -> None:
+    """Feed blocks of counts to walks, and finish them; arguments as those of walk_shard()."""
+    with contextlib.closing(source) as blocks:
+        for number, block in enumerate(blocks, 1):
             for walk in walks:
                 walk.feed(block.keys, block.counts)
-            drain()
+            if number % every == 0:
+                drain()
             progress(len(block.counts))
     for walk in walks:
         walk.finish()
@@ -90,10 +97,8 @@ def sums_of(snapshot: Snapshot, *, runs: Sequence[int], order: int, n_words: int
     """Yield the sums of a walk of order `top` over some runs of a shard, packed; what walk_all() asks of one that is elsewhere."""
     walk = Walk(order, top, bits_for(n_words), n_words, raw=raw, raws=raws, split=list(split))
     chosen = set(runs)
-    for block in merged(snapshot, [run for run in snapshot.all_runs() if run.id in chosen], order, bits_for(n_words)):
-        walk.feed(block.keys, block.counts)
-        progress(len(block.counts))
-    walk.finish()
+    walk_blocks(merged(snapshot, [run for run in snapshot.all_runs() if run.id in chosen], order, bits_for(n_words)), [walk],
+                progress=progress)
     yield Sums.of(walk).packed()
 
 

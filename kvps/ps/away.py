@@ -67,11 +67,6 @@ def grouped(chunks: Iterable[T], n_bytes: Callable[[T], int]) -> Iterator[list[T
     yield group
 
 
-def new_identity(identity: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """Return what a new shard of a store knows of itself."""
-    return {"uuid": identity["uuid"], "shard": number, "shards": identity["shards"], "order": identity["order"]}
-
-
 class AwayShard:
     """Reads a shard on another machine."""
 

@@ -31,12 +31,12 @@ from kvps.ps.runs import verify_chunks
 from kvps.ps.shard_service import ShardService, sent_chunks
 from kvps.store import files, layout
 from kvps.store import format as fmt
+from kvps.store.rebuild import UNFINISHED
 from kvps.store.runs import Run, RunTotal
 from kvps.store.shard import Shard, Snapshot
 
 IDLE_S = 150.0                 # a snapshot of which nobody says for so long that it is read goes: the root's server has ended
 MAX_SNAPSHOTS = 64
-UNFINISHED = ".new"
 STORE = "store"
 
 
@@ -56,6 +56,11 @@ def _guarded(function: Callable[..., Iterator[bytes]]) -> Callable[..., Iterator
             kept.used = time.monotonic()
 
     return look
+
+
+def _name(shard: Shard) -> str:
+    """Return the name of a shard's directory, as its root has it."""
+    return f"{layout.SHARDS}/{shard.path.name}"
 
 
 class HomeService(ShardService):
@@ -124,7 +129,7 @@ class HomeService(ShardService):
 
     def _given(self, epoch: int) -> bool:
         state = self._directory.root.state()
-        if state["shards"][self._number]["dir"] != f"{layout.SHARDS}/{self.shard.path.name}":
+        if state["shards"][self._number]["dir"] != _name(self.shard):
             self._shut()                       # another was made in its place, under an epoch before this one
             self.here()
         return epoch <= state["epoch"]
@@ -157,11 +162,11 @@ class HomeService(ShardService):
     def snapshot(self, message: Message) -> Answer:
         """Keep the last commit of a directory for the sender."""
         name, shard = field(message, "dir", str), self.here()
-        if f"{layout.SHARDS}/{shard.path.name}" != name and self._directory.root.state()["shards"][self._number]["dir"] == name:
+        if _name(shard) != name and self._directory.root.state()["shards"][self._number]["dir"] == name:
             self._shut()                       # another was made in its place
             shard = self.here()
-        if f"{layout.SHARDS}/{shard.path.name}" != name:
-            raise StoreError(f"{self._folder}: shard {self._number} is in {layout.SHARDS}/{shard.path.name}, not in {name!r:.80}; "
+        if _name(shard) != name:
+            raise StoreError(f"{self._folder}: shard {self._number} is in {_name(shard)}, not in {name!r:.80}; "
                              "run the command again", path=str(self._folder), shard=self._number)
         if len(self._snapshots) >= MAX_SNAPSHOTS:
             raise StoreError(f"{shard.path}: {MAX_SNAPSHOTS} snapshots are open already; wait until one has ended")

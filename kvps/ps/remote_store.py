@@ -17,7 +17,7 @@ import numpy as np
 
 from kvps.errors import ArgumentError, KvpsError, StoreError, StoreLocked
 from kvps.ps import calls
-from kvps.ps.away import NewShard, chunk_arrays, grouped, new_identity
+from kvps.ps.away import NewShard, chunk_arrays, grouped
 from kvps.ps.connection import Connection
 from kvps.ps.protocol import ProtocolError
 from kvps.ps.remote import connected, endpoint
@@ -346,8 +346,8 @@ class RemoteDirectory:
     def new_shard(self, number: int) -> NewShard:
         """Begin to make a shard again that lies on another machine; in a session of ours."""
         place = self.root.state()["shards"][number]
-        return NewShard(self._connected(self._places[number]), new_identity(self.identity, number), layout.later(place["dir"]),
-                        above=place["generation"] + rebuild.AHEAD, epoch=self.connection.epoch)
+        return NewShard(self._connected(self._places[number]), rebuild.new_identity(self.identity, number),
+                        layout.later(place["dir"]), above=place["generation"] + rebuild.AHEAD, epoch=self.connection.epoch)
 
     def put_in_place(self, new: NewShard, n_words: int, version: int) -> None:
         """Let a shard that was made again be the one that the root names."""

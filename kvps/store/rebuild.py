@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from kvps.store import files, layout
 from kvps.store.checkpoint import Checkpoint, fill_shard
@@ -25,6 +26,11 @@ UNFINISHED = ".new"
 AHEAD = 1 << 32
 
 
+def new_identity(identity: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """Return what a new shard of a store knows of itself."""
+    return {"uuid": identity["uuid"], "shard": number, "shards": identity["shards"], "order": identity["order"]}
+
+
 def begin(path: Path, root: Root, number: int) -> Shard:
     """STEP 1: return the new shard, empty and writable."""
     place = root.state()["shards"][number]
@@ -32,7 +38,7 @@ def begin(path: Path, root: Root, number: int) -> Shard:
     files.remove_tree(folder)
     if not files.exists(folder.parent):
         files.make_dir(folder.parent)
-    identity = {"uuid": root.identity["uuid"], "shard": number, "shards": root.identity["shards"], "order": root.identity["order"]}
+    identity = new_identity(root.identity, number)
     return Shard.create(folder, identity, map_bytes=layout.map_bytes(identity["shards"]), epoch=root.next_epoch,
                         above=place["generation"] + AHEAD)
 
@@ -53,7 +59,7 @@ def old_shard(scratch: Path, root: Root, depot: Depot, checkpoint: Checkpoint, n
     """Give, for a while, shard `number` of a checkpoint whose shards are not those of the store, filled as by fill()."""
     folder = scratch / f"checkpoint{UNFINISHED}"
     files.remove_tree(folder)
-    identity = {"uuid": root.identity["uuid"], "shard": number, "shards": len(checkpoint.shards), "order": root.identity["order"]}
+    identity = {**new_identity(root.identity, number), "shards": len(checkpoint.shards)}
     try:
         with contextlib.closing(Shard.create(folder, identity, map_bytes=layout.map_bytes(identity["shards"]))) as shard:
             fill(shard, depot, checkpoint, gone_labels)

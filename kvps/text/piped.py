@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import BinaryIO, NoReturn
 
 from kvps.errors import ArgumentError, DataError
@@ -60,3 +60,13 @@ def _lines(source: Input) -> Input:
         return source
     return Input(source.name, source.path, "text", {name: source.options[name] for name in ("compression", "max_ratio")
                                                     if name in source.options})
+
+
+def numbered_lines(source: Input, n_bytes: int) -> Iterator[tuple[int, bytes]]:
+    """Yield (number, line without its newline) of an input of plain lines, of which so many bytes are read at once."""
+    number = 0
+    for split in source.splits(n_bytes):
+        lines = split.data.split(b"\n")
+        for line in lines if lines[-1] else lines[:-1]:
+            number += 1
+            yield number, line
