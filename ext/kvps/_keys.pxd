@@ -9,6 +9,7 @@ cdef extern from "keys.hpp" namespace "kvps" nogil:
     uint64_t mix(uint64_t a, uint64_t b)
     uint64_t mul_high(uint64_t a, uint64_t b)
     int lowest(uint32_t x)
+    int lowest(uint64_t x)
     uint32_t equal16(const void* p, byte_t b)
     uint64_t load64(const void* p)
     uint32_t load32(const void* p)

@@ -96,7 +96,7 @@ cdef index_t count_keys(
     i = 0
     for shard in range(n_shards):
         while i < shard_ends[shard]:
-            sort_keys(keys + start, tmp + start, bucket_ends[i] - start)
+            sort_keys(keys + start, tmp, bucket_ends[i] - start)
             while start < bucket_ends[i]:
                 key = keys[start]
                 j = start + 1

@@ -18,7 +18,7 @@ cimport cython
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy
 
-from kvps._keys cimport bit_length, key_words64, load32, low32, packed_t, shl, shr, u64, u128, u256
+from kvps._keys cimport bit_length, key_words64, load32, load64, low32, lowest, packed_t, shl, shr, u64, u128, u256
 from kvps._types cimport MAX_ORDER, byte_t, count_t, index_t, word_t, uint32_t, uint64_t
 
 cdef enum:
@@ -249,6 +249,46 @@ cdef int decode_block(source* s, int order, int bits, uint64_t limit, packed_t* 
     return 0
 
 
+cdef inline uint64_t varint_value(uint64_t x) noexcept nogil:
+    """The number of a varint of at most five bytes, the others of x being 0."""
+    x = (x & <uint64_t>0x007f007f007f007f) | (x & <uint64_t>0x7f007f007f007f00) >> 1
+    return (x & 0x3fff) | (x >> 2 & 0xfffc000) | (x >> 4 & <uint64_t>0x3fff0000000)
+
+
+cdef inline int verify_short(const byte_t* p, int order, uint64_t limit, word_t* words) noexcept nogil:
+    """Look at an entry that is no restart as verify_entries() does, if its count is small and its words take 8 bytes at most.
+
+    p: 9 bytes can be read. Return its length, 0 where it is of another kind, or an error. Where it ends is known before its
+    words are: the next entry need not wait for them.
+    """
+    cdef int shared = p[0] >> 4, n = order - shared, last, k
+    cdef uint64_t ones = <uint64_t>0x0101010101010101, tops = <uint64_t>0x8080808080808080      # of each byte
+    cdef uint64_t x = load64(p + 1), ends = ~x & tops, nth, value
+    if not p[0] & 15 or n <= 0:
+        return 0
+    nth = (ends >> 7) * ones ^ <uint64_t>n * ones      # a byte is 0 where n words have ended; of the first one it is sure
+    nth = (nth - ones) & ~nth & tops
+    if nth == 0:
+        return 0
+    for k in range(shared, order):
+        last = lowest(ends)
+        if last >= 40:
+            return ERR_ENTRY
+        value = varint_value(x & ((<uint64_t>2 << last) - 1))
+        if value >= limit:
+            return ERR_ENTRY
+        if k == shared:
+            if value == 0:
+                return ERR_ORDER
+            value += words[k]
+            if value >= limit:
+                return ERR_ENTRY
+        words[k] = <word_t>value
+        x >>= last + 1                                 # 8 bytes of one word are refused above
+        ends >>= last + 1
+    return 2 + (lowest(nth) >> 3)
+
+
 cdef int verify_entries(source* s, int order, uint64_t limit, index_t* n) noexcept nogil:
     """Look at all entries of the chunk at hand, as decode_block() does, and at their counts; add how many there were to n."""
     cdef const byte_t* p = s.at
@@ -260,13 +300,23 @@ cdef int verify_entries(source* s, int order, uint64_t limit, index_t* n) noexce
     cdef bint first = n[0] == 0
     cdef byte_t head
     while left > 0:
+        if since == RESTART_INTERVAL:
+            since = 0
+        if since > 0 and end - p >= 9:
+            status = verify_short(p, order, limit, s.words)
+            if status < 0:
+                return status
+            if status > 0:
+                p += status
+                n[0] += 1
+                left -= 1
+                since += 1
+                continue
         if p >= end:
             return ERR_ENTRY
         head = p[0]
         p += 1
         shared = head >> 4
-        if since == RESTART_INTERVAL:
-            since = 0
         if shared >= order or (since == 0 and shared != 0):
             return ERR_ENTRY
         if not head & 15:

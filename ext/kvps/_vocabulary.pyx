@@ -501,6 +501,20 @@ def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint s
     return e.n_ids, e.n_sentences, e.reserved_at
 
 
+def translate(uint32_t[::1] ids, const uint32_t[::1] to):
+    """Replace each id by to[id], in place; IndexError where there is none."""
+    cdef index_t i, n = ids.shape[0], beyond = 0
+    cdef uint32_t n_to = <uint32_t>to.shape[0]
+    with nogil:
+        for i in range(n):
+            if ids[i] < n_to:
+                ids[i] = to[ids[i]]
+            else:
+                beyond += 1
+    if beyond:
+        raise IndexError(f"{beyond} of {n} ids are not below {n_to}")
+
+
 def encode_frozen(FrozenWords table, const byte_t[::1] text, uint32_t[::1] ids):
     """Turn text into word ids for scoring: each sentence is <s> words </s>, a word not in the table <unk>.
 

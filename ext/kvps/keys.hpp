@@ -92,6 +92,7 @@ inline uint64_t mix(uint64_t a, uint64_t b) {
 inline uint64_t mul_high(uint64_t a, uint64_t b) { return (uint64_t)(((u128)a * b) >> 64); }
 
 inline int lowest(uint32_t x) { return __builtin_ctz(x); }
+inline int lowest(uint64_t x) { return __builtin_ctzll(x); }
 
 inline uint32_t equal16(const void* p, uint8_t b) {
 #if defined(__SSE2__)

@@ -321,8 +321,12 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
     """Steps 1 to 6 for inputs that are resolved."""
     state = state or store.root.state()
     prints = {id(item): item.fingerprint() for item in inputs}     # before the digests: what changes meanwhile must show
+    job, length = store.root.job(), _split_bytes(store, inputs, words, options)
     with ThreadPoolExecutor(options.threads) as pool:
-        digests = list(pool.map(Input.digest, inputs))
+        digested = pool.map(Input.digest, inputs)
+        if job is None:
+            choose_routing(store, words, inputs, length, options.reserved == "skip")
+        digests = list(digested)
     counted, already = list(zip(digests, inputs, strict=True)), {}
     named = [digests]                          # what a pending job of the same command and text was given
     if command != "forget" and not options.again:
@@ -335,7 +339,6 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
                 kept[digest] = item
         counted = list(kept.items())
         named.append(list(kept))
-    job = store.root.job()
     if job is not None:
         begun = [row["digest"] for row in job["inputs"]]
         if job["command"] == command and begun in named and job["label"] == options.label:
@@ -358,28 +361,31 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
             labels.append(options.label)
         gone = [label for label in _beyond(labels, options.keep_labels) if label != options.label]
     announce(store, inputs)
-    job = _begin(store, command, inputs, digests, prints, words, options, gone, already)
+    job = _begin(store, command, inputs, digests, prints, length, options, gone, already)
     return _work(store, job, inputs, words, options)
 
 
 def _begin(store: StoreDirectory, command: str, inputs: list[Input], digests: list[str], prints: dict[int, dict],
-           words: Tokenizer | None, options: Options, gone_labels: list[str], already: dict[str, int] | None = None) -> dict:
+           length: int | None, options: Options, gone_labels: list[str], already: dict[str, int] | None = None) -> dict:
     """Record a job as pending; from here on it is resumed or rolled back. Return its record."""
-    tasks = _counters(store, options) if inputs else None       # each is a process of its own, with so much memory
-    memory, at_once = (options.memory, options.threads) if tasks is None else (options.memory * tasks, tasks)
-    at_once *= 2 if store.elsewhere else 1     # one is on its way while the next one is counted
     job = {
         "id": os.urandom(8).hex(), "command": command, "version": store.root.state()["version"] + 1, "started": time.time(),
-        "split_bytes": words and split_bytes(memory, at_once, words.spec, sum(item.size for item in inputs)),
+        "split_bytes": length,
         "reserved": options.reserved,
         "encoding_errors": options.encoding_errors, "already": already or {}, "tokenizer": store.identity["tokenizer"],
         "label": options.label, "gone_labels": gone_labels, "machine": running_system(), "files": [item.file() for item in inputs],
         "spool": recorded(store, spool_folder(store, options.temp)),
         "inputs": to_records(store, inputs, digests, [prints[id(item)] for item in inputs])}
-    if inputs:
-        choose_routing(store, words, inputs, job["split_bytes"], options.reserved == "skip")
     store.root.begin_job(job)
     return job
+
+
+def _split_bytes(store: StoreDirectory, inputs: list[Input], words: Tokenizer, options: Options) -> int:
+    """Return how long the splits of a job are."""
+    tasks = _counters(store, options) if inputs else None       # each is a process of its own, with so much memory
+    memory, at_once = (options.memory, options.threads) if tasks is None else (options.memory * tasks, tasks)
+    at_once *= 2 if store.elsewhere else 1     # one is on its way while the next one is counted
+    return split_bytes(memory, at_once, words.spec, sum(item.size for item in inputs))
 
 
 def _work(store: StoreDirectory, job: dict, inputs: list[Input], words: Tokenizer | None, options: Options) -> dict:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from kvps._vocabulary import WordTable, encode
+from kvps._vocabulary import WordTable, encode, translate
 from kvps.errors import CorruptionError, VocabularyFull
 
 SPECIALS = (b"<unk>", b"<s>", b"</s>")
@@ -64,7 +64,7 @@ class Vocabulary:
         if self._share is not None:
             self.store_new(lambda first, segment: None)
             if not self._same:
-                np.take(self._ids, ids[:found[0]], out=ids[:found[0]], mode="clip")       # clip: without a copy
+                translate(ids[:found[0]], self._ids)
         return found
 
     def _learn(self, first: int, segment: bytes) -> None:
