@@ -8,12 +8,14 @@ cimport cython
 
 from libc.string cimport memcpy
 
-from kvps._keys cimport VALUE_BITS, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
+from kvps._keys cimport VALUE_BITS, fetch, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
 from kvps._sort cimport sort_keys
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
 
 cdef enum:
+    PIECE_BYTES = 1 << 20      # of lines, where words are not longer
     NUMBER_BYTES = 24          # longest number written: a sign, 20 digits, a point
+    AHEAD = 8                  # lines: words are fetched before they are needed
     SLOT = 16                  # bytes of a slot, copied without a call; what is too much is written over
     LONG = 255
     LARGE = 1 << 31            # marks a count that is the place of a larger one
@@ -126,12 +128,16 @@ cdef index_t arpa_block(const packed_t* keys, index_t n, const packed_t* context
     cdef byte_t* p = out
     cdef const byte_t* end = out + room - 2 * NUMBER_BYTES - 3
     cdef byte_t* q
+    cdef int j
     cdef packed_t ngram
     cdef float backoff
     cdef uint32_t bits32, mask = <uint32_t>((<uint64_t>1 << bits) - 1)
     while done[0] < n:
         if p >= end:
             break
+        if n - done[0] > AHEAD:                # its last words are anywhere, the others mostly those of the line before
+            for j in range(2):
+                fetch(words.slots + SLOT * <index_t>(low32(shr(keys[done[0] + AHEAD], VALUE_BITS + j * bits)) & mask))
         bits32 = low32(keys[done[0]])
         q = put_log10(p, (<float*>&bits32)[0])
         q[0] = 9
@@ -280,13 +286,13 @@ def sort_text_keys(uint64_t[::1] keys, int k, int bits):
 
 @cython.final
 cdef class _Text:
-    """The room that lines are written to; enough for short words at once, and more where it runs out."""
-    cdef object pieces
+    """The room that lines are written to, piece by piece: pieces of like size are memory that is used again, large ones are not."""
+    cdef list pieces
     cdef byte_t[::1] room
 
     def __cinit__(self, index_t n, int k):
         self.pieces = []
-        self.room = np.empty(n * (SLOT * k + 2 * NUMBER_BYTES + 8) + 256, np.uint8)
+        self.room = np.empty(min(n * (SLOT * k + 2 * NUMBER_BYTES + 8) + 256, PIECE_BYTES), np.uint8)
 
     cdef int more(self, index_t used, strings* words) except -1:
         """Keep what is written and make new room."""
@@ -298,14 +304,13 @@ cdef class _Text:
         self.room = np.empty(len(room) if used else 2 * len(room), np.uint8)
         return 0
 
-    cdef object whole(self, index_t used):
-        last = np.asarray(self.room)[:used]
-        return np.concatenate([*self.pieces, last]) if self.pieces else last
+    cdef list whole(self, index_t used):
+        return [*self.pieces, np.asarray(self.room)[:used]]
 
 
 def arpa_lines(const uint64_t[::1] keys, const uint64_t[::1] contexts, int k, int bits, float default, uint32_t eos,
                Strings words):
-    """Return the lines `log10_p TAB words [TAB log10_backoff]` of an ARPA file, uint8.
+    """Return the lines `log10_p TAB words [TAB log10_backoff]` of an ARPA file, a list of uint8.
 
     Args:
         keys: sorted keys in text order, with log10 p as float32.
@@ -339,7 +344,7 @@ def arpa_lines(const uint64_t[::1] keys, const uint64_t[::1] contexts, int k, in
 
 
 def count_lines(const uint64_t[::1] keys, const uint64_t[::1] large, int k, int bits, Strings words, const uint32_t[::1] last):
-    """Return the lines `words TAB count`, uint8.
+    """Return the lines `words TAB count`, a list of uint8.
 
     Args:
         keys: keys in text order, with the count, or 2**31 and the place of the count in `large`.

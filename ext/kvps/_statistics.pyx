@@ -787,7 +787,7 @@ cdef take(buffer* b, dtype, bint clear):
 
 cdef inline uint32_t log10_bits(double x) noexcept nogil:
     """log10 x as the bits of a float32."""
-    cdef float value = <float>log10(x)
+    cdef float value = <float>(log(x) * 0.43429448190325182765)        # log10 takes half as long again
     return (<uint32_t*>&value)[0]
 
 

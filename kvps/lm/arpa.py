@@ -38,6 +38,7 @@ from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
 
 BITS = 32                    # of a word's number where it stands alone
+WINDOW = 4                   # partitions of each thread at work or waiting to be written: those of frequent words are large
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,7 +175,7 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
         model = Estimates(store, snapshot, top, chosen, pool, stack, scratch or store.path)
         yield json.dumps({"version": snapshot.version, "order": top, "smoothing": str(model.smoothing),
                           "ngrams": model.sizes}).encode() + b"\n"
-        pieces = model.file(2 * (threads or cpu_count()), progress)
+        pieces = model.file(WINDOW * (threads or cpu_count()), progress)
         yield from gzipped(pieces) if compress else pieces
 
 
@@ -298,22 +299,25 @@ class Estimates:
         eos = int(words.rank[EOS])
         yield b"\\data\\\n" + b"".join(b"ngram %d=%d\n" % (k, n) for k, n in ngrams.items())
         yield b"\n\\1-grams:\n"
-        yield self._unigrams()
+        yield from map(memoryview, self._unigrams())
         progress(written, total)
         for k, part in self.ngrams.items():
             yield b"\n\\%d-grams:\n" % k
             # Of an n-gram that was seen before one word only, and once.
             default = self._default_of(k) if k < self.top else 0.0
 
-            def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[memoryview, int]:
+            def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[list[np.ndarray], int]:
                 contexts = self.contexts[k].read(partition) if k < self.top else None
                 keys = part.read(partition)
-                return memoryview(arpa_lines(keys, contexts, k, self.bits, default, eos, strings)), len(keys) // part.width
+                return arpa_lines(keys, contexts, k, self.bits, default, eos, strings), len(keys) // part.width
 
-            for text, n in windowed(self.pool, lines, range(part.n), window):
-                yield text
+            for pieces, n in windowed(self.pool, lines, range(part.n), window):
+                yield from map(memoryview, pieces)
                 written += n
                 progress(written, total)
+            for done in (part, self.contexts.get(k)):
+                if done is not None:
+                    self.pool.submit(done.close)           # to give large files up takes a while
         yield b"\n\\end\\\n"
 
     def _default(self, k: int) -> float:
@@ -321,7 +325,7 @@ class Estimates:
         with np.errstate(divide="ignore"):             # a discount of 0
             return float(np.log10((self.discounts[k + 1, 1] + self._types) / (1 + self._types)))
 
-    def _unigrams(self) -> memoryview:
+    def _unigrams(self) -> list[np.ndarray]:
         """The unigram section: <unk>, <s> and </s> first, then the words in byte order."""
         with np.errstate(divide="ignore"):             # <unk> may have none
             log10_p = np.log10(self.unigram_p)
@@ -329,8 +333,8 @@ class Estimates:
         alive = np.flatnonzero(self.alive[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
         alive = alive[np.argsort(self.words.rank[alive])]
         ids = np.concatenate([np.array([UNK, BOS, EOS], np.uint32), alive])
-        return memoryview(arpa_lines(_keys(log10_p[ids]), _keys(self.unigram_backoffs[ids]) if self.top > 1 else None, 1,
-                                     BITS, 0.0, 0, self.words.strings(ids)))
+        return arpa_lines(_keys(log10_p[ids]), _keys(self.unigram_backoffs[ids]) if self.top > 1 else None, 1, BITS, 0.0, 0,
+                          self.words.strings(ids))
 
 
 def _keys(numbers: np.ndarray) -> np.ndarray:

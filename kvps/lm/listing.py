@@ -105,7 +105,7 @@ class _Lines:
     def text(self, keys: np.ndarray) -> bytes:
         """Return the lines of keys."""
         large = np.array(self._large, np.uint64)
-        return count_lines(keys, large, self.k, self.bits, self._strings, self._last).tobytes()
+        return b"".join(count_lines(keys, large, self.k, self.bits, self._strings, self._last))
 
 
 def _rows(snapshot: StoreSnapshot, shard: int, order: int, k: int, n_words: int,

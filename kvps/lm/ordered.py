@@ -88,7 +88,8 @@ class Partitions:
         if reached[-1] > 0:
             self._of[:] = np.minimum(reached / reached[-1] * self.n, self.n - 1)
         record_bytes = text_key_bytes(k, bits)
-        self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n, record_bytes) for _ in range(n_shards)]
+        self._files = stack.enter_context(contextlib.ExitStack())
+        self._spills = [Spill(self._files.enter_context(files.scratch(scratch)), self.n, record_bytes) for _ in range(n_shards)]
 
     def add(self, shard: int, keys: np.ndarray) -> None:
         """Add n-grams, uint64 (n * width,)."""
@@ -99,6 +100,10 @@ class Partitions:
         """Say that a shard has no more n-grams."""
         with files.reporting(self._scratch):
             self._spills[shard].finish()
+
+    def close(self) -> None:
+        """Give the scratch files up before the stack does."""
+        self._files.close()
 
     def n_keys(self) -> int:
         """Return how many n-grams there are in all."""

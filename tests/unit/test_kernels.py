@@ -851,7 +851,7 @@ def lines(rows, values, backoffs=None, words=(b"a", b"bb", b"ccc"), bits=8):
     """Return the lines of arpa_lines, every n-gram being a context if there are back-offs."""
     contexts = None if backoffs is None else float_keys(rows, backoffs, bits)
     text = arpa_lines(float_keys(rows, values, bits), contexts, len(rows[0]), bits, 0, 0, strings_of(*words))
-    return text.tobytes().decode().split("\n")[:-1]
+    return b"".join(text).decode().split("\n")[:-1]
 
 
 def test_arpa_lines():
@@ -861,7 +861,7 @@ def test_arpa_lines():
     assert lines([[0, 2]] * 8, values) == [f"{x}\ta ccc" for x in (
         "-1.5", "-0.0625", "0", "0", "-12.25", "-7", "-99", "-99")]
     assert lines([[0], [1]], [-1, -2], [-0.5, 0.25]) == ["-1\ta\t-0.5", "-2\tbb\t0.25"]
-    assert arpa_lines(np.zeros(0, np.uint64), None, 3, 8, 0, 0, strings_of(b"a")).tolist() == []
+    assert b"".join(arpa_lines(np.zeros(0, np.uint64), None, 3, 8, 0, 0, strings_of(b"a"))) == b""
     with pytest.raises(ValueError, match="number without a word"):
         lines([[3]], [0])
 
@@ -876,7 +876,7 @@ def test_lines_of_words_of_any_length(k, bits, rng):
         "-1\t" + " ".join(words[word].decode() for word in row) for row in rows]
     counts = count_lines(pack_text_keys(np.array(rows, np.uint32), np.arange(40, dtype=np.uint32), bits), np.zeros(0, np.uint64),
                          k, bits, strings_of(*words), np.arange(len(words), dtype=np.uint32))
-    assert counts.tobytes() == b"".join(b" ".join(words[word] for word in row) + b"\t%d\n" % i for i, row in enumerate(rows))
+    assert b"".join(counts) == b"".join(b" ".join(words[word] for word in row) + b"\t%d\n" % i for i, row in enumerate(rows))
 
 
 def test_strings_that_cannot_be():
@@ -893,7 +893,7 @@ def test_count_lines():
     values = np.array([0, 9, 10, 2**31 - 1, 2**31, 2**31 + 1], np.uint32)
     keys = pack_text_keys(np.array([[0, 0]] * 5 + [[0, 1]], np.uint32), values, 8)
 
-    assert count_lines(keys, large, 2, 8, words, last).tobytes() == (
+    assert b"".join(count_lines(keys, large, 2, 8, words, last)) == (
         b"a b\t0\na b\t9\na b\t10\na b\t2147483647\na b\t2147483648\na a\t18446744073709551615\n")
     for too_few, known in ((large[:1], last), (large, last[:1])):
         with pytest.raises(ValueError, match="without"):
@@ -906,8 +906,8 @@ def test_joined_backoffs(bits, rng):
     for k in (2, 5):
         grams = sorted({tuple(rng.randrange(5) for _ in range(k)) for _ in range(20)})
         listed = {gram: -rng.randrange(1, 2**20) / 2**20 for gram in sorted(rng.sample(grams, len(grams) // 2)) if gram[-1] != 2}
-        found = arpa_lines(float_keys(grams, [-1] * len(grams), bits), float_keys(list(listed), list(listed.values()), bits),
-                           k, bits, -0.5, 2, strings_of(*(b"%d" % i for i in range(5)))).tobytes().decode().splitlines()
+        found = b"".join(arpa_lines(float_keys(grams, [-1] * len(grams), bits), float_keys(list(listed), list(listed.values()), bits),
+                                    k, bits, -0.5, 2, strings_of(*(b"%d" % i for i in range(5))))).decode().splitlines()
 
         assert [float(line.split("\t")[2]) for line in found] == pytest.approx(
             [listed.get(gram, 0 if gram[-1] == 2 else -0.5) for gram in grams], abs=1e-7)
