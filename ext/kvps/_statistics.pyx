@@ -34,6 +34,9 @@ cdef enum:
     BIGRAMS = 3                # times as much are bigrams worth, on which all that is pruned falls back (kvps/lm/pruning.py)
     MOST = 0xFFFFFFFF          # of a raw count that is only compared with a bound
 
+# What a trigram below the highest order is worth beside its own part, for the same reason, in tokens of text.
+cdef double TRIGRAMS = 0.3
+
 cdef struct pair:
     uint64_t value
     word_t word
@@ -811,7 +814,7 @@ cdef void weigh_context(Walk w, const node* x, const pair* items, packed_t key) 
     cdef bint last = d == w.top - 1, kept
     cdef bint ours = d > 1 or not w.split[x.word]
     cdef double p, lower, gamma, n_types = w.types * <double>(x.t.n1 + x.t.n2 + x.t.n3), total = <double>x.t.den + n_types
-    cdef double rest = 1, left = 0, thin_rest = 1, gamma_thin = 1, share
+    cdef double rest = 1, left = 0, thin_rest = 1, gamma_thin = 1, share, alone
     cdef uint64_t occurs = 0
     cdef const float* weight = NULL
     cdef float* weights = NULL
@@ -867,6 +870,7 @@ cdef void weigh_context(Walk w, const node* x, const pair* items, packed_t key) 
     share = (<double>occurs - w.discount[d][3 if occurs > 3 else occurs]) / w.n_events if w.weighs else 0
     if d == 1:
         share *= BIGRAMS
+    alone = TRIGRAMS / w.n_events if d == 2 and not last else 0
     for j in range(x.n):
         lower = w.p[d - 1][items[j].word]
         p = own_part(w, x, &items[j], total) + gamma * lower
@@ -874,7 +878,7 @@ cdef void weigh_context(Walk w, const node* x, const pair* items, packed_t key) 
             w.p[d][items[j].word] = p
         if w.weighs:
             if ours:
-                weights[j] = <float>(share * worth(p, lower, gamma))
+                weights[j] = <float>(share * worth(p, lower, gamma) + alone)
                 store(at, key | shl(<packed_t>w.rank[items[j].word], VALUE_BITS) | <packed_t><uint32_t>w.number[d + 1], <int>width)
                 at += 8 * width
                 w.number[d + 1] += 1

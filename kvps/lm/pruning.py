@@ -4,14 +4,18 @@ An n-gram is worth what it has in the relative entropy between the model and the
 
     weight(h w) = p(h) p(w | h) log(p(w | h) / (gamma(h) p(w | h')))
 
-where p(h) is the share of the context in the text, its count discounted as in the model; three times that for bigrams.
+where p(h) is the share of the context in the text, its count discounted as in the model; three times that for bigrams,
+and for trigrams below the highest order what 0.3 tokens of text make up more.
 An n-gram has to stay where it is the context of a longer one that stays; so its weight is raised to theirs, and then one
 threshold decides for every n-gram by itself.
 
 The departures from Stolcke were measured (novels, 16 M tokens, order 3, 3.5 M of 9.1 M n-grams kept; the cut-offs 0,0,1,
 which keep as many, give a held-out perplexity of 99.64): as he has it, with shares of the text, 100.80; with discounted
 ones 100.47; without what the other words gain by a higher back-off 100.14; with bigrams three times, on which all that is
-pruned falls back, 99.38.
+pruned falls back, 99.38. Of order 5, with as many as 0,0,0,1,1 leave, trigrams seen once were missed: all of them stay
+there. With what they are worth more the perplexity is 0.1 % below that of the cut-offs, without 0.1 to 0.2 % above, on two
+held-out texts; as good, but worse where fewer stay, were several times a trigram's share, and discounts of higher orders
+for contexts made next to no difference, nor did contexts that share the weight of the n-grams that need them.
 
     STEP 1  a walk weighs the n-grams; their numbers are dealt as text into partitions, as n-grams are for a file
     STEP 2  in each partition, where n-grams and their contexts meet, weights are raised to those of longer n-grams

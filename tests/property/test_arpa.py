@@ -103,10 +103,11 @@ class BackOff:
                     continue
                 occurs = sum(self.raw[k][*context, word] for word in values)
                 share = (occurs - self.off[k - 1][min(occurs, 3)]) / n_events * (3 if k == 2 else 1)
+                alone = 0.3 / n_events if k == 3 < max(self.kept) else 0.0
                 gamma = self.gamma(context)
                 for word in values:
                     p, lower = self.p(word, context), gamma * self.p(word, context[1:])
-                    own = 0.0 if p <= 0 else math.inf if lower <= 0 else max(0.0, share * p * math.log(p / lower))
+                    own = alone + (0.0 if p <= 0 else math.inf if lower <= 0 else max(0.0, share * p * math.log(p / lower)))
                     found[*context, word] = max(found.get((*context, word), 0.0), own)
             for gram in [gram for gram in found if len(gram) == k and k > 2]:
                 found[gram[:-1]] = max(found.get(gram[:-1], 0.0), found[gram])
