@@ -1126,6 +1126,44 @@ cdef class Tables:
             start += block
 
 
+cdef index_t first_row(const uint32_t[:, ::1] rows, index_t low, const word_t* wanted, int n, bint above, page_view* page) noexcept nogil:
+    """The first of sorted rows, from `low` on, that begins with n words or more, `above`: with more."""
+    cdef index_t high = rows.shape[0], middle
+    cdef const uint32_t* row
+    cdef int k
+    while low < high:
+        middle = (low + high) // 2
+        row = &rows[middle, 0]
+        if not usable(page, row, 4 * n):
+            return low
+        k = 0
+        while k < n and row[k] == wanted[k]:
+            k += 1
+        if above if k == n else row[k] < wanted[k]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+def find_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, Pages pages not None):
+    """Return (first, end) of the rows that begin with some words.
+
+    rows: uint32, sorted; the pages that are read are compared. Raises CorruptionError where one is damaged.
+    """
+    cdef index_t first, end
+    cdef int n = <int>wanted.shape[0]
+    if not 1 <= n <= rows.shape[1]:
+        raise ValueError(f"{n} words of rows of {rows.shape[1]}")
+    with nogil:
+        first = first_row(rows, 0, &wanted[0], n, False, &pages.view)
+        end = first_row(rows, first, &wanted[0], n, True, &pages.view)
+        if end > first:
+            usable(&pages.view, &rows[first, 0], 4 * rows.shape[1] * (end - first))
+    pages.refuse_damage()
+    return first, end
+
+
 def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):
     """Fill out[i] with how many tokens before token i belong to its sentence, at most order - 1; <s> starts one."""
     if out.shape[0] < ids.shape[0]:

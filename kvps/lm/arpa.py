@@ -306,7 +306,8 @@ class Estimates:
             # Of an n-gram that was seen before one word only, and once.
             default = self._default_of(k) if k < self.top else 0.0
 
-            def lines(partition: int, k: int = k, part: Partitions = part, default: float = default) -> tuple[list[np.ndarray], int]:
+            def lines(partition: int, k: int = k, part: Partitions = part,
+                      default: float = default) -> tuple[list[np.ndarray], int]:
                 contexts = self.contexts[k].read(partition) if k < self.top else None
                 keys = part.read(partition)
                 return arpa_lines(keys, contexts, k, self.bits, default, eos, strings), len(keys) // part.width

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvps._model import histories
+from kvps._model import find_rows, histories
 from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
 from kvps.lm import completion, container, prediction
@@ -28,6 +28,7 @@ from kvps.text.vocabulary import BOS, EOS, UNK
 # Contexts answered at once, and words that one answer may have.
 CONTEXTS, WORDS = 64, 1 << 20
 SENTENCES = 32                         # drawn at once
+GROUP = 64                             # shares whose maximum is taken, to leave most of them out
 MAX_WORDS = 100                        # of a drawn sentence, unless more are wanted
 # How a drawn sentence ended: max_words came, </s> came, no word has a probability.
 CUT, ENDED, NOTHING = 0, 1, 2
@@ -237,14 +238,18 @@ class Whole(Foresight):
     def matched(self, text: bytes) -> np.ndarray:
         """Return the order of the longest n-gram seen at each token of tokenised text, uint8."""
 
+    def in_order(self, context: Sequence[int]) -> np.ndarray:
+        """Return distribution_of() by the place of the words in byte order."""
+        return self.distribution_of(context)[self.by_rank]
+
     def _best(self, contexts: Sequence[Sequence[int]], k: int, ranks: slice,
               without: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         n, k, among = len(contexts), min(k, self.n_words), self.by_rank[ranks]
         ids, p, found = np.zeros((n, k), np.uint32), np.zeros((n, k)), np.zeros(n, np.int64)
         for i, context in enumerate(contexts):
-            shares = self.distribution_of(context)
-            shares[list(without)] = 0
-            shares = shares[among]
+            shares = self.in_order(context)
+            shares[self.ranks[list(without)]] = 0
+            shares = shares[ranks]
             best = _first(shares, k)
             ids[i, :len(best)], p[i, :len(best)], found[i] = among[best], shares[best], len(best)
         return ids, p, found
@@ -269,9 +274,11 @@ class Whole(Foresight):
 
 def _first(shares: np.ndarray, k: int) -> np.ndarray:
     """Return the places of the k greatest shares above 0, the greatest first, of equal ones the first one first."""
-    there = np.flatnonzero(shares)
-    if k < len(there):
-        there = there[shares[there] >= np.partition(shares[there], len(there) - k)[len(there) - k]]
+    least, n = 0.0, len(shares) // GROUP
+    if 0 < k <= n:                             # each of k groups has one that is as great as the least of their maxima
+        maxima = shares[:n * GROUP].reshape(GROUP, n).max(axis=0)
+        least = np.partition(maxima, n - k)[n - k]
+    there = np.flatnonzero(shares >= least) if least > 0 else np.flatnonzero(shares)
     return there[np.argsort(-shares[there], kind="stable")][:k]
 
 
@@ -289,45 +296,37 @@ class ImportedModel(CompiledModel, Whole):
         self._pages = container.pages(path, arrays)
         self._lists = [np.frombuffer(arrays[f"listed.{k}"], np.uint32).reshape(-1, k + 1)
                        for k in range(2, self.order + 1) if f"listed.{k}" in arrays]
-        self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))
-        self._alone[BOS] = 0
+        self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))[self.by_rank]
+        self._alone[self.ranks[BOS]] = 0
+        self._places = self.ranks.astype(np.intp)      # what indexing takes without a copy
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
-        asked = np.array(context[max(0, len(context) - self.order + 1):], np.uint32)
+        if len(self._lists) == self.order - 1:
+            return self.in_order(context)[self.ranks]
+        out = np.empty(self.n_words)
+        self.tables.distribution(self._asked(context), out)
+        return out
+
+    def in_order(self, context: Sequence[int]) -> np.ndarray:
+        """As Whole.in_order()."""
         if len(self._lists) < self.order - 1:
-            out = np.empty(self.n_words)
-            self.tables.distribution(asked, out)
-            return out
+            return super().in_order(context)
+        asked = self._asked(context)
         # By depth: what the words that are listed after the last d words are multiplied by, the back-offs of longer contexts.
         weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
         out = self._alone * weights[0]
         for depth, weight in enumerate(weights[1:].tolist(), 1):
-            rows = self._listed(asked[::-1][:depth])
-            out[rows[:, -2]] = weight * _probabilities(rows[:, -1] - np.uint32(1))
-        out[BOS] = 0
+            rows = self._lists[depth - 1]
+            first, end = find_rows(rows, np.ascontiguousarray(asked[::-1][:depth]), self._pages)
+            rows = rows[first:end]
+            out[self._places.take(rows[:, -2])] = weight * _probabilities(rows[:, -1] - np.uint32(1))
+        out[self.ranks[BOS]] = 0
         return out
 
-    def _listed(self, context: np.ndarray) -> np.ndarray:
-        """Return the rows of the list of what follows a context, given with its last word first."""
-        rows, wanted = self._lists[len(context) - 1], context.tolist()
-
-        def first(above: bool, low: int) -> int:
-            high = len(rows)
-            while low < high:
-                middle = (low + high) // 2
-                row = rows[middle, :len(wanted)]
-                self._pages.compare(row.view(np.uint8))
-                if (found := row.tolist()) < wanted or (above and found == wanted):
-                    low = middle + 1
-                else:
-                    high = middle
-            return low
-
-        start = first(False, 0)
-        found = rows[start:first(True, start)]
-        self._pages.compare(found.reshape(-1).view(np.uint8))
-        return found
+    def _asked(self, context: Sequence[int]) -> np.ndarray:
+        """Return the words of a context that matter."""
+        return np.array(context[max(0, len(context) - self.order + 1):], np.uint32)
 
     def matched(self, text: bytes) -> np.ndarray:
         """As Whole.matched()."""
@@ -336,7 +335,7 @@ class ImportedModel(CompiledModel, Whole):
 
 def _probabilities(bits: np.ndarray) -> np.ndarray:
     """Return the probabilities, float64, of the bits of -log10 p as a float32, uint32."""
-    return 10.0 ** -np.ascontiguousarray(bits).view(np.float32).astype(np.float64)
+    return np.exp(-math.log(10) * np.ascontiguousarray(bits).view(np.float32).astype(np.float64))
 
 
 def sorted_words(words: list[bytes]) -> tuple[np.ndarray, np.ndarray]:

@@ -2,10 +2,12 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 
 import kvps
 from kvps.errors import ArgumentError
+from kvps.lm import foresight
 from kvps.lm.completion import split_typed
 from kvps.text.tokenize import Tokenizer
 
@@ -103,3 +105,14 @@ def test_split_typed():
     for text, expected in (("a b", (["a"], "b")), ("a b ", (["a", "b"], "")), ("a b\t", (["a", "b"], "")), ("", ([], "")),
                            (" ", ([], ""))):
         assert split_typed(text, plain.prepare(text.encode()).decode().split()) == expected
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 500, 5000])
+def test_the_greatest_shares(rng, n):
+    """The greatest of a list are those that sorting all of it finds, of equal ones the first, wherever they lie; 0 is none."""
+    for steps in (2, 10, 10**6):               # many equal ones, or none
+        shares = np.array([rng.randrange(steps) * (rng.random() < rng.choice([0.01, 0.9])) for _ in range(n)]) / steps
+        for some in (shares, np.sort(shares), np.sort(shares)[::-1]):
+            for k in {1, 2, 10, n // 64 or 1, n}:
+                best = [i for i in np.argsort(-some, kind="stable") if some[i] > 0][:k]
+                assert foresight._first(some, k).tolist() == best

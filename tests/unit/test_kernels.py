@@ -906,8 +906,10 @@ def test_joined_backoffs(bits, rng):
     for k in (2, 5):
         grams = sorted({tuple(rng.randrange(5) for _ in range(k)) for _ in range(20)})
         listed = {gram: -rng.randrange(1, 2**20) / 2**20 for gram in sorted(rng.sample(grams, len(grams) // 2)) if gram[-1] != 2}
-        found = b"".join(arpa_lines(float_keys(grams, [-1] * len(grams), bits), float_keys(list(listed), list(listed.values()), bits),
-                                    k, bits, -0.5, 2, strings_of(*(b"%d" % i for i in range(5))))).decode().splitlines()
+        contexts = float_keys(list(listed), list(listed.values()), bits)
+        text = arpa_lines(float_keys(grams, [-1] * len(grams), bits), contexts, k, bits, -0.5, 2,
+                          strings_of(*(b"%d" % i for i in range(5))))
+        found = b"".join(text).decode().splitlines()
 
         assert [float(line.split("\t")[2]) for line in found] == pytest.approx(
             [listed.get(gram, 0 if gram[-1] == 2 else -0.5) for gram in grams], abs=1e-7)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import kvps
+from kvps._model import find_rows
 from kvps._pages import PAGE_BYTES, Pages, PageSums
 from kvps.errors import CorruptionError
 from kvps.lm import container
@@ -175,3 +176,24 @@ def test_damaged_checksums(model):
     assert zlib.crc32(arrays["sums"][:-1]) == arrays["sums"][-1]
     with pytest.raises(CorruptionError, match="is no compiled model"):
         container.pages(path, damaged)
+
+
+def test_rows_that_begin_with_some_words(rng):
+    """The rows of each beginning are found, of one that is missing none; a damaged page is told of, and only when it is met."""
+    rows = np.array(sorted([rng.randrange(9), rng.randrange(9), rng.randrange(50), 7] for _ in range(3072)), np.uint32)
+    data = bytearray(rows.tobytes())
+    sums = sums_of(data)
+    view = np.frombuffer(data, np.uint32).reshape(-1, 4)
+    for n in (1, 2, 3):
+        for _ in range(100):
+            wanted = np.array([rng.randrange(11) for _ in range(n)], np.uint32)
+            there = np.flatnonzero((rows[:, :n] == wanted).all(axis=1))
+            first, end = find_rows(view, wanted, Pages(data, sums, "name"))
+            assert list(range(first, end)) == there.tolist()
+    with pytest.raises(ValueError, match="5 words of rows of 4"):
+        find_rows(view, np.zeros(5, np.uint32), Pages(data, sums, "name"))
+    data[-1] ^= 1
+    first = np.array([0], np.uint32)
+    assert find_rows(view[:2000], first, Pages(data, sums, "name"))[0] == 0
+    with pytest.raises(CorruptionError, match="name"):
+        find_rows(view, np.array([8], np.uint32), Pages(data, sums, "name"))
