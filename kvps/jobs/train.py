@@ -321,10 +321,11 @@ def run_inputs(store: StoreDirectory, command: str, inputs: list[Input], words: 
     """Steps 1 to 6 for inputs that are resolved."""
     state = state or store.root.state()
     prints = {id(item): item.fingerprint() for item in inputs}     # before the digests: what changes meanwhile must show
-    job, length = store.root.job(), _split_bytes(store, inputs, words, options)
+    job, length = store.root.job(), None
     with ThreadPoolExecutor(options.threads) as pool:
         digested = pool.map(Input.digest, inputs)
         if job is None:
+            length = _split_bytes(store, inputs, words, options)
             choose_routing(store, words, inputs, length, options.reserved == "skip")
         digests = list(digested)
     counted, already = list(zip(digests, inputs, strict=True)), {}

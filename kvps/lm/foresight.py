@@ -279,6 +279,8 @@ def _first(shares: np.ndarray, k: int) -> np.ndarray:
         maxima = shares[:n * GROUP].reshape(GROUP, n).max(axis=0)
         least = np.partition(maxima, n - k)[n - k]
     there = np.flatnonzero(shares >= least) if least > 0 else np.flatnonzero(shares)
+    if k < len(there):
+        there = there[shares[there] >= np.partition(shares[there], len(there) - k)[len(there) - k]]
     return there[np.argsort(-shares[there], kind="stable")][:k]
 
 
@@ -313,12 +315,13 @@ class ImportedModel(CompiledModel, Whole):
         if len(self._lists) < self.order - 1:
             return super().in_order(context)
         asked = self._asked(context)
+        last_first = asked[::-1].copy()
         # By depth: what the words that are listed after the last d words are multiplied by, the back-offs of longer contexts.
         weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
         out = self._alone * weights[0]
         for depth, weight in enumerate(weights[1:].tolist(), 1):
             rows = self._lists[depth - 1]
-            first, end = find_rows(rows, np.ascontiguousarray(asked[::-1][:depth]), self._pages)
+            first, end = find_rows(rows, last_first[:depth], self._pages)
             rows = rows[first:end]
             out[self._places.take(rows[:, -2])] = weight * _probabilities(rows[:, -1] - np.uint32(1))
         out[self.ranks[BOS]] = 0
