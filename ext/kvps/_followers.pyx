@@ -161,7 +161,6 @@ cdef class Followers:
     """
     cdef object owner
     cdef Pages pages
-    cdef page_view no_pages
     cdef page_view* page
     cdef readonly int order
     cdef level levels[MAX_ORDER]
@@ -190,7 +189,7 @@ cdef class Followers:
                 or by_rank.shape[0] != ranks.shape[0] or starts.shape[0] < 2:
             raise ValueError(f"{len(levels)} levels for order {order}, {parts.shape[0]} parts and {ranks.shape[0]} ranks")
         self.owner = [levels, starts, parts, ranks, by_rank]
-        self.pages, self.page = pages, &self.no_pages if pages is None else &pages.view
+        self.pages, self.page = pages, <page_view*>NULL if pages is None else &pages.view
         self.order, self.n_words, self.n_parts = order, parts.shape[0], <uint32_t>(starts.shape[0] - 1)
         self.starts, self.parts, self.ranks = &starts[0], &parts[0], &ranks[0]
         self.by_rank = &by_rank[0]

@@ -24,10 +24,29 @@ cdef extern from "Python.h":
 
 cdef enum:
     NONE = 0xFFFFFFFF          # no such entry
-    LANES = 128                # tokens looked up together, order by order: few enough for the first cache
+    HUGE_PAGE = 1 << 21
+    LANES = 192                # tokens looked up together, order by order: few enough for the first cache
     ROW = LANES + 1            # numbers of totals of n-grams of one order that end at each of them, and before the first
 
+cdef extern from * nogil:
+    """
+    #include <sys/mman.h>
+    #ifndef MADV_HUGEPAGE
+    #define MADV_HUGEPAGE MADV_NORMAL
+    #endif
+    """
+    int madvise(void* p, size_t n, int advice)
+    int MADV_HUGEPAGE
+
+cdef extern from "stdlib.h" nogil:
+    int posix_memalign(void** p, size_t alignment, size_t n)
+
 cdef double LN10 = 2.302585092994045684
+
+
+ctypedef fused real:
+    float
+    double
 
 
 cdef struct exact_rows:
@@ -46,6 +65,17 @@ cdef struct tally:
     # Sums over tokens; those of log10 probabilities leave tokens of probability 0 out.
     index_t tokens, oov, zero, zero_oov
     double total, total_oov, product       # total is without `product`
+
+
+cdef void* allocated(size_t n) noexcept nogil:
+    """Return room for n bytes, for free(), or NULL; in huge pages where that is worth it: look-ups all over it are faster then."""
+    cdef void* p = NULL
+    if n < HUGE_PAGE:
+        return malloc(n)
+    if posix_memalign(&p, HUGE_PAGE, (n + HUGE_PAGE - 1) // HUGE_PAGE * HUGE_PAGE) != 0:
+        return NULL
+    madvise(p, n, MADV_HUGEPAGE)           # advice: where the system has none, nothing is lost
+    return p
 
 
 cdef inline void start(tally* t) noexcept nogil:
@@ -117,17 +147,94 @@ cdef inline index_t with_context(uint8_t* live, index_t n, const uint32_t* own, 
     return left
 
 
-cdef inline void match_tags(const table* t, page_view* page, index_t n, const uint64_t* hashes, const byte_t** buckets,
-                            uint32_t* matches) noexcept nogil:
-    """OUT matches[j]: a bit for each slot of a bucket whose tag is that of a hash; none where a damaged page is met."""
+cdef inline uint32_t no_bit(uint32_t x) noexcept nogil:
+    """1 where x, below 2**31, is 0."""
+    return (x - 1) >> 31
+
+
+cdef inline uint32_t all_if(bint x) noexcept nogil:
+    """All bits, or none."""
+    return 0 - <uint32_t>x
+
+
+cdef struct candidates:
+    # Of look-ups, each in one bucket: the slots with its tag, and what they say.
+    uint32_t differ[LANES]         # by what the first slot's fingerprint differs from that wanted: 0, PARTNER, or it is another's
+    uint32_t code[LANES]
+    uint32_t differ2[LANES]        # the same of the second slot
+    uint32_t code2[LANES]
+    uint32_t third[LANES]          # not 0: there are more slots
+    uint32_t beyond[LANES]         # not 0: the entry may stand in another bucket
+    uint32_t value[LANES]          # OUT; 0 where there is no n-gram
+    uint32_t number[LANES]         # OUT, of the totals, NONE where it is no context
+    uint32_t found[LANES]          # OUT, all bits: the n-gram is there, and no more is to be known of it
+    uint32_t unclear[LANES]        # OUT, all bits: this bucket does not tell all
+
+
+cdef inline void choose(candidates* c, index_t n, uint32_t listed_bit, uint32_t quarter, uint32_t limit,
+                        uint32_t unlisted) noexcept nogil:
+    """Fill in the OUT of n candidates. All at once: compilers make vectors of this."""
+    cdef uint32_t ngram, totals, known, totals_known, listed, is_it, is_it2, done
     cdef index_t j
     for j in range(n):
-        matches[j] = equal16(buckets[j], tag_of(hashes[j])) & t.slot_bits if usable(page, buckets[j]) else 0
+        is_it, is_it2 = all_if(c.differ[j] == 0), all_if(c.differ2[j] == 0)
+        ngram, known = (c.code[j] & is_it) | (c.code2[j] & is_it2), is_it | is_it2
+        is_it, is_it2 = all_if(c.differ[j] == PARTNER), all_if(c.differ2[j] == PARTNER)
+        totals, totals_known = (c.code[j] & is_it) | (c.code2[j] & is_it2), is_it | is_it2
+        listed = all_if((ngram & listed_bit) != 0)
+        ngram &= ~listed_bit
+        totals &= listed
+        done = all_if(c.beyond[j] == 0) | (known & (~listed | totals_known))
+        done &= all_if(c.third[j] == 0) & all_if(ngram < quarter) & all_if(totals < limit)
+        c.value[j] = ngram
+        c.number[j] = totals | ~known | (unlisted & ~listed)
+        c.found[j], c.unclear[j] = known & done, ~done
 
 
 cdef inline double float_in(uint32_t bits) noexcept nogil:
     """Return the float32 that some bits are."""
     return <double>(<float*>&bits)[0]
+
+
+cdef inline real either(bint first, real a, real b) noexcept nogil:
+    """a or b, without a branch."""
+    cdef uint64_t mask = 0 - <uint64_t>first
+    if real is float:
+        (<uint32_t*>&a)[0] = ((<uint32_t*>&a)[0] & <uint32_t>mask) | ((<uint32_t*>&b)[0] & <uint32_t>~mask)
+    else:
+        (<uint64_t*>&a)[0] = ((<uint64_t*>&a)[0] & mask) | ((<uint64_t*>&b)[0] & ~mask)
+    return a
+
+
+cdef inline void back_off(index_t n, int order, const uint64_t* values, const uint32_t* numbers, uint64_t unknown,
+                          real* p) noexcept nogil:
+    """Fill p with the log10 probabilities of n tokens as an ARPA file has them: that of the longest n-gram listed, and back-offs.
+
+    Added in the order of KenLM, which in float32 decides on the last bit. unknown: value of <unk>.
+    """
+    cdef index_t i
+    cdef int d
+    cdef uint64_t value
+    cdef uint32_t number
+    for i in range(n):
+        value = values[i] | (unknown & 0 - <uint64_t>(values[i] == 0))
+        p[i] = -<real>float_in(<uint32_t>value - 1)
+    for d in range(1, order):
+        for i in range(n):
+            value, number = values[d * LANES + i], numbers[d * LANES + i]
+            number &= all_if(number != <uint32_t>NONE)             # the float 0 where there is no back-off
+            p[i] = either(value > 0, -<real>float_in(<uint32_t>value - 1), p[i] + <real>float_in(number))
+
+
+cdef inline void longest_listed(index_t n, int order, const uint64_t* values, uint8_t* out) noexcept nogil:
+    """Fill out with the order of the longest n-gram that ends at each of n tokens; 0 for an unknown word."""
+    cdef index_t i
+    cdef int d
+    for i in range(n):
+        out[i] = values[i] > 0
+    for d in range(1, order):
+        for i in range(n):
+            out[i] = <uint8_t>max(out[i], (d + 1) * (values[d * LANES + i] > 0))
 
 
 cdef inline double power10(double x) noexcept nogil:
@@ -143,8 +250,7 @@ cdef class Tables:
     """
     cdef object owner
     cdef Pages pages
-    cdef page_view no_pages
-    cdef page_view* page                   # of `pages`, or a view that finds everything usable
+    cdef page_view* page                   # of `pages`, or NULL
     cdef table entries
     cdef const uint64_t* unigrams
     cdef const uint32_t* unigram_contexts  # per word: number of its totals as a context, plus 1; 0: none
@@ -175,7 +281,7 @@ cdef class Tables:
                 or unigram_contexts.shape[0] != unigrams.shape[0]):
             raise ValueError(f"order {order}, {unigrams.shape[0]} unigrams, {totals.shape[0]} numbers for totals")
         self.owner = [unigrams, unigram_contexts, totals, large]
-        self.pages, self.page = pages, &self.no_pages if pages is None else &pages.view
+        self.pages, self.page = pages, <page_view*>NULL if pages is None else &pages.view
         self.compare(&unigrams[0], 8 * unigrams.shape[0])
         self.compare(&unigram_contexts[0], 4 * unigram_contexts.shape[0])
         self.compare(&totals[0], 8 * totals.shape[0])
@@ -282,7 +388,7 @@ cdef class Tables:
         cdef weight* weights
         if len(discounts) != self.order + 1 or any(len(row) != 4 for row in discounts):
             raise ValueError(f"discounts of {len(discounts)} rows for order {self.order}, of {[len(row) for row in discounts]}")
-        weights = <weight*>malloc((self.n_totals + 1) * self.order * sizeof(weight))
+        weights = <weight*>allocated((self.n_totals + 1) * self.order * sizeof(weight))
         if weights == NULL:
             raise MemoryError(f"no memory for the weights of {self.n_totals} totals")
         free(self.weights)
@@ -473,7 +579,6 @@ cdef class Tables:
         cdef int d
         cdef word_t word
         cdef uint32_t number
-        cdef bint fetching = self.rules.kind != GIVEN and self.order > 1
         for d in range(1, self.order):
             memset(values + d * LANES, 0, n * sizeof(uint64_t))
             memset(own + (d + 1) * ROW + 1, 255, n * sizeof(uint32_t))     # NONE
@@ -484,7 +589,8 @@ cdef class Tables:
             values[i] = self.unigrams[word] if word != UNK or self.rules.kind != GIVEN else 0
             number = self.unigram_contexts[word] - 1      # 0 - 1 is NONE
             own[ROW + i + 1] = number if number < self.n_numbers else <uint32_t>NONE
-            if fetching:
+        if self.rules.kind != GIVEN and self.order > 1:
+            for i in range(n):
                 fetch(self.weight_of(1, own[ROW + i + 1]))
         if self.exact:
             self.gather_rows(ids + start, history + start, n, values, own)
@@ -513,14 +619,13 @@ cdef class Tables:
         """Look n-grams of 2 words and more up in the hash table, order by order; values and own as in gather().
 
         Each step is a short loop without branches that depend on what is found: many of its rounds are under way at once then,
-        where guesses at branches would be wrong as often as not. Tried, and no faster: groups of tokens that are each at
-        another order, so that lines come while others are worked on; one long loop without branches (half as fast); the
-        file in huge pages, mapped or copied.
+        where guesses at branches would be wrong as often as not. Lines are fetched in loops that do nothing else: a fetch waits
+        for its page to be found, and only others can be under way meanwhile. Tried, and no faster: groups of tokens that are
+        each at another order, so that lines come while others are worked on; one long loop without branches (half as fast).
         """
         cdef uint64_t chain[LANES]
         cdef uint64_t hashes[LANES]
         cdef const byte_t* buckets[LANES]
-        cdef uint32_t matches[LANES]
         cdef uint8_t live[LANES]               # tokens whose n-grams may be known
         cdef index_t n_live = n, i, j
         cdef int d
@@ -549,17 +654,16 @@ cdef class Tables:
                 buckets[j] = t.data + mul_high(hashes[j], t.n_buckets << t.partition_bits) * BUCKET
                 fetch(buckets[j])
             # STEP 3: read.
-            match_tags(&t, self.page, n_live, hashes, buckets, matches)
-            n_live = self.read_slots(&t, d, ids, live, n_live, hashes, buckets, matches, values + d * LANES,
-                                     own + (d + 1) * ROW + 1)
+            n_live = self.read_slots(&t, d, ids, live, n_live, hashes, buckets, values + d * LANES, own + (d + 1) * ROW + 1)
 
     cdef inline index_t read_slots(self, const table* t, int d, const word_t* ids, uint8_t* live, index_t n, const uint64_t* hashes,
-                                   const byte_t** buckets, const uint32_t* matches, uint64_t* values, uint32_t* own) noexcept nogil:
-        """Do what find_entry() does, with `matches` known, for (d + 1)-grams of n tokens; keep those in `live` that are there."""
-        cdef uint64_t quarter = self.quarter, limit = min(t.code_mask, self.n_numbers), slot_bytes = t.slot_bytes
-        cdef uint64_t slot, slot2, ngram, totals, known, listed, done, absent = <uint64_t>1 << 32
-        cdef uint32_t high, x, x2, m, m2, unlisted = self.unlisted, last = <uint32_t>1 << (t.n_slots - 1)
-        cdef int spare = 8 * (8 - t.slot_bytes)
+                                   const byte_t** buckets, uint64_t* values, uint32_t* own) noexcept nogil:
+        """Do what find_entry() does for (d + 1)-grams of n tokens; keep those in `live` that are there."""
+        cdef candidates c
+        cdef int spare = 8 * (8 - t.slot_bytes), marks_at = MARKS if t.marked else t.n_slots - 1
+        cdef byte_t unmarked = 0 if t.marked else 255
+        cdef uint32_t high, m, m2, last = <uint32_t>1 << (t.n_slots - 1)
+        cdef uint64_t slot, slot2
         cdef uint8_t found[LANES]
         cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
         cdef index_t j, i, n_found = 0, n_rest = 0
@@ -567,34 +671,31 @@ cdef class Tables:
         cdef const byte_t* slots
         cdef const weight* weights = self.weight_of(d + 1 if d + 1 < self.order and self.rules.kind != GIVEN else 0, <uint32_t>NONE)
         for j in range(n):
-            i, bucket, m = live[j], buckets[j], matches[j]
+            bucket, high = buckets[j], <uint32_t>(hashes[j] >> 8)
+            m = equal16(bucket, tag_of(hashes[j])) & t.slot_bits if usable(self.page, bucket) else 0
             m2 = m & (m - 1)
-            high = <uint32_t>(hashes[j] >> 8)
             # The eight bytes that end where a slot ends lie in its bucket. Where no tag matches the last slot is read, in vain.
-            slots = bucket + t.n_slots + slot_bytes - 8
-            slot = load64(slots + lowest(m | last) * slot_bytes) >> spare
-            slot2 = load64(slots + lowest(m2 | last) * slot_bytes) >> spare
-            x, x2 = <uint32_t>slot ^ high | <uint32_t>(m == 0), <uint32_t>slot2 ^ high | <uint32_t>(m2 == 0)
-            ngram = slot >> 32 if x == 0 else absent
-            ngram = slot2 >> 32 if x2 == 0 else ngram
-            totals = slot >> 32 if x == PARTNER else absent
-            totals = slot2 >> 32 if x2 == PARTNER else totals
-            listed = <uint64_t>((ngram & t.listed) != 0)
-            known = <uint64_t>(ngram != absent)
-            done = known & ((listed ^ 1) | <uint64_t>(totals != absent))
-            done |= (bucket[MARKS] & mark_of(tag_of(hashes[j])) if t.marked else bucket[t.n_slots - 1]) == 0
-            ngram = ngram & ~t.listed & 0 - known
-            totals = totals & 0 - (listed & <uint64_t>(totals != absent))
-            done &= <uint64_t>((m2 & (m2 - 1)) == 0) & <uint64_t>(ngram < quarter) & <uint64_t>(totals < limit)
-            values[i] = ngram
-            own[i] = <uint32_t>(totals | (known - 1)) | (unlisted & <uint32_t>(listed - 1)) | 0 - <uint32_t>(ids[i] == EOS)
-            fetch(weights + <uint32_t>(own[i] + 1))
-            found[n_found] = <uint8_t>i
-            n_found += <index_t>(known & done)
+            slots = bucket + t.n_slots + t.slot_bytes - 8
+            slot = load64(slots + lowest(m | last) * t.slot_bytes) >> spare
+            slot2 = load64(slots + lowest(m2 | last) * t.slot_bytes) >> spare
+            c.differ[j], c.code[j] = <uint32_t>slot ^ high | no_bit(m), <uint32_t>(slot >> 32)
+            c.differ2[j], c.code2[j] = <uint32_t>slot2 ^ high | no_bit(m2), <uint32_t>(slot2 >> 32)
+            c.beyond[j] = bucket[marks_at] & (mark_of(tag_of(hashes[j])) | unmarked)
+            c.third[j] = m2 & (m2 - 1)
+        choose(&c, n, <uint32_t>t.listed, <uint32_t>self.quarter, <uint32_t>min(t.code_mask, self.n_numbers), self.unlisted)
+        for j in range(n):
             rest[n_rest] = <uint8_t>j
-            n_rest += <index_t>(done ^ 1)
+            n_rest += c.unclear[j] & 1
         for j in range(n_rest):
             fetch(bucket_at(t, hashes[rest[j]], after(0, 0, fingerprint(hashes[rest[j]]), t.n_buckets)))
+        for j in range(n):
+            i = live[j]
+            values[i] = c.value[j]
+            own[i] = c.number[j] | 0 - <uint32_t>(ids[i] == EOS)
+            found[n_found] = <uint8_t>i
+            n_found += c.found[j] & 1
+        for j in range(n_found):
+            fetch(weights + <uint32_t>(own[found[j]] + 1))
         for j in range(n_rest):
             i = live[rest[j]]
             values[i], own[i] = 0, <uint32_t>NONE
@@ -608,7 +709,7 @@ cdef class Tables:
 
     cdef void combine_block(self, const word_t* ids, const uint8_t* history, index_t n, const uint64_t* values,
                             const uint32_t* numbers, double* p) noexcept nogil:
-        """combine() of n tokens, or backed_off() where probabilities are given."""
+        """combine() of n tokens, or back_off() where probabilities are given."""
         cdef index_t i
         cdef int d
         cdef int64_t a
@@ -617,8 +718,7 @@ cdef class Tables:
         cdef double total = self.unigram_total, gamma = self.unigram_gamma
         cdef const double* discount
         if self.rules.kind == GIVEN:
-            for i in range(n):
-                p[i] = self.backed_off(values + i, numbers + i, min(history[i] + 1, self.order))
+            back_off(n, self.order, values, numbers, self.unigrams[UNK], p)
             return
         if self.rules.kind != MODIFIED_KNESER_NEY:
             for i in range(n):
@@ -673,20 +773,6 @@ cdef class Tables:
             if a > 0:
                 p += kept(&self.rules, d + 1, a) * w.scale
         return p
-
-    cdef double backed_off(self, const uint64_t* values, const uint32_t* numbers, int longest) noexcept nogil:
-        """Return the log10 probability of a token as an ARPA file has it: that of the longest n-gram listed, and back-offs."""
-        cdef int d
-        cdef uint32_t bits
-        cdef double total = 0
-        for d in range(longest - 1, -1, -1):
-            if values[d * LANES] > 0 or d == 0:
-                bits = <uint32_t>(values[d * LANES] if values[d * LANES] > 0 else self.unigrams[UNK]) - 1
-                return total - <double>(<float*>&bits)[0]
-            if numbers[d * LANES] != <uint32_t>NONE:
-                bits = numbers[d * LANES]
-                total += <double>(<float*>&bits)[0]
-        return total
 
     cdef void take_apart(self, const uint64_t* values, const uint32_t* numbers, int longest, double* share, double* discount,
                          double* backoff) noexcept nogil:
@@ -784,12 +870,12 @@ cdef class Tables:
                 block = n - first if n - first < LANES else LANES
                 self.gather(&ids[0], &history[0], first, block, own_before, values, numbers)
                 self.combine_block(&ids[first], &history[first], block, values, numbers, p)
+                longest_listed(block, self.order, values, &matched[first])
                 for i in range(block):
                     if ids[first + i] == BOS and history[first + i] == 0:
                         out[first + i], matched[first + i] = 0, 1
                         continue
                     out[first + i] = p[i] if self.rules.kind == GIVEN else log10(p[i])
-                    matched[first + i] = <uint8_t>self.longest_seen(values + i, min(history[first + i] + 1, self.order))
                 first += block
         self.refuse_damage()
 
@@ -1113,16 +1199,19 @@ cdef class Tables:
         while start < n:
             block = n - start if n - start < LANES else LANES
             self.gather(ids, history, start, block, own_before, values, numbers)
-            if self.rules.kind != GIVEN:
+            longest_listed(block, self.order, values, matched + start)
+            if self.rules.kind == GIVEN:
+                back_off(block, self.order, values, numbers, self.unigrams[UNK], out + start)
+            else:
                 self.combine_block(ids + start, history + start, block, values, numbers, p)
+                for i in range(block):
+                    if ids[start + i] == BOS:
+                        d = history[start + i] + 1 if history[start + i] < self.order else self.order
+                        out[start + i] = self.float_of(values + i, numbers + i, d, BOS, &used)
+                    else:
+                        out[start + i] = <float>log10(p[i])
             for i in range(block):
-                d = history[start + i] + 1 if history[start + i] < self.order else self.order
-                if self.rules.kind != GIVEN and ids[start + i] != BOS:
-                    used = max(self.longest_seen(values + i, d), 1)
-                    out[start + i] = <float>log10(p[i])
-                else:
-                    out[start + i] = self.float_of(values + i, numbers + i, d, ids[start + i], &used)
-                matched[start + i] = <uint8_t>used
+                matched[start + i] += matched[start + i] == 0
             start += block
 
 

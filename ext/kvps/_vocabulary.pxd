@@ -20,4 +20,5 @@ cdef class FrozenWords:
     cdef vocab_view v
     cdef object owner
     cdef Pages pages
+    cdef void compare_whole(self) noexcept nogil
     cdef int refuse_damage(self) except -1

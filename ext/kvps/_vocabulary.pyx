@@ -24,12 +24,15 @@ cdef extern from "splitting.hpp" namespace "kvps" nogil:
     index_t word_begin(splitter* s, index_t at)
     index_t word_end(splitter* s, index_t at)
     uint64_t short_word(const byte_t* p, index_t n)
+    uint64_t short_word(uint64_t x, index_t n)
+    uint64_t first_bytes(uint64_t x, index_t n)
     bint same_word(const byte_t* p, const byte_t* q, index_t n)
 
 cdef enum:
     NOT_FOUND = 0xFFFFFFFF
     NEW_WORD = 0x80000000      # provisional ids of words that the table lacks; so a store holds at most 2**31 words
     LANES = 64                 # words hashed and prefetched before the first is compared: hides the cache miss
+    LONG_TEXT = 1 << 17        # bytes, from which on all of a vocabulary is compared with its checksums at once
     ERR_MEMORY = -2
 
 MAX_WORDS = NEW_WORD
@@ -49,7 +52,7 @@ cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t 
     """Return the id of a word, or NOT_FOUND, as where a damaged page is met."""
     cdef uint64_t at = h & v.mask, slot, word, tried
     for tried in range(v.mask + 1):        # a table that others wrote might have no empty slot
-        if v.pages != NULL and not usable(v.pages, &v.slots[at]):
+        if not usable(v.pages, &v.slots[at]):
             break
         slot = v.slots[at]
         if slot == 0:
@@ -57,15 +60,63 @@ cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t 
         if (slot >> 32) == (h >> 32):
             word = <uint64_t><uint32_t>slot - 1
             if word < v.n_words:
-                if v.pages != NULL and not usable(v.pages, &v.ends[word], 16):
+                if not usable(v.pages, &v.ends[word], 16):
                     break
                 if v.ends[word + 1] - v.ends[word] == <uint64_t>n:
-                    if v.pages != NULL and not usable(v.pages, v.blob + v.ends[word], n):
+                    if not usable(v.pages, v.blob + v.ends[word], n):
                         break
                     if same_word(v.blob + v.ends[word], p, n):
                         return <word_t>word
         at = (at + 1) & v.mask
     return <word_t>NOT_FOUND
+
+
+cdef inline uint64_t hash_at(const byte_t* text, index_t n_text, index_t start, index_t n) noexcept nogil:
+    """hash_word() of n bytes of a text, n > 0."""
+    if n <= 8 and start + 8 <= n_text:
+        return mix(<uint64_t>n, short_word(load64(text + start), n))
+    return hash_word(text + start, n)
+
+
+cdef void find_words(const vocab_view* v, const byte_t* text, index_t n_text, index_t n, const index_t* starts,
+                     const index_t* lengths, const uint64_t* hashes, word_t* out) noexcept nogil:
+    """Fill out[i] with what find_word() gives for n <= LANES words of a text; where a length is below 1 there is none.
+
+    All words take a step before any takes the next, without branches that nobody can guess: no word waits for memory alone.
+    """
+    cdef uint64_t begins[LANES]    # in the blob, of the word that may be the one; of the first word where there is none
+    cdef uint8_t rest[LANES]       # those that this does not find
+    cdef index_t i, length, n_rest = 0
+    cdef uint64_t slot, word, begin, differ
+    cdef const byte_t* p
+    cdef const byte_t* q
+    cdef bint found
+    cdef uint64_t room = v.ends[v.n_words] if v.n_words and usable(v.pages, &v.ends[v.n_words]) else 0
+    for i in range(n):
+        fetch(&v.slots[hashes[i] & v.mask])
+    for i in range(n):
+        slot = v.slots[hashes[i] & v.mask] if usable(v.pages, &v.slots[hashes[i] & v.mask]) else 0
+        word = <uint64_t><uint32_t>slot - 1
+        out[i] = <word_t>word if (slot ^ hashes[i]) >> 32 == 0 and word < v.n_words else 0
+        fetch(&v.ends[out[i]])
+    for i in range(n):
+        begins[i] = v.ends[out[i]] if usable(v.pages, &v.ends[out[i]]) else 0
+        fetch(v.blob + (begins[i] if begins[i] < room else 0))
+    for i in range(n):
+        length, begin = lengths[i], begins[i]
+        p, q = text + starts[i], v.blob + begin
+        found = False
+        if (1 <= length <= 16 and starts[i] + 8 <= n_text and begin < room and room - begin >= 16
+                and usable(v.pages, &v.ends[out[i] + 1]) and usable(v.pages, q) and usable(v.pages, q + length)):
+            differ = load64(p) ^ load64(q)
+            p, q = p + max(length - 8, 0), q + max(length - 8, 0)
+            differ |= load64(p) ^ load64(q)
+            found = (first_bytes(differ, min(length, 8)) == 0) & (v.ends[out[i] + 1] - begin == <uint64_t>length)
+        rest[n_rest] = <uint8_t>i
+        n_rest += not found
+    for i in range(n_rest):
+        if lengths[rest[i]] > 0:
+            out[rest[i]] = find_word(v, text + starts[rest[i]], lengths[rest[i]], hashes[rest[i]])
 
 
 cdef uint64_t sum_of(const uint32_t[::1] lengths) noexcept nogil:
@@ -295,6 +346,13 @@ cdef class FrozenWords:
             self.pages.refuse_damage()
         return 0
 
+    cdef void compare_whole(self) noexcept nogil:
+        """Compare all pages of the table now, so that look-ups need not ask for each: for long texts."""
+        if (self.v.pages != NULL and usable(self.v.pages, self.v.slots, 8 * (self.v.mask + 1))
+                and usable(self.v.pages, self.v.ends, 8 * (self.v.n_words + 1))
+                and usable(self.v.pages, self.v.blob, self.v.ends[self.v.n_words])):
+            self.v.pages = NULL
+
     def __len__(self):
         return self.v.n_words
 
@@ -309,7 +367,7 @@ cdef class FrozenWords:
         """Return the bytes of word i."""
         if not 0 <= i < <index_t>self.v.n_words:
             raise IndexError(f"word {i} of {self.v.n_words}")
-        if self.v.pages != NULL and usable(self.v.pages, &self.v.ends[i], 16):
+        if usable(self.v.pages, &self.v.ends[i], 16):
             usable(self.v.pages, self.v.blob + self.v.ends[i], self.v.ends[i + 1] - self.v.ends[i])
         self.refuse_damage()
         return self.v.blob[self.v.ends[i]:self.v.ends[i + 1]]
@@ -383,6 +441,7 @@ cdef int encode_text(encoding* e) noexcept nogil:
     cdef index_t starts[LANES]
     cdef index_t lengths[LANES]    # -1: the sentence ends here
     cdef uint64_t hashes[LANES]
+    cdef word_t words[LANES]
     cdef index_t at = 0, n = e.n_text, start, lane, n_lanes, n_ids = 0
     cdef const byte_t* text = e.text
     cdef bint line_open = False
@@ -397,25 +456,25 @@ cdef int encode_text(encoding* e) noexcept nogil:
         while n_lanes < LANES:
             if at >= n:
                 if line_open:
-                    lengths[n_lanes] = -1
+                    starts[n_lanes], lengths[n_lanes], hashes[n_lanes] = 0, -1, 0
                     n_lanes += 1
                     line_open = False
                 break
             start, at = at, word_end(&split, at)
             if start < at:
                 starts[n_lanes], lengths[n_lanes] = start, at - start
-                hashes[n_lanes] = hash_word(text + start, at - start)
-                fetch(&e.v.slots[hashes[n_lanes] & e.v.mask])
+                hashes[n_lanes] = hash_at(text, n, start, at - start)
                 n_lanes += 1
             line_open = True
             # The separators up to the next word, a line at a time.
             if at < n and n_lanes < LANES:
                 line_open = text[at] != 10
                 if not line_open:
-                    lengths[n_lanes] = -1
+                    starts[n_lanes], lengths[n_lanes], hashes[n_lanes] = 0, -1, 0
                     n_lanes += 1
                 at += 1
         # STEP 2: compare.
+        find_words(&e.v, text, n, n_lanes, starts, lengths, hashes, words)
         for lane in range(n_lanes):
             if lengths[lane] < 0:
                 e.ids[n_ids] = EOS
@@ -425,7 +484,7 @@ cdef int encode_text(encoding* e) noexcept nogil:
                     e.ids[n_ids] = BOS
                     n_ids += 1
                 continue
-            word = find_word(&e.v, text + starts[lane], lengths[lane], hashes[lane])
+            word = words[lane]
             if word < FIRST_WORD:
                 if not e.oov_is_unk and not e.skip_reserved:
                     e.reserved_at = starts[lane]
@@ -526,6 +585,8 @@ def encode_frozen(FrozenWords table, const byte_t[::1] text, uint32_t[::1] ids):
     if text.shape[0] == 0:
         return 0, 0
     with nogil:
+        if text.shape[0] >= LONG_TEXT:
+            table.compare_whole()
         n = encode_lines(&table.v, &text[0], text.shape[0], &ids[0], &n_sentences)
     table.refuse_damage()
     return n, n_sentences
@@ -550,8 +611,8 @@ cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uin
     cdef index_t starts[LANES]
     cdef index_t lengths[LANES]
     cdef uint64_t hashes[LANES]
+    cdef word_t words[LANES]
     cdef index_t at, start, lane, n_lanes, n_ids = 0
-    cdef word_t word
     cdef splitter split = splitting(text, n, BLANKS)
     at = word_begin(&split, 0)
     while at < n:
@@ -559,12 +620,11 @@ cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uin
         while n_lanes < LANES and at < n:
             start, at = at, word_end(&split, at)
             starts[n_lanes], lengths[n_lanes] = start, at - start
-            hashes[n_lanes] = hash_word(text + start, at - start)
-            fetch(&v.slots[hashes[n_lanes] & v.mask])
+            hashes[n_lanes] = hash_at(text, n, start, at - start)
             n_lanes += 1
             at = word_begin(&split, at)
+        find_words(v, text, n, n_lanes, starts, lengths, hashes, words)
         for lane in range(n_lanes):
-            word = find_word(v, text + starts[lane], lengths[lane], hashes[lane])
-            ids[n_ids] = UNK if word == <word_t>NOT_FOUND else word
+            ids[n_ids] = UNK if words[lane] == <word_t>NOT_FOUND else words[lane]
             n_ids += 1
     return n_ids

@@ -109,4 +109,5 @@ inline uint32_t load32(const void* p) { uint32_t x; memcpy(&x, p, 4); return x; 
 
 }  // namespace kvps
 
-#define KVPS_FETCH(p) __builtin_prefetch((const void*)(p), 0, 3)
+// Into the second-level cache: more lines can be on their way there than into the first.
+#define KVPS_FETCH(p) __builtin_prefetch((const void*)(p), 0, 2)

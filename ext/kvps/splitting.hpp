@@ -4,6 +4,8 @@
 //   word_begin(&s, at)                 place of the first byte from `at` on that is part of a word, n if there is none
 //   word_end(&s, at)                   place of the first separator from `at` on, n if there is none
 //   short_word(p, n)                   all bytes of a word of at most 8 bytes in one number, which tells it from others of n bytes
+//   short_word(x, n)             the same of eight bytes that begin with the word, n > 0
+//   first_bytes(x, n)            what tells n of eight bytes from others, n > 0
 //   same_word(p, q, n)                 memcmp(p, q, n) == 0
 //
 // A byte by byte loop would guess the end of each word wrong; here a guess is wrong where 64 bytes end.
@@ -84,6 +86,17 @@ inline uint64_t short_word(const uint8_t* p, int64_t n) {
   if (n >= 4) return (uint64_t)load32(p) | (uint64_t)load32(p + n - 4) << 32;
   return n > 0 ? (uint64_t)p[0] | (uint64_t)p[n >> 1] << 8 | (uint64_t)p[n - 1] << 16 : 0;
 }
+
+// The same of the first n of the eight bytes of x, 1 <= n <= 8: without a branch, since lengths cannot be guessed.
+inline uint64_t short_word(uint64_t x, int64_t n) {
+  uint64_t four = (x & 0xffffffff) | (x >> (8 * (n - 4) & 63)) << 32;
+  uint64_t less = (x & 255) | (x >> 8 * (n >> 1) & 255) << 8 | (x >> 8 * (n - 1) & 255) << 16;
+  uint64_t is_four = 0 - (uint64_t)(n >= 4);
+  return (four & is_four) | (less & ~is_four);
+}
+
+// The n lowest of eight bytes, 1 <= n <= 8.
+inline uint64_t first_bytes(uint64_t x, int64_t n) { return x << 8 * (8 - n); }
 
 inline bool same_word(const uint8_t* p, const uint8_t* q, int64_t n) {
   if (n <= 8) return short_word(p, n) == short_word(q, n);

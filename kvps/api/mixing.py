@@ -117,10 +117,8 @@ class Classifier:
 
 def tokenised(sentences: Iterable[Sentence], words: Tokenizer) -> Iterator[bytes]:
     """Yield the lines of sentences, a batch at a time."""
-    line = 1
-    for kind, text in batches(sentences):
+    for kind, line, text in batches(sentences):
         yield words.prepare(text, name="(iterable)", first_line=line) if kind == "text" else text
-        line += text.count(b"\n")
 
 
 def _each(values: Any) -> list[Any]:

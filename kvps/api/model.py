@@ -187,10 +187,10 @@ class Model:
 
         texts = self._batches(sentences)
         first = list(itertools.islice(texts, 2))
-        if len(first) < 2:                     # no batch, or a single one: starting threads would take longer
-            found = [score(batch) for batch in first]
+        threads = self._threads or cpu_count()
+        if len(first) < 2 or threads == 1:     # no batch, or a single one: starting threads would take longer
+            found = [score(batch) for batch in itertools.chain(first, texts)]
         else:
-            threads = self._threads or cpu_count()
             with ThreadPoolExecutor(threads) as pool:
                 found = list(windowed(pool, score, itertools.chain(first, texts), 2 * threads))
         return np.concatenate([np.empty(0), *found])
@@ -382,14 +382,12 @@ class Model:
 
     def _batches(self, sentences: Iterable[Sentence]) -> Iterator[tuple[bytes, list[int] | None]]:
         """Yield tokenised lines, a batch at a time, and how many lines each str has become; None where it is one of each."""
-        line = 1
-        for kind, text in batches(sentences):
-            n_lines, parts = text.count(b"\n"), None
+        for kind, line, text in batches(sentences):
+            parts = None
             if kind == "text":
                 words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
                 text, parts = words.prepare(text, name="(iterable)", first_line=line), words.sentences_of(text)
             yield text, parts
-            line += n_lines
 
 
 def _joined(rows: Iterable[list], parts: list[int] | None) -> Iterable[list]:

@@ -31,7 +31,7 @@ from kvps._statistics import chain_start
 from kvps._vocabulary import WordTable
 from kvps.errors import DataError
 from kvps.lm import container
-from kvps.lm.compile import BUCKET_BYTES, LOAD, MAX_PARTITIONS, PARTITION_RECORDS, RECORD_BYTES, SeedCollision, section
+from kvps.lm.compile import BUCKET_BYTES, MAX_PARTITIONS, PARTITION_RECORDS, RECORD_BYTES, SeedCollision, section
 from kvps.lm.ordered import Partitions, unpacked
 from kvps.lm.pools import windowed
 from kvps.lm.statistics import Statistics
@@ -47,6 +47,7 @@ MAX_ORDER = 8                  # as a store's
 MAX_LINE_BYTES = 32 << 20      # as of a text: a line has to fit into memory several times over
 BLOCK_BYTES = 1 << 20
 CODE_BYTES = 4
+LOAD = 0.8                     # of buckets of 7 slots, which overflow sooner than those of 9 in a store's models
 SHORTEST_LINE = 6              # of an n-gram: "0\ta b\n"
 MISSING_UNK = 100.0            # KenLM takes -100 for log10 p of an <unk> that is not listed
 

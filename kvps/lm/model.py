@@ -17,7 +17,7 @@ from kvps.text.spool import sentence_line
 from kvps.text.vocabulary import BOS, EOS, UNK
 
 # Sentences scored in one call of the kernel; bounds memory at some 50 bytes per byte of text.
-BATCH_BYTES = 1 << 20
+BATCH_BYTES = 1 << 18
 CHUNK = 4096                   # sentences taken from an iterable at once
 
 
@@ -116,22 +116,23 @@ class CompiledModel(Scorer):
         return log10_p[np.cumsum([len(row) for row in rows]) - 1]
 
 
-def batches(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, bytes]]:
-    """Yield sentences as batches of lines, (kind, bytes): "text" is still to be tokenised, "words" is not."""
-    kind, batch, size = "text", [], 0
-    for this, lines in _lines(sentences):
+def batches(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int, bytes]]:
+    """Yield sentences as batches of lines, (kind, number of the first, bytes): "text" is still to be tokenised, "words" is not."""
+    kind, batch, size, first, line = "text", [], 0, 1, 1
+    for this, n, lines in _lines(sentences):
         if batch and (this != kind or size >= BATCH_BYTES):
-            yield kind, b"".join(batch)
-            batch, size = [], 0
+            yield kind, first, b"".join(batch)
+            batch, size, first = [], 0, line
         kind = this
         batch.append(lines)
         size += len(lines)
+        line += n
     if batch:
-        yield kind, b"".join(batch)
+        yield kind, first, b"".join(batch)
 
 
-def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, bytes]]:
-    """Yield (kind, lines): as many sentences as can be taken together, or one that needs a closer look."""
+def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int, bytes]]:
+    """Yield (kind, how many, lines): as many sentences as can be taken together, or one that needs a closer look."""
     try:
         iterator = iter(sentences)
     except TypeError as error:
@@ -143,10 +144,10 @@ def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, byte
             lines, end = join_lines(chunk, at, BATCH_BYTES)
             if end == at:
                 lines = sentence_line(chunk[at], before + at + 1).encode() + b"\n"
-                yield "text" if isinstance(chunk[at], str) else "words", lines
+                yield "text" if isinstance(chunk[at], str) else "words", 1, lines
                 at += 1
             else:
-                yield "text", lines
+                yield "text", end - at, lines
                 at = end
         before += len(chunk)
 
