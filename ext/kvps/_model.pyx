@@ -1035,47 +1035,57 @@ cdef class Tables:
         self.refuse_damage()
         return out_array
 
-    def distribution(self, const uint32_t[::1] context, double[::1] out):
-        """Fill out[w], float64 (n_words,), with the probability of each word after a context, by asking for every word.
+    def distribution(self, const uint32_t[::1] context, double[::1] out, const uint32_t[::1] words=None):
+        """Fill out[i], float64, with the probability of words[i] after a context; without `words`, of word i.
 
         For given probabilities. <s> gets 0: it is given, never predicted.
         """
-        cdef index_t w, block, i
+        cdef index_t first, block, i, n_out = self.n_words if words is None else words.shape[0]
         cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
         cdef uint64_t chains[MAX_ORDER + 1]
         cdef uint32_t numbers[MAX_ORDER + 1]
-        cdef uint64_t grams[LANES]
+        cdef double weights[MAX_ORDER + 1]         # of n-grams by the depth of their context: back-offs of longer ones
+        cdef word_t asked[LANES]
+        cdef uint64_t hashes[LANES]
         cdef const byte_t* buckets[LANES]
-        cdef uint64_t value
-        cdef uint32_t number
-        cdef double weight = 1
-        if out.shape[0] != self.n_words or self.weights == NULL or self.rules.kind != GIVEN:
-            raise ValueError(f"room for {out.shape[0]} of {self.n_words} words, smoothing {self.rules.kind}")
+        cdef uint8_t live[LANES]
+        cdef uint64_t values[LANES]
+        cdef uint32_t own[LANES]
+        if out.shape[0] != n_out or self.weights == NULL or self.rules.kind != GIVEN or self.exact:
+            raise ValueError(f"room for {out.shape[0]} of {n_out} words, smoothing {self.rules.kind}")
         self.refuse_unknown(context)
+        if words is not None:
+            self.refuse_unknown(words)
         with nogil:
             if n > 0:
                 self.find_contexts(&context[0] + context.shape[0] - 1, n, chains, numbers)
-            for w in range(self.n_words):
-                out[w] = -1
+            weights[n] = 1
             for d in range(n, 0, -1):
-                if numbers[d] == <uint32_t>NONE:
-                    continue
-                w = 0
-                while w < self.n_words:
-                    block = min(<index_t>LANES, self.n_words - w)
+                weights[d - 1] = weights[d] * (power10(float_in(numbers[d])) if numbers[d] != <uint32_t>NONE else 1)
+            first = 0
+            while first < n_out:
+                block = min(<index_t>LANES, n_out - first)
+                for i in range(block):
+                    asked[i] = <word_t>(first + i) if words is None else words[first + i]
+                    values[i] = self.unigrams[asked[i]]
+                    out[first + i] = weights[0] * power10(-float_in(<uint32_t>values[i] - 1))
+                for d in range(1, n + 1):
+                    if numbers[d] == <uint32_t>NONE:
+                        continue
                     for i in range(block):
-                        grams[i] = mix(chains[d], <word_t>(w + i))
-                        buckets[i] = self.bucket_of(grams[i])
+                        live[i] = <uint8_t>i
+                        hashes[i] = mix(chains[d], asked[i])
+                    for i in range(block):
+                        buckets[i] = self.bucket_of(hashes[i])
                         fetch(buckets[i])
+                    self.read_slots(&self.entries, self.order - 1, asked, live, block, hashes, buckets, values, own)
                     for i in range(block):
-                        if out[w + i] < 0 and self.find_entry(grams[i], buckets[i], &value, &number) and value > 0:
-                            out[w + i] = weight * power10(-float_in(<uint32_t>value - 1))
-                    w += block
-                weight *= power10(float_in(numbers[d]))
-            for w in range(self.n_words):
-                if out[w] < 0:
-                    out[w] = weight * power10(-float_in(<uint32_t>self.unigrams[w] - 1))
-            out[BOS] = 0
+                        if values[i] > 0:
+                            out[first + i] = weights[d] * power10(-float_in(<uint32_t>values[i] - 1))
+                for i in range(block):
+                    if asked[i] == BOS:
+                        out[first + i] = 0
+                first += block
         self.refuse_damage()
 
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
@@ -1215,9 +1225,10 @@ cdef class Tables:
             start += block
 
 
-cdef index_t first_row(const uint32_t[:, ::1] rows, index_t low, const word_t* wanted, int n, bint above, page_view* page) noexcept nogil:
-    """The first of sorted rows, from `low` on, that begins with n words or more, `above`: with more."""
-    cdef index_t high = rows.shape[0], middle
+cdef index_t first_row(const uint32_t[:, ::1] rows, index_t low, index_t high, const word_t* wanted, int n, bint above,
+                       page_view* page) noexcept nogil:
+    """The first of sorted rows, from `low` to `high`, that begins with n words or more, `above`: with more."""
+    cdef index_t middle
     cdef const uint32_t* row
     cdef int k
     while low < high:
@@ -1240,13 +1251,17 @@ def find_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, Pages pag
 
     rows: uint32, sorted; the pages that are read are compared. Raises CorruptionError where one is damaged.
     """
-    cdef index_t first, end
+    cdef index_t first, end, low
     cdef int n = <int>wanted.shape[0]
     if not 1 <= n <= rows.shape[1]:
         raise ValueError(f"{n} words of rows of {rows.shape[1]}")
     with nogil:
-        first = first_row(rows, 0, &wanted[0], n, False, &pages.view)
-        end = first_row(rows, first, &wanted[0], n, True, &pages.view)
+        first = first_row(rows, 0, rows.shape[0], &wanted[0], n, False, &pages.view)
+        # Most contexts have few rows: look near by first.
+        low, end = first, min(first + 1, rows.shape[0])
+        while end < rows.shape[0] and first_row(rows, end - 1, end, &wanted[0], n, True, &pages.view) == end:
+            low, end = end, min(first + 2 * (end - first), rows.shape[0])
+        end = first_row(rows, low, end, &wanted[0], n, True, &pages.view)
         if end > first:
             usable(&pages.view, &rows[first, 0], 4 * rows.shape[1] * (end - first))
     pages.refuse_damage()

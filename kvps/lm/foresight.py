@@ -2,11 +2,13 @@
 
 Foresight is what the commands ask of such a model: next words, completions, drawn sentences, predictions. A model whose
 followers are listed in a file (followers.py) answers from its lists. One without such lists, Whole, makes the distribution
-over all words, and takes from it what is asked for: right, but slower by the size of the vocabulary.
+over all words, and takes from it what is asked for: right, but slower by the size of the vocabulary. Where it can name words
+that are promising, and say how probable others can be at most, the best ones come without that.
 """
 from __future__ import annotations
 
 import abc
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,6 +30,8 @@ from kvps.text.vocabulary import BOS, EOS, UNK
 # Contexts answered at once, and words that one answer may have.
 CONTEXTS, WORDS = 64, 1 << 20
 SENTENCES = 32                         # drawn at once
+# Of lists of what follows a context: how many are kept, and how many words of each.
+HEADS, HEAD = 1 << 14, 128
 GROUP = 64                             # shares whose maximum is taken, to leave most of them out
 MAX_WORDS = 100                        # of a drawn sentence, unless more are wanted
 # How a drawn sentence ended: max_words came, </s> came, no word has a probability.
@@ -57,6 +61,14 @@ class Choices(NamedTuple):
     top_p: float | None
 
 
+class Promising(NamedTuple):
+    """Words that are likely the best ones after some contexts."""
+
+    words: np.ndarray                      # some may be there twice
+    which: np.ndarray                      # int64, the context of each
+    others: np.ndarray                     # float64, of each context: no other word is more probable
+
+
 class Foresight(abc.ABC):
     """A model that knows next words."""
 
@@ -80,6 +92,10 @@ class Foresight(abc.ABC):
     @abc.abstractmethod
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """Return the probability of each word id after a context of ids, float64 (n_words,)."""
+
+    def mass(self, context: Sequence[int], low: int, high: int) -> float:
+        """Return the probability that the next word is one of those whose place in byte order is in [low, high)."""
+        return math.fsum(self.distribution_of(context)[self.by_rank[low:high]])
 
     @abc.abstractmethod
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -190,14 +206,14 @@ class Whole(Foresight):
 
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.top()."""
-        return self._best(contexts, k, slice(None))
+        return self._best(contexts, k, (0, self.n_words))
 
     def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
                min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.extend(); there are no counts, so min_count is refused."""
         if min_count:
             raise ArgumentError(f"words that were seen {min_count} times: this model has no counts; that takes a store")
-        return self._best(contexts, k, slice(low, high), without=(UNK, BOS))
+        return self._best(contexts, k, (low, high), without=(UNK, BOS))
 
     def draw(self, start: list[int], seed: int, first: int, n: int, max_words: int,
              choices: Choices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -242,17 +258,67 @@ class Whole(Foresight):
         """Return distribution_of() by the place of the words in byte order."""
         return self.distribution_of(context)[self.by_rank]
 
-    def _best(self, contexts: Sequence[Sequence[int]], k: int, ranks: slice,
+    @abc.abstractmethod
+    def score_rows(self, rows: np.ndarray) -> np.ndarray:
+        """Return log10 p(last word | the words before it) of n-grams of word ids, uint32 (n, k): float64 (n,)."""
+
+    def promising(self, contexts: Sequence[Sequence[int]], m: int, places: tuple[int, int],
+                  without: tuple[int, ...]) -> Promising | None:
+        """Return words that are likely the m best ones after each context, of those in a range of places and without some.
+
+        None: there is no fast way to find some.
+        """
+        return None
+
+    def _best(self, contexts: Sequence[Sequence[int]], k: int, places: tuple[int, int],
               without: tuple[int, ...] = ()) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        n, k, among = len(contexts), min(k, self.n_words), self.by_rank[ranks]
+        n, k = len(contexts), min(k, self.n_words)
         ids, p, found = np.zeros((n, k), np.uint32), np.zeros((n, k)), np.zeros(n, np.int64)
-        for i, context in enumerate(contexts):
-            shares = self.in_order(context)
+
+        def answer(i: int, best: np.ndarray, shares: np.ndarray) -> None:
+            ids[i, :len(best)], p[i, :len(best)], found[i] = best, shares, len(best)
+
+        # STEP 1: the best of some words are the best of all where no other word can be better (Fagin, Lotem and Naor 2001).
+        left, m = list(range(n)), k + k // 2
+        while left and m < self.n_words and (some := self.promising([contexts[i] for i in left], m, places, without)):
+            ranked = self._ranked([contexts[i] for i in left], some, without)
+            rows, left, m = list(zip(left, ranked, some.others.tolist(), strict=True)), [], 8 * m
+            for i, (best, shares), others in rows:
+                if others == 0 or (len(best) >= k and shares[k - 1] > others):
+                    answer(i, best[:k], shares[:k])
+                else:
+                    left.append(i)
+        # STEP 2: the distribution over all words, of what is left.
+        among = self.by_rank[slice(*places)]
+        for i in left:
+            shares = self.in_order(contexts[i])
             shares[self.ranks[list(without)]] = 0
-            shares = shares[ranks]
-            best = _first(shares, k)
-            ids[i, :len(best)], p[i, :len(best)], found[i] = among[best], shares[best], len(best)
+            shares = shares[slice(*places)]
+            first = _first(shares, k)
+            answer(i, among[first], shares[first])
         return ids, p, found
+
+    def _ranked(self, contexts: Sequence[Sequence[int]], some: Promising,
+                without: tuple[int, ...]) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Return of each context its words without some, and their probabilities, best first; none of probability 0."""
+        which, words = np.divmod(np.unique(some.which * self.n_words + some.words), self.n_words)
+        for word in without:
+            which, words = which[words != word], words[words != word]
+        p = self.shares_of(contexts, which, words.astype(np.uint32))
+        order = np.lexsort((self.ranks[words], -p, which))
+        order = order[p[order] > 0]
+        bounds = np.searchsorted(which[order], np.arange(1, len(contexts)))
+        return list(zip(np.split(words[order], bounds), np.split(p[order], bounds), strict=True))
+
+    def shares_of(self, contexts: Sequence[Sequence[int]], which: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Return the probability of each word, uint32, after contexts[which], float64; `which` rises."""
+        asked = [list(context[max(0, len(context) - self.order + 1):]) for context in contexts]
+        p = np.empty(len(words))
+        for length in set(map(len, asked)):
+            same = np.array([len(context) == length for context in asked])[which]
+            before = np.array([context if len(context) == length else [0] * length for context in asked], np.uint32)
+            p[same] = 10 ** self.score_rows(np.column_stack([before[which[same]], words[same]]))
+        return p
 
     def _drawn(self, p: np.ndarray, r: float, choices: Choices) -> int | None:
         """Return the word that a number in [0, 1) stands for, or None where no word has a probability."""
@@ -301,6 +367,7 @@ class ImportedModel(CompiledModel, Whole):
         self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))[self.by_rank]
         self._alone[self.ranks[BOS]] = 0
         self._places = self.ranks.astype(np.intp)      # what indexing takes without a copy
+        self._heads: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
@@ -326,6 +393,51 @@ class ImportedModel(CompiledModel, Whole):
             out[self._places.take(rows[:, -2])] = weight * _probabilities(rows[:, -1] - np.uint32(1))
         out[self.ranks[BOS]] = 0
         return out
+
+    def promising(self, contexts: Sequence[Sequence[int]], m: int, places: tuple[int, int],
+                  without: tuple[int, ...]) -> Promising | None:
+        """As Whole.promising(): the heads of the lists of all depths. Only where all words may come, and there are lists."""
+        if len(self._lists) < self.order - 1 or places != (0, self.n_words) or m > HEAD:
+            return None
+        words, sizes, others = [], [], []
+        for context in contexts:
+            asked = self._asked(context)
+            last_first = asked[::-1].copy()
+            weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
+            heads = [self._head(0, 0, self.n_words)]
+            for depth in range(1, len(weights)):
+                first, end = find_rows(self._lists[depth - 1], last_first[:depth], self._pages)
+                if first == end:
+                    break
+                heads.append(self._head(depth, first, end))
+            words += [head[:m] for head, _ in heads]
+            sizes.append(sum(min(m, len(head)) for head, _ in heads))
+            others.append(max(weight * p[m] if len(p) > m else 0.0
+                              for weight, (_, p) in zip(weights.tolist(), heads, strict=False)))
+        return Promising(np.concatenate(words), np.repeat(np.arange(len(contexts)), sizes), np.array(others))
+
+    def shares_of(self, contexts: Sequence[Sequence[int]], which: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """As Whole.shares_of()."""
+        p = np.empty(len(words))
+        bounds = np.searchsorted(which, np.arange(len(contexts) + 1)).tolist()
+        for context, (first, end) in zip(contexts, itertools.pairwise(bounds), strict=True):
+            self.tables.distribution(self._asked(context), p[first:end], words[first:end])
+        return p
+
+    def _head(self, depth: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the best HEAD + 1 words of some rows of a depth, and their probabilities, best first; 0: of the words alone."""
+        if (depth, first) in self._heads:
+            return self._heads[depth, first]
+        if depth == 0:
+            words, p = self.by_rank, self._alone
+        else:
+            words = self._lists[depth - 1][first:end, -2]
+            p = _probabilities(self._lists[depth - 1][first:end, -1] - np.uint32(1))
+        best = _first(p, HEAD + 1)
+        if len(self._heads) >= HEADS:
+            self._heads.clear()
+        self._heads[depth, first] = found = words[best], p[best]
+        return found
 
     def _asked(self, context: Sequence[int]) -> np.ndarray:
         """Return the words of a context that matter."""

@@ -19,13 +19,13 @@ import numpy as np
 from kvps._vocabulary import FrozenWords, WordTable
 from kvps.errors import ArgumentError
 from kvps.lm.explain import ExplainedWord
-from kvps.lm.foresight import Whole, sorted_words
+from kvps.lm.foresight import Promising, Whole, sorted_words
 from kvps.lm.mixture import MixtureFile
 from kvps.lm.model import columns_of, rows_of
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, MIXED
 from kvps.lm.statistics import Statistics
-from kvps.text.vocabulary import SPECIALS, UNK
+from kvps.text.vocabulary import BOS, SPECIALS, UNK
 
 # Of the mean log-likelihood of a token, in nats: less than a millionth of the perplexity.
 TOLERANCE = 1e-9
@@ -166,10 +166,50 @@ class MixedModel(Whole):
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of()."""
-        out, asked = np.zeros(self.n_words), np.array(context[max(0, len(context) - self.order + 1):], np.int64)
-        for part, own, alive, ours in zip(self.parts, self.union.own, self.union.alive, self.union.ours, strict=True):
-            out[ours] += part.weight * part.model.distribution_of(own[asked].tolist())[alive]
+        out = np.zeros(self.n_words)
+        for i, (part, alive, ours) in enumerate(zip(self.parts, self.union.alive, self.union.ours, strict=True)):
+            out[ours] += part.weight * part.model.distribution_of(self._read_by(i, context))[alive]
         return out
+
+    def mass(self, context: Sequence[int], low: int, high: int) -> float:
+        """As Foresight.mass()."""
+        return math.fsum(part.weight * part.model.mass(self._read_by(i, context), *self._range_of(i, low, high))
+                         for i, part in enumerate(self.parts))
+
+    def promising(self, contexts: Sequence[Sequence[int]], m: int, places: tuple[int, int],
+                  without: tuple[int, ...]) -> Promising | None:
+        """As Whole.promising(): the best words of each model, and <unk>."""
+        n = len(contexts)
+        words, which, others = [np.full(n, UNK, np.uint32)], [np.arange(n)], np.zeros(n)
+        beyond = np.zeros(n)
+        if BOS not in without:                 # as a next word <s> has the probability that it scores, or 0
+            if self.order == 1 or not all(contexts):
+                return None                    # where nothing stands before it, it scores 1
+            others = self.shares_of(contexts, which[0], np.full(n, BOS, np.uint32))
+        for i, part in enumerate(self.parts):
+            asked = [self._read_by(i, context) for context in contexts]
+            ids, p, found = part.model.extend(asked, m, *self._range_of(i, *places), 0)
+            there = np.arange(ids.shape[1]) < found[:, None]
+            words.append(self.union.here[i][ids[there]])
+            which.append(np.nonzero(there)[0])
+            beyond += part.weight * np.where(found == m, p[:, -1], 0)
+        return Promising(np.concatenate(words), np.concatenate(which), np.maximum(others, beyond))
+
+    def _read_by(self, i: int, context: Sequence[int]) -> list[int]:
+        """Return the words of a context that matter, by the ids of model i."""
+        return self.union.own[i][np.array(context[max(0, len(context) - self.order + 1):], np.int64)].tolist()
+
+    def _range_of(self, i: int, low: int, high: int) -> tuple[int, int]:
+        """Return the places in byte order that the words of model i have in it of those with places in [low, high) here."""
+        here, own = self._places[i]
+        first, end = np.searchsorted(here, (low, high)).tolist()
+        return (int(own[first]), int(own[end - 1]) + 1) if first < end else (0, 0)
+
+    @functools.cached_property
+    def _places(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Of the words of each model, in byte order, their places here and in the model."""
+        return [(np.sort(self.ranks[ours]), np.sort(part.model.ranks[alive]))
+                for part, alive, ours in zip(self.parts, self.union.alive, self.union.ours, strict=True)]
 
 
 class Union:
@@ -179,6 +219,7 @@ class Union:
         table: of the words, whose ids these are.
         own[i]: uint32, by id of the union, the id that model i has for the word; <unk> where it lacks it.
         alive[i], ours[i]: the ids of the words of model i, and those that they have in the union.
+        here[i]: uint32, by id of model i, the id that its word has in the union.
     """
 
     def __init__(self, vocabularies: list[dict[str, np.ndarray]]) -> None:
@@ -194,22 +235,18 @@ class Union:
             self.alive.append(alive)
             self.ours.append(np.array([table.add(blob[start:stop]) for start, stop in zip(starts, stops, strict=True)], np.int64))
         n = len(table)
-        self.own = []
+        self.own, self.here = [], []
         for alive, ours in zip(self.alive, self.ours, strict=True):
-            own = np.zeros(n, np.uint32)
-            own[ours] = alive
+            own, here = np.zeros(n, np.uint32), np.zeros(int(alive[-1]) + 1, np.uint32)
+            own[ours], here[alive] = alive, ours
             self.own.append(own)
+            self.here.append(here)
         self.by_rank, self.ranks = sorted_words([table.word(i) for i in range(n)])
         self.words = FrozenWords(*table.frozen(np.ones(n, np.uint8)))
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def from_own(self, i: int) -> np.ndarray:
-        """Return the id here of each id of model i, uint32."""
-        ids = np.zeros(int(self.alive[i][-1]) + 1, np.uint32)
-        ids[self.alive[i]] = self.ours[i]
-        return ids
 
 
 def refuse_scores(name: str, model: Any) -> None:

@@ -91,7 +91,7 @@ class _Mixed(Estimates):
         with contextlib.ExitStack() as meanwhile:
             found, reader = dealt(meanwhile, range(2, top + 1)), _Reader(model)
             for i, (wanted, part, opened) in enumerate(zip(place.parts, model.parts, place.places, strict=True)):
-                ids = model.union.from_own(i)
+                ids = model.union.here[i]
                 for k in range(2, min(top, part.model.order) + 1):
                     for rows in _listed(opened, wanted.labels, reader, ids, k):
                         self._add(found[k], rows, np.zeros(len(rows), np.float32))

@@ -212,3 +212,33 @@ def p_in(listed, ground, context, word):
     if (*context, word) in listed.get(len(context) + 1, {}):
         return 10 ** listed[len(context) + 1][*context, word][0]
     return 10 ** listed[len(context)].get(context, (0, 0))[1] * p_in(listed, ground, context[1:], word)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_the_best_of_some_words_are_the_best_of_all(seed, monkeypatch):
+    """Where only promising words are looked at, next words are those of the distribution over all words."""
+    rng = np.random.default_rng(seed)
+
+    def text(n):
+        return [[f"w{i}" for i in np.minimum(rng.zipf(1.3, rng.integers(1, 9)), 90).tolist()] for _ in range(n)]
+
+    with ExitStack() as stack:
+        one, two = (stack.enter_context(new_store(order, 2)) for order in (4, 2))
+        one.train(text(300), threads=1)
+        two.train([[word + "x" if word < "w2" else word for word in words] for words in text(60)], threads=1)
+        out = Path(one.path).parent / "mix"
+        kvps.mix(out, [one.path, two.path], text(20), smoothing=["modified-kneser-ney", "witten-bell"], threads=1)
+        contexts = [["<s>"], *text(40), ["unheard-of", "w1"]]
+        for place in (out, imported(one)):
+            model = stack.enter_context(kvps.load(place, threads=1))._following()
+            rows = [model.ids_of(context) for context in contexts]
+            asked = [(k, tuple(sorted(rng.integers(0, model.n_words, 2).tolist())) if k % 3 == 0 else (0, model.n_words))
+                     for k in range(1, 9)]
+            found = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
+            with monkeypatch.context() as patch:
+                patch.setattr(type(model), "promising", lambda *_: None)
+                expected = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
+            for one_way, other_way in zip(found, expected, strict=True):
+                for (ids, p, n), (all_ids, all_p, all_n) in zip(one_way, other_way, strict=True):
+                    assert (ids.tolist(), n.tolist()) == (all_ids.tolist(), all_n.tolist())
+                    assert p == pytest.approx(all_p, rel=1e-9)
