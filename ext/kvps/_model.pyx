@@ -622,6 +622,7 @@ cdef class Tables:
         where guesses at branches would be wrong as often as not. Lines are fetched in loops that do nothing else: a fetch waits
         for its page to be found, and only others can be under way meanwhile. Tried, and no faster: groups of tokens that are
         each at another order, so that lines come while others are worked on; one long loop without branches (half as fast).
+        A file in huge pages is looked up in 8 % faster, but took 0.6 s more to write: not worth it where models are made anew.
         """
         cdef uint64_t chain[LANES]
         cdef uint64_t hashes[LANES]
