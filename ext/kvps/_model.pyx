@@ -241,6 +241,30 @@ cdef inline double power10(double x) noexcept nogil:
     return exp(x * LN10)
 
 
+cdef index_t first_row(const word_t* rows, index_t width, index_t low, index_t high, const word_t* wanted, int n, bint above,
+                       page_view* page) noexcept nogil:
+    """The first of sorted rows of some width, from `low` to `high`, that begins with n words or more, `above`: with more.
+
+    Anything in that range where a damaged page is met.
+    """
+    cdef index_t middle
+    cdef const word_t* row
+    cdef int k
+    while low < high:
+        middle = (low + high) // 2
+        row = rows + middle * width
+        if not usable(page, row, 4 * n):
+            return low
+        k = 0
+        while k < n and row[k] == wanted[k]:
+            k += 1
+        if above if k == n else row[k] < wanted[k]:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 @cython.final
 cdef class Tables:
     """A compiled model's arrays, borrowed from their owner, and its smoothing; `pages` are those of the file they lie in.
@@ -447,25 +471,9 @@ cdef class Tables:
 
     cdef index_t find_in_part(self, const exact_rows* r, uint32_t part, const word_t* key, int n) noexcept nogil:
         """Return the row of n words in one part, or -1."""
-        cdef index_t low = r.starts[part], high = r.starts[part + 1], middle
-        cdef int k, order
-        cdef const uint32_t* row
-        while low < high:
-            middle = (low + high) // 2
-            row = r.words + middle * n
-            if not usable(self.page, row, 4 * n):
-                return -1
-            order = 0
-            for k in range(n):
-                if row[k] != key[k]:
-                    order = -1 if row[k] < key[k] else 1
-                    break
-            if order < 0:
-                low = middle + 1
-            elif order > 0:
-                high = middle
-            else:
-                return middle
+        cdef index_t end = r.starts[part + 1], row = first_row(r.words, n, r.starts[part], end, key, n, False, self.page)
+        if row < end and usable(self.page, r.words + row * n, 4 * n) and memcmp(r.words + row * n, key, 4 * n) == 0:
+            return row
         return -1
 
     cdef inline const byte_t* bucket_of(self, uint64_t hash) noexcept nogil:
@@ -1226,43 +1234,26 @@ cdef class Tables:
             start += block
 
 
-cdef index_t first_row(const uint32_t[:, ::1] rows, index_t low, index_t high, const word_t* wanted, int n, bint above,
-                       page_view* page) noexcept nogil:
-    """The first of sorted rows, from `low` to `high`, that begins with n words or more, `above`: with more."""
-    cdef index_t middle
-    cdef const uint32_t* row
-    cdef int k
-    while low < high:
-        middle = (low + high) // 2
-        row = &rows[middle, 0]
-        if not usable(page, row, 4 * n):
-            return low
-        k = 0
-        while k < n and row[k] == wanted[k]:
-            k += 1
-        if above if k == n else row[k] < wanted[k]:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 def find_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, Pages pages not None):
     """Return (first, end) of the rows that begin with some words.
 
     rows: uint32, sorted; the pages that are read are compared. Raises CorruptionError where one is damaged.
     """
-    cdef index_t first, end, low
+    cdef index_t first, end, low, width = rows.shape[1], n_rows = rows.shape[0]
     cdef int n = <int>wanted.shape[0]
-    if not 1 <= n <= rows.shape[1]:
-        raise ValueError(f"{n} words of rows of {rows.shape[1]}")
+    cdef const word_t* p
+    if not 1 <= n <= width:
+        raise ValueError(f"{n} words of rows of {width}")
+    if n_rows == 0:
+        return 0, 0
+    p = &rows[0, 0]
     with nogil:
-        first = first_row(rows, 0, rows.shape[0], &wanted[0], n, False, &pages.view)
+        first = first_row(p, width, 0, n_rows, &wanted[0], n, False, &pages.view)
         # Most contexts have few rows: look near by first.
-        low, end = first, min(first + 1, rows.shape[0])
-        while end < rows.shape[0] and first_row(rows, end - 1, end, &wanted[0], n, True, &pages.view) == end:
-            low, end = end, min(first + 2 * (end - first), rows.shape[0])
-        end = first_row(rows, low, end, &wanted[0], n, True, &pages.view)
+        low, end = first, min(first + 1, n_rows)
+        while end < n_rows and first_row(p, width, end - 1, end, &wanted[0], n, True, &pages.view) == end:
+            low, end = end, min(first + 2 * (end - first), n_rows)
+        end = first_row(p, width, low, end, &wanted[0], n, True, &pages.view)
         if end > first:
             usable(&pages.view, &rows[first, 0], 4 * rows.shape[1] * (end - first))
     pages.refuse_damage()
@@ -1443,6 +1434,8 @@ cdef class Walker:
                         break
                 if not ends:
                     break
+                if t.n >= 16384:
+                    self.words.compare_whole()
                 with nogil:
                     self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
                 first = 0

@@ -31,7 +31,7 @@ cdef extern from "splitting.hpp" namespace "kvps" nogil:
 cdef enum:
     NOT_FOUND = 0xFFFFFFFF
     NEW_WORD = 0x80000000      # provisional ids of words that the table lacks; so a store holds at most 2**31 words
-    LANES = 64                 # words hashed and prefetched before the first is compared: hides the cache miss
+    LANES = 64                 # words looked up together: hides the cache misses
     LONG_TEXT = 1 << 17        # bytes, from which on all of a vocabulary is compared with its checksums at once
     ERR_MEMORY = -2
 
@@ -451,7 +451,7 @@ cdef int encode_text(encoding* e) noexcept nogil:
         e.ids[n_ids] = BOS
         n_ids += 1
     while at < n or line_open:
-        # STEP 1: split and hash a few words, prefetching where the table will be read.
+        # STEP 1: split and hash a few words.
         n_lanes = 0
         while n_lanes < LANES:
             if at >= n:
@@ -473,7 +473,7 @@ cdef int encode_text(encoding* e) noexcept nogil:
                     starts[n_lanes], lengths[n_lanes], hashes[n_lanes] = 0, -1, 0
                     n_lanes += 1
                 at += 1
-        # STEP 2: compare.
+        # STEP 2: look them up.
         find_words(&e.v, text, n, n_lanes, starts, lengths, hashes, words)
         for lane in range(n_lanes):
             if lengths[lane] < 0:
