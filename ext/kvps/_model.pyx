@@ -7,26 +7,26 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from cpython.unicode cimport PyUnicode_AsUTF8AndSize
-from libc.math cimport INFINITY, exp, isinf, log10
+from libc.math cimport INFINITY, log10
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from kvps._block cimport (
+    LANES, NONE, ROW, back_off, candidates, choose, float_in, longest_listed, no_bit, power10, with_context)
 from kvps._buckets cimport (
-    BUCKET, HIGHS, MARKS, ONES, PARTNER, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table, tag_of)
+    BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table, tag_of)
 from kvps._keys cimport bit_length, equal16, fetch, load64, lowest, mix, mul_high, u64
 from kvps._pages cimport Pages, page_view, usable
-from kvps._smoothing cimport GIVEN, LIDSTONE, MODIFIED_KNESER_NEY, STUPID_BACKOFF, kept, shares, smoothing
+from kvps._smoothing cimport GIVEN, LIDSTONE, MODIFIED_KNESER_NEY, STUPID_BACKOFF, kept, shares
+from kvps._tally cimport by_sentence, count, count_log10, start, tally, write_row
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, int64_t, uint8_t, uint32_t, uint64_t
-from kvps._vocabulary cimport FrozenWords, encode_line, encode_lines, find_word, hash_word
+from kvps._vocabulary cimport FrozenWords, encode_lines
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
 
 cdef enum:
-    NONE = 0xFFFFFFFF          # no such entry
     HUGE_PAGE = 1 << 21
-    LANES = 192                # tokens looked up together, order by order: few enough for the first cache
-    ROW = LANES + 1            # numbers of totals of n-grams of one order that end at each of them, and before the first
 
 cdef extern from * nogil:
     """
@@ -41,31 +41,6 @@ cdef extern from * nogil:
 cdef extern from "stdlib.h" nogil:
     int posix_memalign(void** p, size_t alignment, size_t n)
 
-cdef double LN10 = 2.302585092994045684
-
-
-ctypedef fused real:
-    float
-    double
-
-
-cdef struct exact_rows:
-    # Word rows of one order, part after part, each sorted; a part is what one walk yielded.
-    const uint32_t* words
-    const uint64_t* starts     # n_parts + 1 row numbers
-    const uint64_t* values     # of n-grams
-    const uint32_t* numbers    # of contexts
-
-
-cdef struct weight:
-    double scale, gamma        # of a context: by what to multiply what its n-grams keep, and what it leaves to the shorter one
-
-
-cdef struct tally:
-    # Sums over tokens; those of log10 probabilities leave tokens of probability 0 out.
-    index_t tokens, oov, zero, zero_oov
-    double total, total_oov, product       # total is without `product`
-
 
 cdef void* allocated(size_t n) noexcept nogil:
     """Return room for n bytes, for free(), or NULL; in huge pages where that is worth it: look-ups all over it are faster then."""
@@ -76,169 +51,6 @@ cdef void* allocated(size_t n) noexcept nogil:
         return NULL
     madvise(p, n, MADV_HUGEPAGE)           # advice: where the system has none, nothing is lost
     return p
-
-
-cdef inline void start(tally* t) noexcept nogil:
-    t.tokens = t.oov = t.zero = t.zero_oov = 0
-    t.total, t.total_oov, t.product = 0, 0, 1
-
-
-cdef inline void count(tally* t, double p, bint unknown) noexcept nogil:
-    """Add a token of probability p."""
-    t.tokens += 1
-    if unknown:
-        t.oov += 1
-        if p > 0:
-            t.total_oov += log10(p)
-        else:
-            t.zero_oov += 1
-    if p <= 0:
-        t.zero += 1
-    # One logarithm for many tokens: the product is taken while it is far from underflow.
-    elif p < 1e-100:
-        t.total += log10(p)
-    else:
-        t.product *= p
-        if t.product < 1e-200:
-            t.total += log10(t.product)
-            t.product = 1
-
-
-cdef inline void count_log10(tally* t, double log10_p, bint unknown) noexcept nogil:
-    """Add a token of which the logarithm is known."""
-    cdef bint zero = isinf(log10_p)
-    t.tokens += 1
-    t.oov += unknown
-    t.zero += zero
-    t.zero_oov += zero and unknown
-    if not zero:
-        t.total += log10_p
-        t.total_oov += log10_p if unknown else 0
-
-
-cdef struct by_sentence:
-    # Columns of n rows, one after another.
-    index_t n
-    int64_t* counts            # tokens, OOVs, tokens of probability 0, OOVs of probability 0
-    double* logs               # sums of log10 p, of those of OOVs
-
-
-cdef inline void write_row(const by_sentence* out, index_t row, const tally* t) noexcept nogil:
-    if 0 <= row < out.n:
-        out.counts[row], out.counts[out.n + row] = t.tokens, t.oov
-        out.counts[2 * out.n + row], out.counts[3 * out.n + row] = t.zero, t.zero_oov
-        out.logs[row], out.logs[out.n + row] = t.total + log10(t.product), t.total_oov
-
-
-cdef struct place:
-    # Where a sentence stands: the words before the next one, the last first, and what look-ups need of them.
-    word_t words[MAX_ORDER]
-    uint32_t numbers[MAX_ORDER]    # numbers[d - 1]: of the totals of the last d words, NONE if they are no context
-    int length                     # words that matter for what follows
-
-
-cdef inline index_t with_context(uint8_t* live, index_t n, const uint32_t* own, const uint8_t* history, int d) noexcept nogil:
-    """Keep of some tokens of a block those that have a context of d words; own[i]: the number of its totals."""
-    cdef index_t i, j, left = 0
-    for j in range(n):
-        i = live[j]
-        live[left] = <uint8_t>i
-        left += <index_t>(history[i] >= d) & <index_t>(own[i] != <uint32_t>NONE)
-    return left
-
-
-cdef inline uint32_t no_bit(uint32_t x) noexcept nogil:
-    """1 where x, below 2**31, is 0."""
-    return (x - 1) >> 31
-
-
-cdef inline uint32_t all_if(bint x) noexcept nogil:
-    """All bits, or none."""
-    return 0 - <uint32_t>x
-
-
-cdef struct candidates:
-    # Of look-ups, each in one bucket: the slots with its tag, and what they say.
-    uint32_t differ[LANES]         # by what the first slot's fingerprint differs from that wanted: 0, PARTNER, or it is another's
-    uint32_t code[LANES]
-    uint32_t differ2[LANES]        # the same of the second slot
-    uint32_t code2[LANES]
-    uint32_t third[LANES]          # not 0: there are more slots
-    uint32_t beyond[LANES]         # not 0: the entry may stand in another bucket
-    uint32_t value[LANES]          # OUT; 0 where there is no n-gram
-    uint32_t number[LANES]         # OUT, of the totals, NONE where it is no context
-    uint32_t found[LANES]          # OUT, all bits: the n-gram is there, and no more is to be known of it
-    uint32_t unclear[LANES]        # OUT, all bits: this bucket does not tell all
-
-
-cdef inline void choose(candidates* c, index_t n, uint32_t listed_bit, uint32_t quarter, uint32_t limit,
-                        uint32_t unlisted) noexcept nogil:
-    """Fill in the OUT of n candidates. All at once: compilers make vectors of this."""
-    cdef uint32_t ngram, totals, known, totals_known, listed, is_it, is_it2, done
-    cdef index_t j
-    for j in range(n):
-        is_it, is_it2 = all_if(c.differ[j] == 0), all_if(c.differ2[j] == 0)
-        ngram, known = (c.code[j] & is_it) | (c.code2[j] & is_it2), is_it | is_it2
-        is_it, is_it2 = all_if(c.differ[j] == PARTNER), all_if(c.differ2[j] == PARTNER)
-        totals, totals_known = (c.code[j] & is_it) | (c.code2[j] & is_it2), is_it | is_it2
-        listed = all_if((ngram & listed_bit) != 0)
-        ngram &= ~listed_bit
-        totals &= listed
-        done = all_if(c.beyond[j] == 0) | (known & (~listed | totals_known))
-        done &= all_if(c.third[j] == 0) & all_if(ngram < quarter) & all_if(totals < limit)
-        c.value[j] = ngram
-        c.number[j] = totals | ~known | (unlisted & ~listed)
-        c.found[j], c.unclear[j] = known & done, ~done
-
-
-cdef inline double float_in(uint32_t bits) noexcept nogil:
-    """Return the float32 that some bits are."""
-    return <double>(<float*>&bits)[0]
-
-
-cdef inline real either(bint first, real a, real b) noexcept nogil:
-    """a or b, without a branch."""
-    cdef uint64_t mask = 0 - <uint64_t>first
-    if real is float:
-        (<uint32_t*>&a)[0] = ((<uint32_t*>&a)[0] & <uint32_t>mask) | ((<uint32_t*>&b)[0] & <uint32_t>~mask)
-    else:
-        (<uint64_t*>&a)[0] = ((<uint64_t*>&a)[0] & mask) | ((<uint64_t*>&b)[0] & ~mask)
-    return a
-
-
-cdef inline void back_off(index_t n, int order, const uint64_t* values, const uint32_t* numbers, uint64_t unknown,
-                          real* p) noexcept nogil:
-    """Fill p with the log10 probabilities of n tokens as an ARPA file has them: that of the longest n-gram listed, and back-offs.
-
-    Added in the order of KenLM, which in float32 decides on the last bit. unknown: value of <unk>.
-    """
-    cdef index_t i
-    cdef int d
-    cdef uint64_t value
-    cdef uint32_t number
-    for i in range(n):
-        value = values[i] | (unknown & 0 - <uint64_t>(values[i] == 0))
-        p[i] = -<real>float_in(<uint32_t>value - 1)
-    for d in range(1, order):
-        for i in range(n):
-            value, number = values[d * LANES + i], numbers[d * LANES + i]
-            number &= all_if(number != <uint32_t>NONE)             # the float 0 where there is no back-off
-            p[i] = either(value > 0, -<real>float_in(<uint32_t>value - 1), p[i] + <real>float_in(number))
-
-
-cdef inline void longest_listed(index_t n, int order, const uint64_t* values, uint8_t* out) noexcept nogil:
-    """Fill out with the order of the longest n-gram that ends at each of n tokens; 0 for an unknown word."""
-    cdef index_t i
-    cdef int d
-    for i in range(n):
-        out[i] = values[i] > 0
-    for d in range(1, order):
-        for i in range(n):
-            out[i] = <uint8_t>max(out[i], (d + 1) * (values[d * LANES + i] > 0))
-
-
-cdef inline double power10(double x) noexcept nogil:
-    return exp(x * LN10)
 
 
 cdef index_t first_row(const word_t* rows, index_t width, index_t low, index_t high, const word_t* wanted, int n, bint above,
@@ -272,33 +84,6 @@ cdef class Tables:
     Look-ups compare a page of the file before they read from it. What is short, or read as a whole when a smoothing is
     chosen, is compared here.
     """
-    cdef object owner
-    cdef Pages pages
-    cdef page_view* page                   # of `pages`, or NULL
-    cdef table entries
-    cdef const uint64_t* unigrams
-    cdef const uint32_t* unigram_contexts  # per word: number of its totals as a context, plus 1; 0: none
-    cdef const uint64_t* escaped           # hashes of contexts whose totals have the highest code, sorted
-    cdef const uint32_t* escaped_numbers
-    cdef index_t n_escaped
-    cdef const uint64_t* totals            # rows of 4
-    cdef const uint64_t* large
-    cdef index_t n_words, n_totals, n_large
-    cdef uint64_t n_numbers                # numbers of totals are below this
-    cdef uint64_t quarter
-    cdef uint32_t unlisted                 # number of the totals of an n-gram that has none listed
-    cdef uint64_t seed
-    cdef int order
-    cdef bint exact
-    cdef uint32_t n_parts
-    cdef const uint32_t* parts             # per word: the part of what has it as its last context word; n_parts: any
-    cdef exact_rows ngram_rows[MAX_ORDER + 1]
-    cdef exact_rows context_rows[MAX_ORDER + 1]
-    cdef smoothing rules
-    cdef double unigram_total, uniform     # sum of unigram values; 1 / V
-    cdef double unigram_gamma              # mass for the uniform distribution, times uniform
-    cdef weight* weights                   # order rows of n_totals + 1, see weight_of()
-
     def __cinit__(self, int order, const uint64_t[::1] unigrams, const uint32_t[::1] unigram_contexts,
                   const uint64_t[::1] totals, const uint64_t[::1] large, uint64_t seed, Pages pages=None):
         if (not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[0] % 4 or totals.shape[0] == 0
@@ -1260,6 +1045,16 @@ def find_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, Pages pag
     return first, end
 
 
+cdef const char* utf8(text, Py_ssize_t* n) except NULL:
+    """Return the bytes of a str or bytes, borrowed from it, and how many."""
+    if isinstance(text, str):
+        return PyUnicode_AsUTF8AndSize(text, n)
+    if isinstance(text, bytes):
+        n[0] = PyBytes_GET_SIZE(text)
+        return PyBytes_AS_STRING(text)
+    raise TypeError(f"Cannot convert {type(text)} to string")
+
+
 def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):
     """Fill out[i] with how many tokens before token i belong to its sentence, at most order - 1; <s> starts one."""
     if out.shape[0] < ids.shape[0]:
@@ -1278,230 +1073,3 @@ cdef void fill_histories(const word_t* ids, index_t n, int order, uint8_t* out) 
         out[i] = <uint8_t>h
         if h < order - 1:
             h += 1
-
-
-cdef class State:
-    """The words before the next one, as far as a model needs them. Fresh, it is that of no words at all."""
-    cdef place at
-
-    def __copy__(self):
-        cdef State other = State()
-        other.at = self.at
-        return other
-
-    def __reduce__(self):
-        raise TypeError("a State belongs to the model that is open in this process: it cannot be pickled or copied deeply")
-
-    def __hash__(self):
-        cdef uint64_t h = <uint64_t>self.at.length
-        cdef int d
-        for d in range(self.at.length):
-            h = mix(h, self.at.words[d])
-        return <Py_ssize_t>(h >> 2)
-
-    cdef int compare(self, State other) noexcept:
-        """Below, equal or above 0, as KenLM orders states: by length, then by the bytes of the words."""
-        if self.at.length != other.at.length:
-            return -1 if self.at.length < other.at.length else 1
-        return memcmp(self.at.words, other.at.words, self.at.length * sizeof(word_t))
-
-    def __eq__(self, other):
-        return self.compare(other) == 0 if isinstance(other, State) else NotImplemented
-
-    def __lt__(self, other):
-        return self.compare(other) < 0 if isinstance(other, State) else NotImplemented
-
-    def __le__(self, other):
-        return self.compare(other) <= 0 if isinstance(other, State) else NotImplemented
-
-    def __gt__(self, other):
-        return self.compare(other) > 0 if isinstance(other, State) else NotImplemented
-
-    def __ge__(self, other):
-        return self.compare(other) >= 0 if isinstance(other, State) else NotImplemented
-
-
-cdef const char* utf8(text, Py_ssize_t* n) except NULL:
-    """Return the bytes of a str or bytes, borrowed from it, and how many."""
-    if isinstance(text, str):
-        return PyUnicode_AsUTF8AndSize(text, n)
-    if isinstance(text, bytes):
-        n[0] = PyBytes_GET_SIZE(text)
-        return PyBytes_AS_STRING(text)
-    raise TypeError(f"Cannot convert {type(text)} to string")
-
-
-cdef struct token_list:
-    word_t* ids
-    uint8_t* history
-    float* scores
-    uint8_t* matched
-    index_t room, n
-
-
-cdef class Walker:
-    """A model that is asked with KenLM's calls: a sentence, a list of them, or word by word. kvps/compat/kenlm.py."""
-    cdef Tables tables
-    cdef FrozenWords words
-    cdef readonly int order
-
-    def __init__(self, Tables tables, FrozenWords words):
-        if tables.weights == NULL or tables.exact or <index_t>words.v.n_words != tables.n_words:
-            raise ValueError(f"{words.v.n_words} words for a model of {tables.n_words}, smoothed, in hashes")
-        self.tables, self.words, self.order = tables, words, tables.order
-
-    cdef int refuse_damage(self) except -1:
-        """Raise CorruptionError if a damaged page was met."""
-        self.words.refuse_damage()
-        return self.tables.refuse_damage()
-
-    cdef int take(self, token_list* t, text, bint bos, bint eos) except -1:
-        """Put the tokens of a sentence behind those that are there."""
-        cdef Py_ssize_t n_bytes
-        cdef const char* p = utf8(text, &n_bytes)
-        cdef index_t need = t.n + n_bytes // 2 + 3, i, n
-        cdef token_list larger
-        cdef word_t* ids
-        cdef int before = 0
-        if need > t.room:
-            need = max(need, 2 * t.room)
-            larger.ids = <word_t*>malloc(need * 10)        # ids, scores, histories, orders, one after another
-            if larger.ids == NULL:
-                raise MemoryError(f"no memory for {need} words")
-            larger.scores = <float*>(larger.ids + need)
-            larger.history = <uint8_t*>(larger.scores + need)
-            larger.matched = larger.history + need
-            for i in range(t.n):
-                larger.ids[i], larger.history[i] = t.ids[i], t.history[i]
-            larger.n, larger.room = t.n, need
-            free(t.ids)
-            t[0] = larger
-        ids = t.ids + t.n
-        n = 0
-        if bos:
-            ids[0], n = BOS, 1
-        n += encode_line(&self.words.v, <const byte_t*>p, n_bytes, ids + n)
-        if eos:
-            ids[n] = EOS
-            n += 1
-        for i in range(n):
-            t.history[t.n + i] = <uint8_t>before
-            if before < self.order - 1:
-                before += 1
-        t.n += n
-        return 0
-
-    def score(self, sentence, bint bos=True, bint eos=True):
-        """Return the log10 probability of a sentence, str or bytes of words between blanks.
-
-        bos: begin behind <s>; without it, behind nothing. eos: </s> counts too.
-        """
-        cdef token_list t
-        cdef index_t i
-        cdef float total = 0
-        t.ids = NULL
-        t.n = t.room = 0
-        try:
-            self.take(&t, sentence, bos, eos)
-            self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
-            for i in range(bos, t.n):
-                total += t.scores[i]
-        finally:
-            free(t.ids)
-        self.refuse_damage()
-        return total
-
-    def score_many(self, sentences, bint bos=True, bint eos=True):
-        """Return score() of each of many sentences, a list of floats; faster than one by one. Not KenLM's."""
-        cdef token_list t
-        cdef index_t i, first, sentence
-        cdef float total
-        cdef list found = []
-        cdef list ends = []
-        t.ids = NULL
-        t.n = t.room = 0
-        if isinstance(sentences, (str, bytes)):
-            raise TypeError("score_many takes many sentences; score takes one")
-        todo = iter(sentences)
-        try:
-            while True:
-                t.n = 0
-                ends.clear()
-                for text in todo:
-                    self.take(&t, text, bos, eos)
-                    ends.append(t.n)
-                    if t.n >= 16384:
-                        break
-                if not ends:
-                    break
-                if t.n >= 16384:
-                    self.words.compare_whole()
-                with nogil:
-                    self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
-                first = 0
-                for end in ends:
-                    sentence, total = end, 0
-                    for i in range(first + bos, sentence):
-                        total += t.scores[i]
-                    found.append(total)
-                    first = sentence
-        finally:
-            free(t.ids)
-        self.refuse_damage()
-        return found
-
-    def tokens(self, sentence, bint bos, bint eos):
-        """Return (log10 probability, order of the n-gram used, is OOV) of each token of a sentence."""
-        cdef token_list t
-        cdef index_t i
-        cdef list found = []
-        t.ids = NULL
-        t.n = t.room = 0
-        try:
-            self.take(&t, sentence, bos, eos)
-            self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
-            for i in range(bos, t.n):
-                found.append((t.scores[i], t.matched[i], t.ids[i] == UNK))
-        finally:
-            free(t.ids)
-        self.refuse_damage()
-        return found
-
-    cdef word_t find(self, word) except? NONE:
-        """The id of a word, <unk> if there is none."""
-        cdef Py_ssize_t n
-        cdef const byte_t* p = <const byte_t*>utf8(word, &n)
-        cdef word_t found = find_word(&self.words.v, p, n, hash_word(p, n))
-        return UNK if found == <word_t>NONE else found
-
-    def word_id(self, bytes word):
-        """Return the id of a word; 0, that of <unk>, where there is none. Not KenLM's."""
-        return self.words.get(word) or UNK
-
-    def BeginSentenceWrite(self, State state not None):
-        """Make a state that of a sentence's beginning."""
-        cdef uint32_t number = self.tables.unigram_contexts[BOS] - 1
-        state.at.words[0], state.at.numbers[0] = BOS, number
-        state.at.length = 1 if number < self.tables.n_numbers and self.order > 1 else 0
-
-    def NullContextWrite(self, State state not None):
-        """Make a state that of no words at all."""
-        state.at.length = 0
-
-    def BaseScore(self, State in_state not None, str word not None, State out_state not None):
-        """Return log10 p(word | in_state), and make out_state the state behind the word."""
-        cdef int matched
-        cdef float score = self.tables.step(&in_state.at, self.find(word), &out_state.at, &matched)
-        self.refuse_damage()
-        return score
-
-    def full_step(self, State in_state not None, str word not None, State out_state not None):
-        """Return (log10 p(word | in_state), order of the n-gram used, is OOV), and make out_state the state behind the word."""
-        cdef int matched
-        cdef word_t found = self.find(word)
-        cdef float score = self.tables.step(&in_state.at, found, &out_state.at, &matched)
-        self.refuse_damage()
-        return score, matched, found == UNK
-
-    def __contains__(self, word):
-        return self.find(word) != UNK

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from kvps._model import State, Walker
+from kvps._walker import State, Walker
 from kvps.errors import DataError, KvpsError
 from kvps.lm import arpa_cache, container, opening
 from kvps.lm.scorer import Scorer

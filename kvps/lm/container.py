@@ -9,7 +9,7 @@ Nothing is used before its checksum was compared: the description when the file 
 look-ups, a page when the first look-up comes to it. So a file of any size is opened in no time, and its damage is told
 when it would matter. Bytes that change in memory after that are not noticed; look-ups stay inside the arrays even then.
 
-Sections of a model in hashes (code bytes, partitions and seed stand in meta; buckets: ext/kvps/_model.pyx):
+Sections of a model in hashes (code bytes, partitions and seed stand in meta; buckets: ext/kvps/_buckets.pxd):
     unigrams u64 (n_words,)         value per word id
     slots u64, ends u64, blob u8    words -> ids, ids -> bytes: kvps._vocabulary.FrozenWords
     totals u64 (n, 4)               distinct (sum, N1, N2, N3+) of contexts
