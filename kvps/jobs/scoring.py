@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,7 @@ from kvps.lm.completion import BEAM, Completion
 from kvps.lm.completion import MAX_WORDS as MAX_ADDED
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.followers import load_following
-from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords
+from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords, sorted_words
 from kvps.lm.model import CompiledModel, rows_of
 from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
@@ -93,6 +94,25 @@ class RemoteModel:
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); the ids are those of vocabulary()."""
         return self._store.run(distribution, **self._asked, context=[int(word) for word in context])["p"]
+
+    def mass(self, context: Sequence[int], low: int, high: int) -> float:
+        """As Foresight.mass()."""
+        return self._store.run(mass, **self._asked, context=[int(word) for word in context], low=low, high=high)
+
+    def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
+               min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Foresight.extend()."""
+        found = self._store.run(extend, **self._asked, contexts=[[int(word) for word in context] for context in contexts], k=k,
+                                low=low, high=high, min_count=min_count)
+        return found["ids"], found["p"], found["found"]
+
+    @functools.cached_property
+    def ranks(self) -> np.ndarray:
+        """The place of each word in byte order, uint32."""
+        found = self.vocabulary()
+        ends = np.cumsum(found["lengths"], dtype=np.int64)
+        blob = found["words"].tobytes()
+        return sorted_words([blob[end - n:end] for end, n in zip(ends.tolist(), found["lengths"].tolist(), strict=True)])[1]
 
     def next_words(self, contexts: Iterable[Sequence[str]], k: int | None, threads: int = 1) -> Iterator[NextWords]:
         """As Foresight.next_words()."""
@@ -224,6 +244,17 @@ def distribution(store: StoreDirectory, *, context: list[int], **asked: Any) -> 
     return {"p": _following(store, asked).distribution_of(context)}
 
 
+def mass(store: StoreDirectory, *, context: list[int], low: int, high: int, **asked: Any) -> float:
+    """Return the probability that the next word is one of a range in byte order."""
+    return _following(store, asked).mass(context, low, high)
+
+
+def extend(store: StoreDirectory, *, contexts: list[list[int]], k: int, low: int, high: int, min_count: int, **asked: Any) -> dict:
+    """Return what Foresight.extend() does."""
+    ids, p, found = _following(store, asked).extend(contexts, k, low, high, min_count)
+    return {"ids": ids, "p": p, "found": found}
+
+
 def next_words(store: StoreDirectory, *, contexts: list[list[str]], k: int | None, **asked: Any) -> list:
     """Return the words and probabilities of what Foresight.next_words() yields."""
     return [[found.words, found.probabilities.tolist()] for found in _following(store, asked).next_words(contexts, k)]
@@ -252,4 +283,4 @@ def foresee(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict:
 
 # What a client may have run here.
 FUNCTIONS = (open_model, score_text, score_sentences, score_words, score_tokens, score_rows, log10, vocabulary, explain,
-             distribution, next_words, complete, generate, foresee)
+             distribution, mass, extend, next_words, complete, generate, foresee)
