@@ -32,6 +32,7 @@ CONTEXTS, WORDS = 64, 1 << 20
 SENTENCES = 32                         # drawn at once
 # Of lists of what follows a context: how many are kept, and how many words of each.
 HEADS, HEAD = 1 << 14, 128
+FEW = 100                              # words that are looked up one by one before all are: so many, or this part of all
 GROUP = 64                             # shares whose maximum is taken, to leave most of them out
 MAX_WORDS = 100                        # of a drawn sentence, unless more are wanted
 # How a drawn sentence ended: max_words came, </s> came, no word has a probability.
@@ -279,8 +280,8 @@ class Whole(Foresight):
             ids[i, :len(best)], p[i, :len(best)], found[i] = best, shares, len(best)
 
         # STEP 1: the best of some words are the best of all where no other word can be better (Fagin, Lotem and Naor 2001).
-        left, m = list(range(n)), k + k // 2
-        while left and m < self.n_words and (some := self.promising([contexts[i] for i in left], m, places, without)):
+        left, m, most = list(range(n)), k + k // 2, min(self.n_words - 1, max(FEW, self.n_words // FEW))
+        while left and m <= most and (some := self.promising([contexts[i] for i in left], m, places, without)):
             ranked = self._ranked([contexts[i] for i in left], some, without)
             rows, left, m = list(zip(left, ranked, some.others.tolist(), strict=True)), [], 8 * m
             for i, (best, shares), others in rows:
