@@ -33,6 +33,7 @@ SENTENCES = 32                         # drawn at once
 # Of lists of what follows a context: how many are kept, and how many words of each.
 HEADS, HEAD = 1 << 14, 128
 FEW = 100                              # words that are looked up one by one before all are: so many, or this part of all
+ROUNDED = 1 + 1e-9                     # probabilities that come two ways may differ so much
 GROUP = 64                             # shares whose maximum is taken, to leave most of them out
 MAX_WORDS = 100                        # of a drawn sentence, unless more are wanted
 # How a drawn sentence ended: max_words came, </s> came, no word has a probability.
@@ -285,7 +286,7 @@ class Whole(Foresight):
             ranked = self._ranked([contexts[i] for i in left], some, without)
             rows, left, m = list(zip(left, ranked, some.others.tolist(), strict=True)), [], 8 * m
             for i, (best, shares), others in rows:
-                if others == 0 or (len(best) >= k and shares[k - 1] > others):
+                if others == 0 or (len(best) >= k and shares[k - 1] > others * ROUNDED):
                     answer(i, best[:k], shares[:k])
                 else:
                     left.append(i)
@@ -400,22 +401,22 @@ class ImportedModel(CompiledModel, Whole):
         """As Whole.promising(): the heads of the lists of all depths. Only where all words may come, and there are lists."""
         if len(self._lists) < self.order - 1 or places != (0, self.n_words) or m > HEAD:
             return None
-        words, sizes, others = [], [], []
-        for context in contexts:
+        words, which, others = [], [], []
+        for i, context in enumerate(contexts):
             asked = self._asked(context)
             last_first = asked[::-1].copy()
             weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
-            heads = [self._head(0, 0, self.n_words)]
-            for depth in range(1, len(weights)):
-                first, end = find_rows(self._lists[depth - 1], last_first[:depth], self._pages)
-                if first == end:
-                    break
-                heads.append(self._head(depth, first, end))
-            words += [head[:m] for head, _ in heads]
-            sizes.append(sum(min(m, len(head)) for head, _ in heads))
-            others.append(max(weight * p[m] if len(p) > m else 0.0
-                              for weight, (_, p) in zip(weights.tolist(), heads, strict=False)))
-        return Promising(np.concatenate(words), np.repeat(np.arange(len(contexts)), sizes), np.array(others))
+            most = 0.0
+            for depth, weight in enumerate(weights.tolist()):
+                first, end = find_rows(self._lists[depth - 1], last_first[:depth], self._pages) if depth else (0, self.n_words)
+                if first == end:               # longer contexts may be listed all the same
+                    continue
+                head, p = self._head(depth, first, end)
+                words.append(head[:m])
+                which += [i] * len(words[-1])
+                most = max(most, weight * p[m]) if len(p) > m else most
+            others.append(most)
+        return Promising(np.concatenate(words), np.array(which), np.array(others))
 
     def shares_of(self, contexts: Sequence[Sequence[int]], which: np.ndarray, words: np.ndarray) -> np.ndarray:
         """As Whole.shares_of()."""
@@ -427,8 +428,9 @@ class ImportedModel(CompiledModel, Whole):
 
     def _head(self, depth: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the best HEAD + 1 words of some rows of a depth, and their probabilities, best first; 0: of the words alone."""
-        if (depth, first) in self._heads:
-            return self._heads[depth, first]
+        kept = self._heads.get((depth, first))
+        if kept is not None:
+            return kept
         if depth == 0:
             words, p = self.by_rank, self._alone
         else:

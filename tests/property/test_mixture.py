@@ -24,18 +24,23 @@ CHECKS = [HealthCheck.too_slow, HealthCheck.data_too_large]
 FEW, MANY = settings(max_examples=15, suppress_health_check=CHECKS), settings(max_examples=300, suppress_health_check=CHECKS)
 
 
-def imported(store):
-    """Return an imported model of a store, beside it."""
-    from kvps.lm.arpa import export
-    from kvps.lm.arpa_read import import_arpa
+def imported(store, name="m", **how):
+    """Return an imported model of a store, beside it; how it is exported."""
+    from kvps.lm.arpa import Choices, export
     from kvps.store.directory import open_store
 
     folder = Path(store.path).parent
     with open_store(store.path) as opened:
-        export(opened, folder / "m.arpa", threads=1)
-    import_arpa(folder / "m.arpa", folder / "m.kvm", tokenizer=Tokenizer.from_spec("whitespace", False),
-                list_ngrams=True)
-    return folder / "m.kvm"
+        export(opened, folder / f"{name}.arpa", choices=Choices(**how), threads=1)
+    return listed(folder / f"{name}.arpa")
+
+
+def listed(arpa):
+    """Return an imported model of an ARPA file, beside it, with the list of its n-grams."""
+    from kvps.lm.arpa_read import import_arpa
+
+    import_arpa(arpa, arpa.with_suffix(".kvm"), tokenizer=Tokenizer.from_spec("whitespace", False), list_ngrams=True)
+    return arpa.with_suffix(".kvm")
 
 
 def p_of(model, lacks, word, context, everybody_lacks):
@@ -214,9 +219,25 @@ def p_in(listed, ground, context, word):
     return 10 ** listed[len(context)].get(context, (0, 0))[1] * p_in(listed, ground, context[1:], word)
 
 
+def check_promising(place, contexts, rng, monkeypatch):
+    """Where only promising words are looked at, next words are those of the distribution over all words, ties too."""
+    with kvps.load(place, threads=1) as opened, monkeypatch.context() as patch:
+        model = opened._following()
+        rows = [model.ids_of(context) for context in contexts]
+        asked = [(k, tuple(sorted(rng.integers(0, model.n_words, 2).tolist())) if k % 3 == 0 else (0, model.n_words))
+                 for k in range(1, 13)]
+        found = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
+        patch.setattr(type(model), "promising", lambda *_: None)
+        expected = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
+        for one_way, other_way in zip(found, expected, strict=True):
+            for (ids, p, n), (all_ids, all_p, all_n) in zip(one_way, other_way, strict=True):
+                assert (ids.tolist(), n.tolist()) == (all_ids.tolist(), all_n.tolist())
+                assert p == pytest.approx(all_p, rel=1e-9)
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_best_of_some_words_are_the_best_of_all(seed, monkeypatch):
-    """Where only promising words are looked at, next words are those of the distribution over all words."""
+    """Of mixtures, and of imported models, pruned ones too."""
     rng = np.random.default_rng(seed)
 
     def text(n):
@@ -228,17 +249,24 @@ def test_the_best_of_some_words_are_the_best_of_all(seed, monkeypatch):
         two.train([[word + "x" if word < "w2" else word for word in words] for words in text(60)], threads=1)
         out = Path(one.path).parent / "mix"
         kvps.mix(out, [one.path, two.path], text(20), smoothing=["modified-kneser-ney", "witten-bell"], threads=1)
-        contexts = [["<s>"], *text(40), ["unheard-of", "w1"]]
-        for place in (out, imported(one)):
-            model = stack.enter_context(kvps.load(place, threads=1))._following()
-            rows = [model.ids_of(context) for context in contexts]
-            asked = [(k, tuple(sorted(rng.integers(0, model.n_words, 2).tolist())) if k % 3 == 0 else (0, model.n_words))
-                     for k in range(1, 9)]
-            found = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
-            with monkeypatch.context() as patch:
-                patch.setattr(type(model), "promising", lambda *_: None)
-                expected = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
-            for one_way, other_way in zip(found, expected, strict=True):
-                for (ids, p, n), (all_ids, all_p, all_n) in zip(one_way, other_way, strict=True):
-                    assert (ids.tolist(), n.tolist()) == (all_ids.tolist(), all_n.tolist())
-                    assert p == pytest.approx(all_p, rel=1e-9)
+        for place in (out, imported(one), imported(one, "pruned", prune_to=400)):
+            check_promising(place, [["<s>"], *text(40), ["unheard-of", "w1"]], rng, monkeypatch)
+
+
+def test_lists_with_gaps_and_ties(tmp_path, monkeypatch):
+    """An n-gram may be listed where its shorter endings are not; words of equal probability come in byte order."""
+    rng = np.random.default_rng(5)
+    words = [f"w{i:03}" for i in rng.permutation(300)]
+    ngrams = {1: [("<unk>", -2), ("<s>", -99), ("</s>", -2), *((word, -2.5 - 0.001 * i) for i, word in enumerate(words))]}
+    ngrams[2] = [(f"{words[c]} {words[i]}", -0.7 - 0.1 * c) for c in range(30) for i in rng.permutation(300)[:60].tolist()]
+    # "b" begins no bigram here, "a b" begins trigrams.
+    ngrams[2] += [(f"{words[200 + c]} {words[100 + c]}", -0.3) for c in range(30)]
+    ngrams[3] = [(f"{words[200 + c]} {words[100 + c]} {words[i]}", -0.2 - 0.2 * n)
+                 for c in range(30) for n, i in enumerate(rng.permutation(300)[:c + 1].tolist())]
+    lines = ["\\data\\", *(f"ngram {k}={len(rows)}" for k, rows in ngrams.items())]
+    for k, rows in ngrams.items():
+        lines += ["", f"\\{k}-grams:", *(f"{p:.4f}\t{row}" + ("\t-0.37" if k < 3 else "") for row, p in rows)]
+    (tmp_path / "m.arpa").write_text("\n".join([*lines, "", "\\end\\", ""]))
+
+    contexts = [[words[200 + c], words[100 + c]] for c in range(30)] + [[words[c]] for c in range(30)]
+    check_promising(listed(tmp_path / "m.arpa"), contexts, rng, monkeypatch)
