@@ -258,7 +258,7 @@ def test_lists_with_gaps_and_ties(tmp_path, monkeypatch):
     rng = np.random.default_rng(5)
     words = [f"w{i:03}" for i in rng.permutation(300)]
     ngrams = {1: [("<unk>", -2), ("<s>", -99), ("</s>", -2), *((word, -2.5 - 0.001 * i) for i, word in enumerate(words))]}
-    ngrams[2] = [(f"{words[c]} {words[i]}", -0.7 - 0.1 * c) for c in range(30) for i in rng.permutation(300)[:60].tolist()]
+    ngrams[2] = [(f"{words[c]} {words[i]}", -0.7 - 0.0137 * c) for c in range(90) for i in rng.permutation(300)[:60].tolist()]
     # "b" begins no bigram here, "a b" begins trigrams.
     ngrams[2] += [(f"{words[200 + c]} {words[100 + c]}", -0.3) for c in range(30)]
     ngrams[3] = [(f"{words[200 + c]} {words[100 + c]} {words[i]}", -0.2 - 0.2 * n)
@@ -268,5 +268,5 @@ def test_lists_with_gaps_and_ties(tmp_path, monkeypatch):
         lines += ["", f"\\{k}-grams:", *(f"{p:.4f}\t{row}" + ("\t-0.37" if k < 3 else "") for row, p in rows)]
     (tmp_path / "m.arpa").write_text("\n".join([*lines, "", "\\end\\", ""]))
 
-    contexts = [[words[200 + c], words[100 + c]] for c in range(30)] + [[words[c]] for c in range(30)]
+    contexts = [[words[200 + c], words[100 + c]] for c in range(30)] + [[words[c]] for c in range(90)]
     check_promising(listed(tmp_path / "m.arpa"), contexts, rng, monkeypatch)
