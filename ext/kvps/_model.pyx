@@ -463,7 +463,6 @@ cdef class Tables:
         cdef index_t j, i, n_found = 0, n_rest = 0
         cdef const byte_t* bucket
         cdef const byte_t* slots
-        cdef const weight* weights = self.weight_of(d + 1 if d + 1 < self.order and self.rules.kind != GIVEN else 0, <uint32_t>NONE)
         for j in range(n):
             bucket, high = buckets[j], <uint32_t>(hashes[j] >> 8)
             m = equal16(bucket, tag_of(hashes[j])) & t.slot_bits if usable(self.page, bucket) else 0
@@ -488,8 +487,9 @@ cdef class Tables:
             own[i] = c.number[j] | 0 - <uint32_t>(ids[i] == EOS)
             found[n_found] = <uint8_t>i
             n_found += c.found[j] & 1
-        for j in range(n_found):
-            fetch(weights + <uint32_t>(own[found[j]] + 1))
+        if d + 1 < self.order and self.rules.kind != GIVEN:    # given back-offs are no numbers of weights
+            for j in range(n_found):
+                fetch(self.weight_of(d + 1, own[found[j]]))
         for j in range(n_rest):
             i = live[rest[j]]
             values[i], own[i] = 0, <uint32_t>NONE
@@ -927,19 +927,12 @@ cdef class Tables:
 
         As a back-off file would have it, <s> has probability 1 before it is backed off to.
         """
-        cdef int d, found = self.longest_seen(values, longest)
-        cdef uint32_t bits
-        cdef float total, backoff
+        cdef int d
+        cdef float total
         cdef double p = 1
-        matched[0] = found if found > 0 else 1
+        matched[0] = max(self.longest_seen(values, longest), 1)
         if self.rules.kind == GIVEN:
-            bits = <uint32_t>(values[(found - 1) * LANES] if found > 0 else self.unigrams[word]) - 1
-            memcpy(&total, &bits, sizeof(float))
-            total = -total
-            for d in range(matched[0], longest):
-                if numbers[d * LANES] != <uint32_t>NONE:
-                    memcpy(&backoff, &numbers[d * LANES], sizeof(float))
-                    total += backoff
+            back_off(1, longest, values, numbers, self.unigrams[UNK], &total)
             return total
         if word == BOS:
             for d in range(1, longest):

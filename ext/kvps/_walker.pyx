@@ -110,6 +110,19 @@ cdef class Walker:
         t.n += n
         return 0
 
+    cdef int score_one(self, token_list* t, sentence, bint bos, bint eos) except -1:
+        """OUT the tokens of a sentence and their scores; whoever asks frees t.ids, but after an error."""
+        t.ids = NULL
+        t.n = t.room = 0
+        try:
+            self.take(t, sentence, bos, eos)
+            self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
+            self.refuse_damage()
+        except BaseException:
+            free(t.ids)
+            raise
+        return 0
+
     def score(self, sentence, bint bos=True, bint eos=True):
         """Return the log10 probability of a sentence, str or bytes of words between blanks.
 
@@ -118,16 +131,10 @@ cdef class Walker:
         cdef token_list t
         cdef index_t i
         cdef float total = 0
-        t.ids = NULL
-        t.n = t.room = 0
-        try:
-            self.take(&t, sentence, bos, eos)
-            self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
-            for i in range(bos, t.n):
-                total += t.scores[i]
-        finally:
-            free(t.ids)
-        self.refuse_damage()
+        self.score_one(&t, sentence, bos, eos)
+        for i in range(bos, t.n):
+            total += t.scores[i]
+        free(t.ids)
         return total
 
     def score_many(self, sentences, bint bos=True, bint eos=True):
@@ -173,18 +180,11 @@ cdef class Walker:
         """Return (log10 probability, order of the n-gram used, is OOV) of each token of a sentence."""
         cdef token_list t
         cdef index_t i
-        cdef list found = []
-        t.ids = NULL
-        t.n = t.room = 0
+        self.score_one(&t, sentence, bos, eos)
         try:
-            self.take(&t, sentence, bos, eos)
-            self.tables.score_tokens(t.ids, t.history, t.n, t.scores, t.matched)
-            for i in range(bos, t.n):
-                found.append((t.scores[i], t.matched[i], t.ids[i] == UNK))
+            return [(t.scores[i], t.matched[i], t.ids[i] == UNK) for i in range(bos, t.n)]
         finally:
             free(t.ids)
-        self.refuse_damage()
-        return found
 
     cdef word_t find(self, word) except? NONE:
         """The id of a word, <unk> if there is none."""

@@ -16,7 +16,7 @@ from kvps.lm.completion import BEAM, Completion
 from kvps.lm.completion import MAX_WORDS as MAX_ADDED
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.followers import load_following
-from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords, sorted_words
+from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords
 from kvps.lm.model import CompiledModel, rows_of
 from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
@@ -109,10 +109,7 @@ class RemoteModel:
     @functools.cached_property
     def ranks(self) -> np.ndarray:
         """The place of each word in byte order, uint32."""
-        found = self.vocabulary()
-        ends = np.cumsum(found["lengths"], dtype=np.int64)
-        blob = found["words"].tobytes()
-        return sorted_words([blob[end - n:end] for end, n in zip(ends.tolist(), found["lengths"].tolist(), strict=True)])[1]
+        return self._store.run(ranks, **self._asked)["ranks"]
 
     def next_words(self, contexts: Iterable[Sequence[str]], k: int | None, threads: int = 1) -> Iterator[NextWords]:
         """As Foresight.next_words()."""
@@ -244,6 +241,11 @@ def distribution(store: StoreDirectory, *, context: list[int], **asked: Any) -> 
     return {"p": _following(store, asked).distribution_of(context)}
 
 
+def ranks(store: StoreDirectory, **asked: Any) -> dict:
+    """Return the place of each word in byte order."""
+    return {"ranks": _following(store, asked).ranks}
+
+
 def mass(store: StoreDirectory, *, context: list[int], low: int, high: int, **asked: Any) -> float:
     """Return the probability that the next word is one of a range in byte order."""
     return _following(store, asked).mass(context, low, high)
@@ -283,4 +285,4 @@ def foresee(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict:
 
 # What a client may have run here.
 FUNCTIONS = (open_model, score_text, score_sentences, score_words, score_tokens, score_rows, log10, vocabulary, explain,
-             distribution, mass, extend, next_words, complete, generate, foresee)
+             distribution, ranks, mass, extend, next_words, complete, generate, foresee)

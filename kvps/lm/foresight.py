@@ -314,13 +314,17 @@ class Whole(Foresight):
 
     def shares_of(self, contexts: Sequence[Sequence[int]], which: np.ndarray, words: np.ndarray) -> np.ndarray:
         """Return the probability of each word, uint32, after contexts[which], float64; `which` rises."""
-        asked = [list(context[max(0, len(context) - self.order + 1):]) for context in contexts]
+        asked = [self._asked(context) for context in contexts]
         p = np.empty(len(words))
         for length in set(map(len, asked)):
             same = np.array([len(context) == length for context in asked])[which]
-            before = np.array([context if len(context) == length else [0] * length for context in asked], np.uint32)
+            before = np.array([context if len(context) == length else np.zeros(length) for context in asked], np.uint32)
             p[same] = 10 ** self.score_rows(np.column_stack([before[which[same]], words[same]]))
         return p
+
+    def _asked(self, context: Sequence[int]) -> np.ndarray:
+        """Return the words of a context that matter, uint32."""
+        return np.array(context[max(0, len(context) - self.order + 1):], np.uint32)
 
     def _drawn(self, p: np.ndarray, r: float, choices: Choices) -> int | None:
         """Return the word that a number in [0, 1) stands for, or None where no word has a probability."""
@@ -441,10 +445,6 @@ class ImportedModel(CompiledModel, Whole):
             self._heads.clear()
         self._heads[depth, first] = found = words[best], p[best]
         return found
-
-    def _asked(self, context: Sequence[int]) -> np.ndarray:
-        """Return the words of a context that matter."""
-        return np.array(context[max(0, len(context) - self.order + 1):], np.uint32)
 
     def matched(self, text: bytes) -> np.ndarray:
         """As Whole.matched()."""

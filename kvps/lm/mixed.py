@@ -180,24 +180,24 @@ class MixedModel(Whole):
                   without: tuple[int, ...]) -> Promising | None:
         """As Whole.promising(): the best words of each model, and <unk>."""
         n = len(contexts)
-        words, which, others = [np.full(n, UNK, np.uint32)], [np.arange(n)], np.zeros(n)
-        beyond = np.zeros(n)
+        words, which = [np.full(n, UNK, np.uint32)], [np.arange(n)]
+        start, others = np.zeros(n), np.zeros(n)
         if BOS not in without:                 # as a next word <s> has the probability that it scores, or 0
             if self.order == 1 or not all(contexts):
                 return None                    # where nothing stands before it, it scores 1
-            others = self.shares_of(contexts, which[0], np.full(n, BOS, np.uint32))
+            start = self.shares_of(contexts, which[0], np.full(n, BOS, np.uint32))
         for i, part in enumerate(self.parts):
             asked = [self._read_by(i, context) for context in contexts]
             ids, p, found = part.model.extend(asked, m, *self._range_of(i, *places), 0)
             there = np.arange(ids.shape[1]) < found[:, None]
             words.append(self.union.here[i][ids[there]])
             which.append(np.nonzero(there)[0])
-            beyond += part.weight * np.where(found == m, p[:, -1], 0)
-        return Promising(np.concatenate(words), np.concatenate(which), np.maximum(others, beyond))
+            others += part.weight * np.where(found == m, p[:, -1], 0)
+        return Promising(np.concatenate(words), np.concatenate(which), np.maximum(start, others))
 
     def _read_by(self, i: int, context: Sequence[int]) -> list[int]:
         """Return the words of a context that matter, by the ids of model i."""
-        return self.union.own[i][np.array(context[max(0, len(context) - self.order + 1):], np.int64)].tolist()
+        return self.union.own[i][self._asked(context)].tolist()
 
     def _range_of(self, i: int, low: int, high: int) -> tuple[int, int]:
         """Return the places in byte order that the words of model i have in it of those with places in [low, high) here."""
