@@ -21,7 +21,8 @@ from kvps._types cimport BOS, EOS, LARGE_CODE, MAX_ORDER, UNK, byte_t, index_t, 
 cdef enum:
     NO_WORD = 0xFFFFFFFF
     FEW_WORDS = 4096           # are gone through one by one
-    LONG_LIST = 256            # worth setting apart what was seen once
+    LONG_LIST = 256            # worth leaving out the words that cannot be among the best ones
+    FIRST = 64                 # words with the greatest shares of the ground
     TRIES = 1000               # to draw a word that is neither <s> nor <unk>
 
 cdef struct numbers:
@@ -98,9 +99,6 @@ cdef class Workspace:
     cdef candidate* chosen
     cdef index_t n_words
     cdef uint64_t* marks                   # bit per word: touched
-    # The words of a long list that were seen once with the context, many and all alike, are only marked.
-    cdef uint64_t* once                    # bit per word, if it is not touched
-    cdef double once_share                 # what each of them gets; 0: there are none
     cdef double scale                      # of the ground
     cdef bint alone                        # there is no context, so the ground is that of unigrams
 
@@ -110,8 +108,8 @@ cdef class Workspace:
         self.touched = <word_t*>malloc((n_words + 1) * sizeof(word_t))
         self.heap = <candidate*>malloc((n_words + 1) * sizeof(candidate))
         self.chosen = <candidate*>malloc((n_words + 1) * sizeof(candidate))
-        self.marks, self.once = <uint64_t*>calloc(n_words // 64 + 1, 8), <uint64_t*>calloc(n_words // 64 + 1, 8)
-        if self.marks == NULL or self.once == NULL or self.sums == NULL or self.touched == NULL or self.heap == NULL or self.chosen == NULL:
+        self.marks = <uint64_t*>calloc(n_words // 64 + 1, 8)
+        if self.marks == NULL or self.sums == NULL or self.touched == NULL or self.heap == NULL or self.chosen == NULL:
             raise MemoryError(f"no memory for the probabilities of {n_words} words")
 
     def __dealloc__(self):
@@ -120,10 +118,9 @@ cdef class Workspace:
         free(self.heap)
         free(self.chosen)
         free(self.marks)
-        free(self.once)
 
-    cdef inline bint marked(self, const uint64_t* bits, word_t word) noexcept nogil:
-        return bits[word >> 6] >> (word & 63) & 1
+    cdef inline bint marked(self, word_t word) noexcept nogil:
+        return self.marks[word >> 6] >> (word & 63) & 1
 
     cdef inline void add(self, word_t word, double share, bint instead) noexcept nogil:
         """Add to what a word gets, or give it that instead. A share of 0 changes nothing, so does not touch the word."""
@@ -141,9 +138,6 @@ cdef class Workspace:
             self.sums[self.touched[i]] = 0
             self.marks[self.touched[i] >> 6] = 0
         self.n_touched = 0
-        if self.once_share > 0:
-            memset(self.once, 0, 8 * (self.n_words // 64 + 1))
-        self.once_share = 0
 
 
 @cython.final
@@ -176,6 +170,7 @@ cdef class Followers:
     cdef const double* ground[2]
     cdef const uint32_t* by_ground[2]
     cdef index_t n_ground[2]
+    cdef uint64_t* first                           # bit per word: among the FIRST ones by ground[0]
 
     def __cinit__(self, int order, list levels, const uint64_t[::1] starts, const uint32_t[::1] parts, const uint32_t[::1] ranks,
                   const uint32_t[::1] by_rank, Pages pages=None):
@@ -196,6 +191,9 @@ cdef class Followers:
         self.compare(&starts[0], 8 * starts.shape[0])
         self.compare(&parts[0], 4 * parts.shape[0])
         self.compare(&ranks[0], 4 * ranks.shape[0])
+        self.first = <uint64_t*>calloc(self.n_words // 64 + 1, 8)
+        if self.first == NULL:
+            raise MemoryError(f"no memory for a bit of each of {self.n_words} words")
         for d in range(1, order):
             nodes, children, followers, words, codes, places, large = levels[d - 1]
             l = &self.levels[d]
@@ -216,6 +214,9 @@ cdef class Followers:
             for i in range(self.n_parts):
                 if starts[i] > starts[i + 1] or starts[i + 1] > <uint64_t>self.levels[1].n_nodes:
                     raise ValueError(f"part {i} begins at {starts[i]} of {self.levels[1].n_nodes}")
+
+    def __dealloc__(self):
+        free(self.first)
 
     cdef int use(self, numbers* c, column, index_t n) except -1:
         """Take a column of n + 1 numbers."""
@@ -267,6 +268,9 @@ cdef class Followers:
                 if <index_t>by_ground[i] >= self.n_words:
                     raise ValueError(f"word {by_ground[i]} of {self.n_words}")
             self.ground[j], self.by_ground[j], self.n_ground[j] = &ground[0], &by_ground[0], by_ground.shape[0]
+        memset(self.first, 0, 8 * (self.n_words // 64 + 1))
+        for i in range(min(<index_t>FIRST, self.n_ground[0])):
+            self.first[self.by_ground[0][i] >> 6] |= <uint64_t>1 << (self.by_ground[0][i] & 63)
         self.owner.append(grounds)
 
     # Finding lists
@@ -344,6 +348,11 @@ cdef class Followers:
         shares(&self.rules, d + 1, out.den, out.n1, out.n2, out.n3, &out.scale, &out.gamma)
         return True
 
+    cdef inline double kept_at(self, const listing* x, index_t i) noexcept nogil:
+        """What follower i of a list keeps of its count."""
+        cdef const level* l = &self.levels[x.d]
+        return self.kept_of[x.d + 1][l.codes[i]] if l.codes[i] != LARGE_CODE else kept(&self.rules, x.d + 1, self.large_value(l, x, i))
+
     cdef inline uint64_t large_value(self, const level* l, const listing* x, index_t i) noexcept nogil:
         """The value of follower i of a list, one of its first, which all have LARGE_CODE."""
         cdef index_t place = x.large + i - x.start
@@ -398,31 +407,38 @@ cdef class Followers:
             ws.add(l.words[i], coefficient * kept_of[l.codes[i]], instead)
             i += 1
 
-    cdef void spread_long(self, Workspace ws, const listing* x, double coefficient) noexcept nogil:
-        """As spread(), as the last one: words with the value 1, of which most long lists are made, are only marked."""
-        cdef const level* l = &self.levels[x.d]
-        cdef double share = coefficient * self.kept_of[x.d + 1][1]
-        cdef listing head = x[0]
-        cdef index_t i
-        cdef word_t word
-        head.end -= <index_t>x.n1
-        self.spread(ws, &head, coefficient, False)
-        if share <= 0:
-            return
-        for i in range(head.end, x.end):
-            word = l.words[i]
-            if <index_t>word >= self.n_words:
-                continue
-            if ws.marked(ws.marks, word):
-                ws.sums[word] += share
-            else:
-                ws.once[word >> 6] |= <uint64_t>1 << (word & 63)
-        ws.once_share = share
+    cdef void spread_best(self, Workspace ws, const listing* x, double coefficient, index_t k) noexcept nogil:
+        """As spread(), as the last one and of a long list, where only the k best words are asked for.
 
-    cdef void sum_up(self, Workspace ws, const word_t* last, int n, bint marking) noexcept nogil:
+        Those that cannot be among these, most of such a list, get nothing, unless they have got something before or are among the
+        first of the ground. REQUIRES ws.scale.
+        """
+        cdef const level* l = &self.levels[x.d]
+        cdef index_t i = x.start
+        # k words, and <s> and <unk> if they do not count, have as much as the last one of them has here; others at most a share
+        # here and one of the ground, which is not among the first ones.
+        cdef double least = coefficient * self.kept_at(x, i + k + 1) if i + k + 1 < x.end else 0
+        cdef double most = ws.scale * self.ground[0][self.by_ground[0][FIRST]] if FIRST < self.n_ground[0] else 0
+        cdef double share
+        cdef const word_t* words = l.words
+        cdef const uint64_t* marks = ws.marks
+        cdef const uint64_t* first = self.first
+        cdef word_t word, n_words = <word_t>self.n_words
+        while i < x.end:
+            share = coefficient * self.kept_at(x, i)
+            if share + most < least:
+                break
+            ws.add(words[i], share, False)
+            i += 1
+        for i in range(i, x.end):
+            word = words[i]
+            if word < n_words and (marks[word >> 6] | first[word >> 6]) >> (word & 63) & 1:
+                ws.add(word, coefficient * self.kept_at(x, i), False)
+
+    cdef void sum_up(self, Workspace ws, const word_t* last, int n, index_t k) noexcept nogil:
         """Add up what the words that follow a context get, beyond their share of the ground; REQUIRES a clear workspace.
 
-        marking: the words of a long list that were seen once may be marked instead.
+        k: how many of the best words are asked for; 0: any.
         """
         cdef listing lists[MAX_ORDER + 1]
         cdef double coefficients[MAX_ORDER + 1]
@@ -448,8 +464,8 @@ cdef class Followers:
                 product *= lists[d].gamma
             ws.scale = product
             for d in range(seen, 0, -1):
-                if marking and d == 1 and lists[1].n1 >= LONG_LIST:
-                    self.spread_long(ws, &lists[1], coefficients[1])
+                if k > 0 and d == 1 and lists[1].end - lists[1].start >= LONG_LIST:
+                    self.spread_best(ws, &lists[1], coefficients[1], k)
                 else:
                     self.spread(ws, &lists[d], coefficients[d], False)
 
@@ -487,7 +503,7 @@ cdef class Followers:
         else:
             for i in range(self.n_ground[ws.alone]):
                 c.word = order[i]
-                c.p = ws.once_share + ws.scale * self.ground[ws.alone][c.word]
+                c.p = ws.scale * self.ground[ws.alone][c.word]
                 if c.p <= 0 or n == k and c.p < ws.heap[0].p:
                     break                      # nor can any of those that come be better
                 if every or low <= <index_t>self.ranks[c.word] < high:
@@ -498,12 +514,10 @@ cdef class Followers:
     cdef inline void consider(self, Workspace ws, word_t word, index_t* n, index_t k, bint drawn_from) noexcept nogil:
         """Keep a word that is not touched if it is one of the k best."""
         cdef candidate c
-        if <index_t>word >= self.n_words or ws.marked(ws.marks, word) or drawn_from and (word == BOS or word == UNK):
+        if <index_t>word >= self.n_words or ws.marked(word) or drawn_from and (word == BOS or word == UNK):
             return
         c.word = word
         c.p = ws.scale * self.ground[ws.alone][word]
-        if ws.once_share > 0 and ws.marked(ws.once, word):
-            c.p += ws.once_share
         if c.p > 0 and (n[0] < k or c.p >= ws.heap[0].p):
             c.rank = self.ranks[word]
             n[0] = offer(ws.heap, n[0], k, &c)
@@ -545,7 +559,7 @@ cdef class Followers:
         with nogil:
             for i in range(n):
                 known = <int>min(<index_t>MAX_ORDER, ends[i] - start)
-                self.sum_up(ws, &ids[0] + ends[i] - 1, known, least == 0)
+                self.sum_up(ws, &ids[0] + ends[i] - 1, known, k if least == 0 and low == 0 and high == self.n_words else 0)
                 if least == 0:
                     found[i] = self.best(ws, k, True, low, high)
                 else:
@@ -570,7 +584,7 @@ cdef class Followers:
             raise ValueError(f"room for {words.shape[0]} times {words.shape[1]} of {n} times {k} words")
         with nogil:
             for i in range(n):
-                self.sum_up(ws, &ids[0] + ends[i] - 1, <int>min(<index_t>MAX_ORDER, ends[i] - start), True)
+                self.sum_up(ws, &ids[0] + ends[i] - 1, <int>min(<index_t>MAX_ORDER, ends[i] - start), k)
                 found[i] = self.best(ws, k, False, 0, self.n_words)
                 for j in range(found[i]):
                     words[i, j], p[i, j] = ws.heap[j].word, ws.heap[j].p
@@ -585,9 +599,22 @@ cdef class Followers:
             raise ValueError(f"room for {out.shape[0]} of {self.n_words} words")
         self.refuse_shape(ws, context, None)
         with nogil:
-            self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]), False)
+            self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]), 0)
             for w in range(self.n_words):
                 out[w] = self.probability(ws, <word_t>w)
+            ws.clear()
+        self.refuse_damage()
+
+    def part(self, Workspace ws, const uint32_t[::1] context, index_t low, double[::1] out):
+        """Fill out[i], float64, with the probability of the word whose place in byte order is low + i, after a context."""
+        cdef index_t i
+        if not 0 <= low <= low + out.shape[0] <= self.n_words:
+            raise ValueError(f"places {low} to {low + out.shape[0]} of {self.n_words} words")
+        self.refuse_shape(ws, context, None)
+        with nogil:
+            self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]), 0)
+            for i in range(out.shape[0]):
+                out[i] = self.probability(ws, self.by_rank[low + i])
             ws.clear()
         self.refuse_damage()
 
@@ -616,7 +643,7 @@ cdef class Followers:
             before -= better(c, ours)          # it will be among those that come before by their share of the ground
         for i in range(high):
             c.word = order[i]
-            if c.word != BOS and c.word != UNK and not ws.marked(ws.marks, c.word):
+            if c.word != BOS and c.word != UNK and not ws.marked(c.word):
                 c.p, c.rank = ws.scale * ground[c.word], self.ranks[c.word]
                 if c.p > 0 and better(c, best):
                     best = c
@@ -658,7 +685,7 @@ cdef class Followers:
                 out[i], first[i] = 0, <word_t>NO_WORD
                 if ids[i] == BOS and history[i] == 0:
                     continue
-                self.sum_up(ws, &ids[0] + i - 1, history[i], False)
+                self.sum_up(ws, &ids[0] + i - 1, history[i], 0)
                 out[i] = self.rank_of(ws, ids[i], &first[i])
                 ws.clear()
         self.refuse_damage()
@@ -678,16 +705,13 @@ cdef class Followers:
 
     cdef word_t picked(self, const listing* x, double target) noexcept nogil:
         """Return the word of a list at which what the words keep adds up to more than target."""
-        cdef const level* l = &self.levels[x.d]
-        cdef const double* kept_of = self.kept_of[x.d + 1]
         cdef index_t i = x.start
         while i < x.end - 1:
-            target -= (kept_of[l.codes[i]] if l.codes[i] != LARGE_CODE
-                       else kept(&self.rules, x.d + 1, self.large_value(l, x, i)))
+            target -= self.kept_at(x, i)
             if target < 0:
                 break
             i += 1
-        return l.words[i]
+        return self.levels[x.d].words[i]
 
     cdef word_t draw(self, const word_t* last, int n, const double* reached, uint64_t* state) noexcept nogil:
         """Draw a word that is neither <s> nor <unk> by walking down: at each context its own words, or on to the shorter one.
@@ -737,7 +761,7 @@ cdef class Followers:
         cdef double total = 0, rest, r, ground, reached = 0
         cdef candidate c, other
         cdef bint from_heap
-        self.sum_up(ws, last, n, top_k > 0)
+        self.sum_up(ws, last, n, top_k)
         order = self.by_ground[ws.alone]
         if top_k > 0:
             n_chosen = self.best(ws, top_k, True, 0, self.n_words)

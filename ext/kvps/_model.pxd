@@ -46,7 +46,7 @@ cdef class Tables:
     cdef uint32_t unlisted                 # number of the totals of an n-gram that has none listed
     cdef uint64_t seed
     cdef int order
-    cdef bint exact
+    cdef readonly bint exact
     cdef uint32_t n_parts
     cdef const uint32_t* parts             # per word: the part of what has it as its last context word; n_parts: any
     cdef exact_rows ngram_rows[MAX_ORDER + 1]
@@ -83,6 +83,7 @@ cdef class Tables:
     cdef void add_up(self, const word_t* ids, const uint8_t* history, index_t n, tally* t,
                      const by_sentence* rows) noexcept nogil
     cdef void find_contexts(self, const word_t* last, int n, uint64_t* chains, uint32_t* numbers) noexcept nogil
+    cdef void share_out(self, const word_t* last, int n, const word_t* words, index_t n_words, double* p) noexcept nogil
     cdef float float_of(self, const uint64_t* values, const uint32_t* numbers, int longest, word_t word,
                         int* matched) noexcept nogil
     cdef float step(self, const place* before, word_t word, place* after, int* matched) noexcept nogil

@@ -829,58 +829,89 @@ cdef class Tables:
         self.refuse_damage()
         return out_array
 
-    def distribution(self, const uint32_t[::1] context, double[::1] out, const uint32_t[::1] words=None):
-        """Fill out[i], float64, with the probability of words[i] after a context; without `words`, of word i.
+    def distribution(self, const uint32_t[::1] context, double[::1] out):
+        """Fill out[i], float64 (n_words,), with the probability of word i after a context; <s>, if it is given, gets 0."""
+        if out.shape[0] != self.n_words or self.weights == NULL or self.exact:
+            raise ValueError(f"room for {out.shape[0]} of {self.n_words} words")
+        self.refuse_unknown(context)
+        with nogil:
+            self.share_out(&context[0] + context.shape[0] - 1, <int>min(context.shape[0], <index_t>MAX_ORDER), NULL, self.n_words,
+                           &out[0])
+        self.refuse_damage()
 
-        For given probabilities. <s> gets 0: it is given, never predicted.
+    def shares(self, const uint32_t[::1] ids, const int64_t[::1] ends, const uint32_t[::1] words, const int64_t[::1] bounds,
+               double[::1] out):
+        """Fill out[j], float64, with the probability of words[j] after context i, for bounds[i] <= j < bounds[i + 1].
+
+        ids: uint32, context after context; ends: int64 (n,), where each ends; bounds: int64 (n + 1,).
         """
-        cdef index_t first, block, i, n_out = self.n_words if words is None else words.shape[0]
-        cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
+        cdef index_t i, n = ends.shape[0], start = 0
+        if bounds.shape[0] != n + 1 or out.shape[0] != words.shape[0] or self.weights == NULL or self.exact:
+            raise ValueError(f"{n} contexts, {bounds.shape[0]} bounds, room for {out.shape[0]} of {words.shape[0]} words")
+        for i in range(n):
+            if not (start <= ends[i] <= ids.shape[0] and 0 <= bounds[i] <= bounds[i + 1] <= words.shape[0]):
+                raise ValueError(f"context {i} ends at {ends[i]} of {ids.shape[0]}, its words at {bounds[i + 1]} of {words.shape[0]}")
+            start = ends[i]
+        self.refuse_unknown(ids)
+        self.refuse_unknown(words)
+        start = 0
+        with nogil:
+            for i in range(n):
+                if bounds[i + 1] > bounds[i]:
+                    self.share_out(&ids[0] + ends[i] - 1, <int>min(ends[i] - start, <index_t>MAX_ORDER), &words[bounds[i]],
+                                   bounds[i + 1] - bounds[i], &out[bounds[i]])
+                start = ends[i]
+        self.refuse_damage()
+
+    cdef void share_out(self, const word_t* last, int n, const word_t* words, index_t n_words, double* p) noexcept nogil:
+        """Fill p[i] with the probability of words[i], or of word i, after the context of n words that ends at *last."""
+        cdef index_t first = 0, block, i, j, n_live
+        cdef int d
+        cdef bint given = self.rules.kind == GIVEN
         cdef uint64_t chains[MAX_ORDER + 1]
-        cdef uint32_t numbers[MAX_ORDER + 1]
-        cdef double weights[MAX_ORDER + 1]         # of n-grams by the depth of their context: back-offs of longer ones
+        cdef uint32_t known[MAX_ORDER + 1]
         cdef word_t asked[LANES]
+        cdef uint8_t history[LANES]
         cdef uint64_t hashes[LANES]
         cdef const byte_t* buckets[LANES]
         cdef uint8_t live[LANES]
-        cdef uint64_t values[LANES]
+        cdef uint64_t values[MAX_ORDER * LANES]
+        cdef uint32_t numbers[MAX_ORDER * LANES]
         cdef uint32_t own[LANES]
-        if out.shape[0] != n_out or self.weights == NULL or self.rules.kind != GIVEN or self.exact:
-            raise ValueError(f"room for {out.shape[0]} of {n_out} words, smoothing {self.rules.kind}")
-        self.refuse_unknown(context)
-        if words is not None:
-            self.refuse_unknown(words)
-        with nogil:
-            if n > 0:
-                self.find_contexts(&context[0] + context.shape[0] - 1, n, chains, numbers)
-            weights[n] = 1
-            for d in range(n, 0, -1):
-                weights[d - 1] = weights[d] * (power10(float_in(numbers[d])) if numbers[d] != <uint32_t>NONE else 1)
-            first = 0
-            while first < n_out:
-                block = min(<index_t>LANES, n_out - first)
-                for i in range(block):
-                    asked[i] = <word_t>(first + i) if words is None else words[first + i]
-                    values[i] = self.unigrams[asked[i]]
-                    out[first + i] = weights[0] * power10(-float_in(<uint32_t>values[i] - 1))
-                for d in range(1, n + 1):
-                    if numbers[d] == <uint32_t>NONE:
-                        continue
+        n = min(n, self.order - 1)
+        self.find_contexts(last, n, chains, known)
+        memset(history, n, LANES)
+        memset(numbers, 255, sizeof(numbers))      # NONE
+        for d in range(1, n + 1):
+            for i in range(LANES):
+                numbers[d * LANES + i] = known[d]
+        while first < n_words:
+            block = n_live = min(<index_t>LANES, n_words - first)
+            for i in range(block):
+                asked[i] = <word_t>(first + i) if words == NULL else words[first + i]
+                values[i] = self.unigrams[asked[i]] if asked[i] != UNK or not given else 0
+                live[i] = <uint8_t>i
+            memset(values + LANES, 0, (self.order - 1) * LANES * sizeof(uint64_t))
+            for d in range(1, n + 1):
+                if known[d] == <uint32_t>NONE:
+                    if given:
+                        continue               # a longer context may be listed all the same
+                    break
+                if given:
+                    n_live = block             # as may a longer n-gram
                     for i in range(block):
                         live[i] = <uint8_t>i
-                        hashes[i] = mix(chains[d], asked[i])
-                    for i in range(block):
-                        buckets[i] = self.bucket_of(hashes[i])
-                        fetch(buckets[i])
-                    self.read_slots(&self.entries, self.order - 1, asked, live, block, hashes, buckets, values, own)
-                    for i in range(block):
-                        if values[i] > 0:
-                            out[first + i] = weights[d] * power10(-float_in(<uint32_t>values[i] - 1))
+                for j in range(n_live):
+                    hashes[j] = mix(chains[d], asked[live[j]])
+                for j in range(n_live):
+                    buckets[j] = self.bucket_of(hashes[j])
+                    fetch(buckets[j])
+                n_live = self.read_slots(&self.entries, self.order - 1, asked, live, n_live, hashes, buckets, values + d * LANES, own)
+            self.combine_block(asked, history, block, values, numbers, p + first)
+            if given:
                 for i in range(block):
-                    if asked[i] == BOS:
-                        out[first + i] = 0
-                first += block
-        self.refuse_damage()
+                    p[first + i] = power10(p[first + i]) if asked[i] != BOS else 0
+            first += block
 
     def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4), parts).

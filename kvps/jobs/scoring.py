@@ -17,7 +17,7 @@ from kvps.lm.completion import MAX_WORDS as MAX_ADDED
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.followers import load_following
 from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords
-from kvps.lm.model import CompiledModel, rows_of
+from kvps.lm.model import CompiledModel, rows_of, shares_by_rows
 from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import parse
@@ -80,6 +80,10 @@ class RemoteModel:
     def score_rows(self, rows: np.ndarray) -> np.ndarray:
         """As CompiledModel.score_rows()."""
         return self._store.run(score_rows, **self._asked, rows=np.ascontiguousarray(rows, np.uint32))["log10"]
+
+    def shares_of(self, contexts: Sequence[np.ndarray], which: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """As CompiledModel.shares_of()."""
+        return shares_by_rows(self, contexts, which, words)
 
     def vocabulary(self) -> dict[str, np.ndarray]:
         """As CompiledModel.vocabulary()."""

@@ -218,6 +218,13 @@ class FollowingModel(CompiledModel, Foresight):
             self.followers.distribution(space, np.array(context, np.uint32), out)
         return out
 
+    def mass(self, context: Sequence[int], low: int, high: int) -> float:
+        """As Foresight.mass()."""
+        out = np.empty(high - low)
+        with self.workspace() as space:
+            self.followers.part(space, np.array(context, np.uint32), low, out)
+        return math.fsum(out)
+
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.top()."""
         with self.workspace() as space:

@@ -95,9 +95,9 @@ class Foresight(abc.ABC):
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """Return the probability of each word id after a context of ids, float64 (n_words,)."""
 
+    @abc.abstractmethod
     def mass(self, context: Sequence[int], low: int, high: int) -> float:
         """Return the probability that the next word is one of those whose place in byte order is in [low, high)."""
-        return math.fsum(self.distribution_of(context)[self.by_rank[low:high]])
 
     @abc.abstractmethod
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -206,6 +206,10 @@ class Foresight(abc.ABC):
 class Whole(Foresight):
     """Next words from the distribution over all words: for models that have no lists of what follows a context."""
 
+    def mass(self, context: Sequence[int], low: int, high: int) -> float:
+        """As Foresight.mass()."""
+        return math.fsum(self.in_order(context)[low:high])
+
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.top()."""
         return self._best(contexts, k, (0, self.n_words))
@@ -261,8 +265,8 @@ class Whole(Foresight):
         return self.distribution_of(context)[self.by_rank]
 
     @abc.abstractmethod
-    def score_rows(self, rows: np.ndarray) -> np.ndarray:
-        """Return log10 p(last word | the words before it) of n-grams of word ids, uint32 (n, k): float64 (n,)."""
+    def shares_of(self, contexts: Sequence[np.ndarray], which: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """As CompiledModel.shares_of()."""
 
     def promising(self, contexts: Sequence[Sequence[int]], m: int, places: tuple[int, int],
                   without: tuple[int, ...]) -> Promising | None:
@@ -306,21 +310,12 @@ class Whole(Foresight):
         which, words = np.divmod(np.unique(some.which * self.n_words + some.words), self.n_words)
         for word in without:
             which, words = which[words != word], words[words != word]
-        p = self.shares_of(contexts, which, words.astype(np.uint32))
+        p = self.shares_of([self._asked(context) for context in contexts], which, words.astype(np.uint32))
         order = np.lexsort((self.ranks[words], -p, which))
         order = order[p[order] > 0]
-        bounds = np.searchsorted(which[order], np.arange(1, len(contexts)))
-        return list(zip(np.split(words[order], bounds), np.split(p[order], bounds), strict=True))
-
-    def shares_of(self, contexts: Sequence[Sequence[int]], which: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """Return the probability of each word, uint32, after contexts[which], float64; `which` rises."""
-        asked = [self._asked(context) for context in contexts]
-        p = np.empty(len(words))
-        for length in set(map(len, asked)):
-            same = np.array([len(context) == length for context in asked])[which]
-            before = np.array([context if len(context) == length else np.zeros(length) for context in asked], np.uint32)
-            p[same] = 10 ** self.score_rows(np.column_stack([before[which[same]], words[same]]))
-        return p
+        words, p, which = words[order], p[order], which[order]
+        bounds = np.searchsorted(which, np.arange(len(contexts) + 1)).tolist()
+        return [(words[first:end], p[first:end]) for first, end in itertools.pairwise(bounds)]
 
     def _asked(self, context: Sequence[int]) -> np.ndarray:
         """Return the words of a context that matter, uint32."""
@@ -421,14 +416,6 @@ class ImportedModel(CompiledModel, Whole):
                 most = max(most, weight * p[m]) if len(p) > m else most
             others.append(most)
         return Promising(np.concatenate(words), np.array(which), np.array(others))
-
-    def shares_of(self, contexts: Sequence[Sequence[int]], which: np.ndarray, words: np.ndarray) -> np.ndarray:
-        """As Whole.shares_of()."""
-        p = np.empty(len(words))
-        bounds = np.searchsorted(which, np.arange(len(contexts) + 1)).tolist()
-        for context, (first, end) in zip(contexts, itertools.pairwise(bounds), strict=True):
-            self.tables.distribution(self._asked(context), p[first:end], words[first:end])
-        return p
 
     def _head(self, depth: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the best HEAD + 1 words of some rows of a depth, and their probabilities, best first; 0: of the words alone."""

@@ -116,6 +116,15 @@ class MixedModel(Whole):
         with np.errstate(divide="ignore"):
             return np.log10(p)
 
+    def shares_of(self, contexts: Sequence[np.ndarray], which: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """As CompiledModel.shares_of()."""
+        p = np.zeros(len(words))
+        for part, own in zip(self.parts, self.union.own, strict=True):
+            theirs = own[words]
+            there = (theirs != UNK) | (words == UNK)
+            p[there] += part.weight * part.model.shares_of([own[context] for context in contexts], which[there], theirs[there])
+        return p
+
     def explain(self, text: bytes) -> Iterator[list[ExplainedWord]]:
         """As CompiledModel.explain(): what the n-grams of all models give, each by its weight."""
         for sentence in zip(*(part.model.explain(text) for part in self.parts), strict=True):
@@ -185,7 +194,7 @@ class MixedModel(Whole):
         if BOS not in without:                 # as a next word <s> has the probability that it scores, or 0
             if self.order == 1 or not all(contexts):
                 return None                    # where nothing stands before it, it scores 1
-            start = self.shares_of(contexts, which[0], np.full(n, BOS, np.uint32))
+            start = self.shares_of([self._asked(context) for context in contexts], which[0], np.full(n, BOS, np.uint32))
         for i, part in enumerate(self.parts):
             asked = [self._read_by(i, context) for context in contexts]
             ids, p, found = part.model.extend(asked, m, *self._range_of(i, *places), 0)
@@ -197,7 +206,8 @@ class MixedModel(Whole):
 
     def _read_by(self, i: int, context: Sequence[int]) -> list[int]:
         """Return the words of a context that matter, by the ids of model i."""
-        return self.union.own[i][self._asked(context)].tolist()
+        own = self.union.own[i]
+        return [int(own[word]) for word in context[max(0, len(context) - self.order + 1):]]
 
     def _range_of(self, i: int, low: int, high: int) -> tuple[int, int]:
         """Return the places in byte order that the words of model i have in it of those with places in [low, high) here."""
@@ -208,7 +218,7 @@ class MixedModel(Whole):
     @functools.cached_property
     def _places(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """Of the words of each model, in byte order, their places here and in the model."""
-        return [(np.sort(self.ranks[ours]), np.sort(part.model.ranks[alive]))
+        return [(np.sort(self.ranks[ours]).astype(np.int64), np.sort(part.model.ranks[alive]))
                 for part, alive, ours in zip(self.parts, self.union.alive, self.union.ours, strict=True)]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +54,18 @@ class CompiledModel(Scorer):
         rows = np.ascontiguousarray(rows[:, -self.order:], np.uint32)
         log10_p, _ = self.score_ids(rows.reshape(-1), np.tile(np.arange(rows.shape[1], dtype=np.uint8), len(rows)))
         return log10_p[rows.shape[1] - 1::rows.shape[1]]
+
+    def shares_of(self, contexts: Sequence[np.ndarray], which: np.ndarray, words: np.ndarray) -> np.ndarray:
+        """Return the probability of each word after contexts[which], float64 (n,).
+
+        contexts: uint32 each, of the words that matter. which: int64 (n,), rising. words: uint32 (n,).
+        """
+        if self.tables.exact:
+            return shares_by_rows(self, contexts, which, words)
+        p = np.empty(len(words))
+        ends = np.cumsum([len(context) for context in contexts], dtype=np.int64)
+        self.tables.shares(np.concatenate(contexts), ends, words, np.searchsorted(which, np.arange(len(contexts) + 1)), p)
+        return p
 
     def vocabulary(self) -> dict[str, np.ndarray]:
         """Return the "words" by id, uint8, their "lengths", uint32, and which ids are "alive", uint8: no others are predicted."""
@@ -150,6 +163,16 @@ def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int,
                 yield "text", end - at, lines
                 at = end
         before += len(chunk)
+
+
+def shares_by_rows(model: Any, contexts: Sequence[np.ndarray], which: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Return what CompiledModel.shares_of() does, of anything that has score_rows()."""
+    p = np.empty(len(words))
+    for length in set(map(len, contexts)):
+        same = np.array([len(context) == length for context in contexts])[which]
+        before = np.array([context if len(context) == length else np.zeros(length) for context in contexts], np.uint32)
+        p[same] = 10 ** model.score_rows(np.column_stack([before[which[same]], words[same]]))
+    return p
 
 
 def columns_of(ids: np.ndarray, log10_p: np.ndarray, given: int = 0) -> dict[str, np.ndarray]:

@@ -16,6 +16,7 @@ from kvps.lm import cache, container, followers
 from kvps.lm.followers import FollowingModel, context_of, load_following
 from kvps.store.directory import open_store
 from kvps.text.tokenize import Tokenizer
+from kvps.text.vocabulary import BOS
 
 WORDS = ["a", "b", "c", "the", "a\u00a0b", "\u732b", "a!", "word-of-more-than-sixteen-bytes"]
 SENTENCES = st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, max_size=12)
@@ -54,6 +55,14 @@ def check_answers(model, contexts, smoothing):
         for best, every in zip(model.next_words(contexts, k), model.next_words(contexts, None), strict=True):
             assert best.words == every.words[:k]
             assert best.probabilities.tolist() == every.probabilities[:k].tolist()
+    asked = [np.array(model.ids_of(context)[max(0, len(context) - model.order + 1):], np.uint32) for context in contexts]
+    every = np.setdiff1d(model.by_ground[0], [BOS])
+    found = model.shares_of(asked, np.repeat(np.arange(len(asked)), len(every)), np.tile(every, len(asked)))
+    for context, p in zip(contexts, found.reshape(len(asked), -1), strict=True):
+        assert p == pytest.approx(model.distribution(context)[every], rel=1e-9, abs=1e-300), (smoothing, context)
+        low, high = sorted(np.random.default_rng(len(every)).integers(0, model.n_words + 1, 2).tolist())
+        there = math.fsum(model.distribution(context)[model.by_rank[low:high]])
+        assert model.mass(model.ids_of(context), low, high) == there
 
 
 @FEW
@@ -72,6 +81,7 @@ def test_next_words_are_a_distribution(sentences, order, shards, share, contexts
         with open_store(made.path) as store:
             for smoothing in DISTRIBUTIONS:
                 check_answers(load_following(store, smoothing, top, threads=1), contexts, smoothing)
+            check_answers(load_following(store, exact=True, threads=1), contexts, "modified-kneser-ney")
 
 
 @FEW
@@ -133,7 +143,7 @@ def test_draws_have_the_distribution(smoothing, choices, small, seed):
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_long_lists(order, tmp_path, seed):
-    """Words that were seen once after a word of very many are set apart, and get what is theirs; for every order."""
+    """Words that were seen once after a word of very many get what is theirs; for every order."""
     rng = np.random.default_rng(seed)
     names = [f"w{i}" for i in range(2000)]
     text = [f"the {a} {b}" for a, b in zip(names, rng.choice(names[:300], 2000), strict=True)]
@@ -142,6 +152,33 @@ def test_long_lists(order, tmp_path, seed):
     with open_store(tmp_path / "s") as store:
         for smoothing in DISTRIBUTIONS:
             check_answers(load_following(store, smoothing), [["the"], ["w7", "the"], ["<s>", "the"], ["zebra", "the"]], smoothing)
+
+
+def test_best_of_long_lists(tmp_path, seed):
+    """The k best words after a word of very many are the first k of all.
+
+    Words that are rare after it may be common after the longer context, or by themselves.
+    """
+    rng = np.random.default_rng(seed)
+    names = [f"w{i}" for i in range(1500)]
+    often = (1500 / np.arange(1, 1501)).astype(int)
+    text = [f"{'the' if rng.random() < 0.7 else 'in the'} {name}" for name, n in zip(names, often, strict=True) for _ in range(n)]
+    text += [f"in the {name}" for name in rng.choice(names[1000:], 5) for _ in range(3)]
+    text += [f"{name} {other}" for name in rng.choice(names[200:], 30) for other in rng.choice(names, 80)]     # by themselves
+    text += [f"{other} {name}" for name in rng.choice(names[1000:], 5) for other in rng.choice(names, 300)]
+    with kvps.create(tmp_path / "s", order=3, shards=2) as store:
+        store.train(text, threads=1)
+    with open_store(tmp_path / "s") as store:
+        for smoothing in [*DISTRIBUTIONS, "stupid-backoff"]:
+            model = load_following(store, smoothing)
+            contexts = [model.ids_of(words) for words in (["the"], ["in", "the"], ["<s>", "the"], ["zebra", "the"])]
+            ids, p, _ = model.top(contexts, model.n_words)
+            for k in (1, 2, 7, 60, 300):
+                found = model.top(contexts, k)
+                assert (found[0] == ids[:, :k]).all(), (smoothing, k)
+                assert (found[1] == p[:, :k]).all(), (smoothing, k)
+                whole, some = (model.extend(contexts, n, 0, model.n_words, 0)[0] for n in (model.n_words, k))
+                assert (some == whole[:, :k]).all(), (smoothing, k)
 
 
 def test_generated_text_is_the_seeds(small):
