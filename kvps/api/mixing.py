@@ -29,7 +29,7 @@ def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: It
 
     Args:
         out: a new file, or one to be replaced.
-        models: directories of stores, addresses, and files of imported models, all with the same tokenizer.
+        models: directories of stores, addresses, ARPA files and imported models, all with the same tokenizer.
         dev: each a str, that the tokenizer makes words of, or a list of words.
         smoothing, order: one for all models, or one for each; an imported model has its own smoothing.
         anyway: mix even so. A model to which more words are unknown may have a lower perplexity for that alone.
@@ -62,7 +62,7 @@ class Classifier:
         """Open the models.
 
         Args:
-            models: by class, the directory of a store, an address, or the file of an imported model or of a mixture.
+            models: by class, the directory of a store, an address, an ARPA file, or the file of an imported model or of a mixture.
             prior: how probable each class is, by name, in any unit; "uniform"; by default as many sentences as its store has.
             smoothing, order, exact, stale, tokenizer, threads: as in load(), of all models.
 

@@ -47,11 +47,12 @@ class WordScore(NamedTuple):
 def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: int | None = None, exact: bool = False,
          stale: str = "wait", *, labels: Iterable[str] | None = None, tokenizer: Spec | None = None,
          threads: int | None = None) -> Model:
-    """Open a store's last version as a model, compiling it where that has not been done yet, an imported model, or a mixture.
+    """Open a store's last version as a model, compiling it where that has not been done yet, or an ARPA file, or a mixture.
 
     Args:
-        model: a store's directory; the address of a server, where it is then compiled and asked; the file of an imported model,
-            which takes neither smoothing nor exact nor labels; or that of a mixture, which takes no order either.
+        model: a store's directory; the address of a server, where it is then compiled and asked; an ARPA file, read once and
+            kept in the user's cache folder, or the file of an imported model, which take neither smoothing nor exact nor
+            labels; or that of a mixture, which takes no order either.
         smoothing: NAME or NAME:VALUE: modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad),
             witten-bell (wb), lidstone:0.1, laplace, mle, stupid-backoff:0.4.
         order: highest order used; the store's by default.

@@ -27,7 +27,7 @@ def compiled(path: str, progress: Progress, kind: type[Scorer] = Scorer, *, foll
     """
     name_warnings()
     chosen = parse(smoothing)
-    with opening.open_model_place(path) as place:
+    with opening.open_model_place(path, progress.stage("importing")) as place:
         words = store_tokenizer(place.path, place.identity["tokenizer"], tokenizer)
         yield model_at(place, chosen, order, kind=kind, following=following, exact=exact, labels=labels, stale=stale,
                        threads=threads, scratch=temp and Path(temp), progress=progress.stage("compiling")), words

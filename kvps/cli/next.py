@@ -22,8 +22,8 @@ def command(model: str, contexts: tuple[str, ...], k: int, tokenizer: str | None
     reads lines from stdin. "<s>" begins a sentence. Prints probability, the sum so far, and the word, with tabs between, and
     the context before them where there are several. Over all words the sum is 1.
 
-    The first call over a store makes a file beside the compiled model that lists what follows each context. An imported model
-    or a mixture has none, and asks for every word.
+    The first call over a store makes a file beside the compiled model that lists what follows each context. A model
+    imported with --no-list-ngrams has none, and asks for every word.
 
     \b
     Example:

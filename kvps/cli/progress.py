@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 
 REFRESH_S = 0.1
-IN_BYTES = ("counting", "scoring")     # stages whose numbers are bytes of text
+IN_BYTES = ("counting", "scoring", "importing")     # stages whose numbers are bytes of text
 
 
 class Progress:
@@ -58,7 +58,7 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
         if stage not in self._stages:
-            self._stages.append(stage)
+            self._stages.insert(0 if self._stage is None else self._stages.index(self._stage) + 1, stage)
         tqdm.monitor_interval = 0          # no thread of its own
         tqdm.write(f"=== {self._stages.index(stage) + 1}/{len(self._stages)} {stage} ===", file=sys.stderr)
         self._stage = stage

@@ -20,15 +20,13 @@ import os
 from collections.abc import Iterator
 
 from kvps._walker import State, Walker
-from kvps.errors import DataError, KvpsError
-from kvps.lm import arpa_cache, container, opening
+from kvps.errors import KvpsError
+from kvps.lm import opening
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.ps.places import address
 
 __all__ = ["ARPALoadComplain", "Config", "FullScoreReturn", "LanguageModel", "LoadMethod", "Model", "State"]
-
-BINARY = b"mmap lm http://kheafield.com/code"      # begins a file of KenLM's build_binary
 
 
 class LoadMethod:
@@ -144,12 +142,6 @@ class LanguageModel(Model):
 
 def _opened(name: str) -> Scorer:
     """Return the model that a name means."""
-    place: str | os.PathLike[str] = name
-    if address(name) is None and os.path.isfile(name):
-        place = name = os.path.realpath(name)
-        if container.begins(name, len(BINARY)) == BINARY:
-            raise DataError(f"{name}: is a binary file of KenLM; name the ARPA file that it was made of", path=name)
-        if not container.is_model(name):
-            place = arpa_cache.model_of(name)
+    place = name if address(name) is not None else os.path.realpath(name)
     with opening.open_model_place(place) as opened:
         return opening.load(opened, Scorer, parse(DEFAULT), None)

@@ -6,8 +6,8 @@ inode, length and times, its first and last bytes. A file that changed is made i
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from kvps.errors import CorruptionError, StoreError
@@ -18,8 +18,10 @@ from kvps.units import cpu_count
 LOOKED_AT_BYTES = 1 << 16          # at both ends
 
 
-def model_of(path: str | os.PathLike[str]) -> Path:
+def model_of(path: str | os.PathLike[str], progress: Callable[[int, int], None] = lambda done, total: None) -> Path:
     """Return the model file of an ARPA file, making it where there is none.
+
+    progress: called with (bytes read, bytes in all) meanwhile.
 
     Raises:
         DataError: the file is not as KenLM accepts it. StoreError: it cannot be read, or nothing can be written.
@@ -38,7 +40,8 @@ def model_of(path: str | os.PathLike[str]) -> Path:
                 from kvps.lm.arpa_read import import_arpa
                 from kvps.text.tokenize import Tokenizer
 
-                import_arpa(source, made, tokenizer=Tokenizer.from_spec("whitespace", False), threads=cpu_count())
+                import_arpa(source, made, tokenizer=Tokenizer.from_spec("whitespace", False), threads=cpu_count(),
+                            progress=progress)
                 for other in folder.glob(f"{stem}-*.kvm"):
                     if other != made:
                         with contextlib.suppress(OSError):
@@ -48,6 +51,8 @@ def model_of(path: str | os.PathLike[str]) -> Path:
 
 def _digests(source: Path) -> tuple[str, str]:
     """Return what names a path, and what names the file that is there."""
+    import hashlib  # here: it takes longer than the rest
+
     with open(source, "rb") as file:
         about = os.fstat(file.fileno())
         ends = [file.read(LOOKED_AT_BYTES)]

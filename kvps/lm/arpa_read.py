@@ -53,7 +53,7 @@ MISSING_UNK = 100.0            # KenLM takes -100 for log10 p of an <unk> that i
 
 
 def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_ratio: int = DEFAULT_MAX_RATIO,
-                list_ngrams: bool = False, threads: int = 1, scratch: Path | None = None,
+                list_ngrams: bool = True, threads: int = 1, scratch: Path | None = None,
                 progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
     """Write the model file `path` from an ARPA file, plain or compressed (.gz, .bz2, .xz, .zst).
 

@@ -1,4 +1,4 @@
-"""Open a MODEL: a store, of which a compiled model is made, the file of an imported model, or that of a mixture."""
+"""Open a MODEL: a store, of which a compiled model is made, an ARPA file or the imported model of one, or the file of a mixture."""
 from __future__ import annotations
 
 import os
@@ -6,13 +6,14 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from kvps.errors import ArgumentError, VersionMismatch
-from kvps.lm import cache, container
+from kvps.errors import ArgumentError, CorruptionError, DataError, VersionMismatch
+from kvps.lm import arpa_cache, cache, container
 from kvps.lm.mixture import BEGINS, MixtureFile
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import Smoothing
 from kvps.ps.places import address, open_place
 from kvps.store.directory import StoreDirectory
+from kvps.text.streams import SUFFIXES
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,15 +22,23 @@ if TYPE_CHECKING:
 
 S = TypeVar("S", bound=Scorer)
 LISTED = 1 << 16               # n-grams read at once
+LOOKED_AT_BYTES = 1 << 12      # of a file, to tell what it is
+KENLM = b"mmap lm http://kheafield.com/code"       # begins a file of KenLM's build_binary
+ARPA = (b"\\", b"#")           # begin an ARPA file, behind blanks
 
 
 class ModelFile:
-    """A model file that stands where a store may: it has a path, an identity and one version, 0, and is never written."""
+    """A model file that stands where a store may: it has a path, an identity and one version, 0, and is never written.
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    Attributes:
+        path: what was named. file: the model; another one where an ARPA file was named.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], file: Path | None = None) -> None:
         """Look at the description of a file."""
         self.path = Path(path)
-        meta, _ = container.read(self.path)
+        self.file = file or self.path
+        meta, _ = container.read(self.file)
         if meta["format"] != container.MODEL_FORMAT or meta["kind"] != "arpa":
             raise VersionMismatch(f"{path}: a model of kind {meta['kind']} and format {meta['format']}, expected an imported "
                                   f"one of format {container.MODEL_FORMAT}; name the store, or import it again", path=str(path),
@@ -45,10 +54,10 @@ class ModelFile:
         """Yield the list of k-grams, uint32 (n, k + 1), some at once; ArgumentError where there is none."""
         import numpy as np  # here: scoring text does without it
 
-        _, arrays = container.read(self.path)
+        _, arrays = container.read(self.file)
         if f"listed.{k}" not in arrays:
-            raise ArgumentError(f"{self.path}: does not list its n-grams; import it again with --list-ngrams")
-        pages, rows = container.pages(self.path, arrays), arrays[f"listed.{k}"]
+            raise ArgumentError(f"{self.path}: does not list its n-grams; import it again without --no-list-ngrams")
+        pages, rows = container.pages(self.file, arrays), arrays[f"listed.{k}"]
         for at in range(0, len(rows), (k + 1) * LISTED):
             some = rows[at:at + (k + 1) * LISTED]
             pages.compare(some.cast("B"))
@@ -64,11 +73,30 @@ class ModelFile:
         self.close()
 
 
-def open_model_place(path: str | os.PathLike[str]) -> StoreDirectory | RemoteDirectory | ModelFile | MixtureFile:
-    """Open what a MODEL argument names: a store's folder, a server's address, the file of an imported model or of a mixture."""
-    if address(path) is None and os.path.isfile(path):
-        return MixtureFile(path, open_model_place) if container.begins(path, 1) == BEGINS else ModelFile(path)
-    return open_place(path)
+def open_model_place(path: str | os.PathLike[str], progress: Callable[[int, int], None] = lambda done, total: None) \
+        -> StoreDirectory | RemoteDirectory | ModelFile | MixtureFile:
+    """Open what a MODEL argument names: a store's folder, a server's address, the file of an imported model or of a mixture.
+
+    Or an ARPA file: its model is kept in the user's cache folder.
+
+    Args:
+        progress: called with (bytes read, bytes in all) while that is made.
+
+    Raises:
+        CorruptionError: the file is none of these. DataError: it is a binary file of KenLM, or not as an ARPA file has to be.
+    """
+    if address(path) is not None or not os.path.isfile(path):
+        return open_place(path)
+    if container.begins(path, len(BEGINS)) == BEGINS:
+        return MixtureFile(path, open_model_place)
+    if container.begins(path, len(KENLM)) == KENLM:
+        raise DataError(f"{path}: is a binary file of KenLM; name the ARPA file that it was made of", path=str(path))
+    if container.is_model(path):
+        return ModelFile(path)
+    if os.path.splitext(path)[1] not in SUFFIXES and container.begins(path, LOOKED_AT_BYTES).lstrip()[:1] not in ARPA:
+        raise CorruptionError(f"{path}: is no model, or a damaged one (import it again), and no ARPA file: line 1 is not \\data\\",
+                              path=str(path))
+    return ModelFile(path, arpa_cache.model_of(path, progress))
 
 
 def load(place: StoreDirectory | ModelFile, kind: Callable[[Path, Smoothing, int | None], S], smoothing: Smoothing,
@@ -82,6 +110,6 @@ def load(place: StoreDirectory | ModelFile, kind: Callable[[Path, Smoothing, int
             raise ArgumentError(f"{place.path}: was imported; it has no {'labels' if labels is not None else 'exact form'}")
         if order is not None and not 1 <= order <= top:
             raise ArgumentError(f"order {order} is not possible: {place.path} has orders 1 to {top}")
-        return kind(place.path, smoothing, order)
+        return kind(place.file, smoothing, order)
     return cache.load(place, lambda made: kind(made, smoothing, order), kind=smoothing.kind, top=order, exact=exact, labels=labels,
                       stale=stale, threads=threads, scratch=scratch, progress=progress)

@@ -314,7 +314,45 @@ def test_command(tmp_path):
     for options in (["--smoothing", "witten-bell"], ["--exact"], ["--labels", "a"], ["-o", "4"]):
         assert "tiny.kvm" in run("perplexity", model, tmp_path / "text.txt", *options, code=2).stderr
     model.write_bytes(model.read_bytes()[:-1])
-    assert "import again" in run("perplexity", model, tmp_path / "text.txt", code=3).stderr
+    assert "import it again" in run("perplexity", model, tmp_path / "text.txt", code=3).stderr
+
+
+def test_arpa_file_as_model(tmp_path, monkeypatch):
+    """Wherever MODEL stands an ARPA file may, plain or compressed; it is read once. What is none of all is told in one line."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    (tmp_path / "tiny.arpa").write_bytes(TINY)
+    (tmp_path / "tiny.arpa.gz").write_bytes(gzip.compress(b"\n# a comment\n" + TINY))
+    (tmp_path / "text.txt").write_text("a b\nb a\n")
+    run("import", tmp_path / "m", tmp_path / "tiny.arpa")
+    for name in ("tiny.arpa", "tiny.arpa.gz"):
+        for command, *rest in (("score", "--words"), ("perplexity", tmp_path / "text.txt", "--json"), ("next", "a"),
+                               ("complete", "a "), ("generate", "--seed", 5), ("explain", "a b"),
+                               ("evaluate", tmp_path / "text.txt"), ("rescore",)):
+            ours, theirs = (CliRunner().invoke(main, [command, str(tmp_path / model), *map(str, rest)], input="0 ||| a b\n")
+                            for model in (name, "m"))
+            assert (ours.exit_code, theirs.exit_code) == (0, 0), (command, ours.output)
+            assert ours.stdout == theirs.stdout != "", command
+    run("mix", tmp_path / "mixed", tmp_path / "tiny.arpa", tmp_path / "tiny.arpa.gz", "--dev", tmp_path / "text.txt")
+    run("export", tmp_path / "mixed", tmp_path / "mixed.arpa")
+    with kvps.load(tmp_path / "mixed") as mixed, kvps.load(tmp_path / "tiny.arpa") as model:
+        assert mixed.score("a b") == pytest.approx(model.score("a b"))
+        assert model.path == tmp_path / "tiny.arpa"
+        monkeypatch.setattr("kvps.lm.arpa_read.import_arpa", None)
+        with kvps.load(tmp_path / "tiny.arpa.gz") as again:
+            assert again.score("a b") == model.score("a b")
+        with pytest.raises(ArgumentError, match=r"tiny\.arpa: was imported"):
+            kvps.load(tmp_path / "tiny.arpa", exact=True)
+
+    wrong = {"text.txt": "no ARPA file: line 1", "empty": "line 1", "binary": "binary file of KenLM", "cut": "import it again",
+             "bad.arpa": "line 2"}
+    (tmp_path / "empty").touch()
+    (tmp_path / "binary").write_bytes(b"mmap lm http://kheafield.com/code format version 5\n\0" + bytes(100))
+    (tmp_path / "cut").write_bytes((tmp_path / "m").read_bytes()[:-1])
+    (tmp_path / "bad.arpa").write_bytes(TINY.replace(b"ngram 1", b"ngram 7"))
+    monkeypatch.undo()
+    for name, why in wrong.items():
+        result = CliRunner().invoke(main, ["score", str(tmp_path / name)], input="a\n")
+        assert result.exit_code != 0 and result.stderr.count("\n") == 1 and why in result.stderr, (name, result.stderr)
 
 
 def test_imported_models_and_counts(tmp_path):
@@ -335,7 +373,7 @@ def test_imported_models_and_counts(tmp_path):
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and "takes a store" in result.stderr
 
 
-@pytest.mark.parametrize("listed", [[], ["--list-ngrams"]], ids=["hashes", "listed"])
+@pytest.mark.parametrize("listed", [["--no-list-ngrams"], []], ids=["hashes", "listed"])
 @pytest.mark.parametrize("smoothing", ["modified-kneser-ney", "witten-bell"])
 @pytest.mark.parametrize("order", [1, 2, 4])
 def test_next_words_of_imported_models(order, smoothing, listed, tmp_path):

@@ -145,9 +145,10 @@ def test_arpa(folder):
     for options in (["--prune", "0,1"], ["--counts"], ["--smoothing", "wb"], ["--labels", "a"]):
         assert "is a mixture" in run("export", folder / "mix", folder / "x.arpa", *options, code=2).stderr
     assert "was imported" in run("export", folder / "ships.kvm", folder / "x.arpa", code=2).stderr
+    run("import", folder / "ships.kvm", folder / "ships.arpa", "--no-list-ngrams")
     run("mix", folder / "mix", folder / "animals", folder / "ships.kvm", "--dev", folder / "dev.txt")
-    assert "import it again with --list-ngrams" in run("export", folder / "mix", folder / "x.arpa", code=2).stderr
-    run("import", folder / "ships.kvm", folder / "ships.arpa", "--list-ngrams")
+    assert "import it again without --no-list-ngrams" in run("export", folder / "mix", folder / "x.arpa", code=2).stderr
+    run("import", folder / "ships.kvm", folder / "ships.arpa")
     again = json.loads(run("export", folder / "mix", folder / "x.arpa", "--json").stdout)
     assert again["ngrams"] == found["ngrams"]
     assert "order 4" in run("export", folder / "mix", folder / "x.arpa", "-o", 4, code=2).stderr

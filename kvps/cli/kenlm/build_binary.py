@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
     if scratch is not None and not os.path.isdir(scratch):
         scratch = os.path.dirname(scratch) or "."
     try:
-        import_arpa(source, Path(output), tokenizer=PLAIN, max_ratio=0, threads=cpu_count(),
+        import_arpa(source, Path(output), tokenizer=PLAIN, max_ratio=0, list_ngrams=False, threads=cpu_count(),
                     scratch=None if scratch is None else Path(scratch))
     except DataError as exc:
         allowed = [option for option in ("-s", "-i") if option in options]
