@@ -14,7 +14,7 @@ from libc.stdlib cimport calloc, free, malloc
 from libc.string cimport memset
 
 from kvps._keys cimport mix
-from kvps._pages cimport Pages, page_view, usable
+from kvps._pages cimport Paged, Pages, usable
 from kvps._smoothing cimport LIDSTONE, STUPID_BACKOFF, kept, shares, smoothing
 from kvps._types cimport BOS, EOS, LARGE_CODE, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
@@ -141,7 +141,7 @@ cdef class Workspace:
 
 
 @cython.final
-cdef class Followers:
+cdef class Followers(Paged):
     """The lists of a followers file, borrowed from their owner, and a smoothing; immutable once it has that.
 
     Args:
@@ -153,9 +153,6 @@ cdef class Followers:
         ranks: uint32 (n_words,), the place of each word in byte order; by_rank: uint32 (n_words,), the words in it.
         pages: of the file.
     """
-    cdef object owner
-    cdef Pages pages
-    cdef page_view* page
     cdef readonly int order
     cdef level levels[MAX_ORDER]
     cdef const uint64_t* starts
@@ -183,8 +180,7 @@ cdef class Followers:
         if not 1 <= order <= MAX_ORDER or len(levels) < order - 1 or parts.shape[0] != ranks.shape[0] \
                 or by_rank.shape[0] != ranks.shape[0] or starts.shape[0] < 2:
             raise ValueError(f"{len(levels)} levels for order {order}, {parts.shape[0]} parts and {ranks.shape[0]} ranks")
-        self.owner = [levels, starts, parts, ranks, by_rank]
-        self.pages, self.page = pages, <page_view*>NULL if pages is None else &pages.view
+        self.take([levels, starts, parts, ranks, by_rank], pages)
         self.order, self.n_words, self.n_parts = order, parts.shape[0], <uint32_t>(starts.shape[0] - 1)
         self.starts, self.parts, self.ranks = &starts[0], &parts[0], &ranks[0]
         self.by_rank = &by_rank[0]
@@ -231,16 +227,6 @@ cdef class Followers:
         else:
             narrow = column
             c.data = <const byte_t*>&narrow[0]
-        return 0
-
-    cdef int compare(self, const void* p, index_t n_bytes) except -1:
-        """Compare all pages of an array now; raise CorruptionError where one is damaged."""
-        usable(self.page, p, n_bytes)
-        return self.refuse_damage()
-
-    cdef int refuse_damage(self) except -1:
-        if self.pages is not None:
-            self.pages.refuse_damage()
         return 0
 
     def smooth(self, int kind, double value, discounts, double vocabulary, grounds):

@@ -1,6 +1,6 @@
 # The compiled model; see _model.pyx.
 from kvps._buckets cimport table
-from kvps._pages cimport Pages, page_view
+from kvps._pages cimport Paged
 from kvps._smoothing cimport smoothing
 from kvps._tally cimport by_sentence, tally
 from kvps._types cimport MAX_ORDER, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
@@ -25,13 +25,7 @@ cdef struct place:
     int length                     # words that matter for what follows
 
 
-cdef const char* utf8(text, Py_ssize_t* n) except NULL
-
-
-cdef class Tables:
-    cdef object owner
-    cdef Pages pages
-    cdef page_view* page                   # of `pages`, or NULL
+cdef class Tables(Paged):
     cdef table entries
     cdef const uint64_t* unigrams
     cdef const uint32_t* unigram_contexts  # per word: number of its totals as a context, plus 1; 0: none
@@ -56,8 +50,6 @@ cdef class Tables:
     cdef double unigram_gamma              # mass for the uniform distribution, times uniform
     cdef weight* weights                   # order rows of n_totals + 1, see weight_of()
 
-    cdef int compare(self, const void* p, index_t n_bytes) except -1
-    cdef int refuse_damage(self) except -1
     cdef weight* weight_of(self, int d, uint32_t number) noexcept nogil
     cdef index_t find_row(self, const exact_rows* r, const word_t* key, int n) noexcept nogil
     cdef index_t find_in_part(self, const exact_rows* r, uint32_t part, const word_t* key, int n) noexcept nogil

@@ -5,8 +5,6 @@ Twin: tests/reference.py.
 """
 cimport cython
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize
 from libc.math cimport INFINITY, log10
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcmp, memcpy, memset
@@ -16,10 +14,11 @@ from kvps._block cimport (
 from kvps._buckets cimport (
     BUCKET, HIGHS, MARKS, ONES, after, bucket_at, fingerprint, has_marks, home, mark_of, partner, read_slot, table, tag_of)
 from kvps._keys cimport bit_length, equal16, fetch, load64, lowest, mix, mul_high, u64
-from kvps._pages cimport Pages, page_view, usable
+from kvps._pages cimport Paged, Pages, page_view, usable
 from kvps._smoothing cimport GIVEN, LIDSTONE, MODIFIED_KNESER_NEY, STUPID_BACKOFF, kept, shares
 from kvps._tally cimport by_sentence, count, count_log10, start, tally, write_row
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, int64_t, uint8_t, uint32_t, uint64_t
+from kvps._utf8 cimport utf8
 from kvps._vocabulary cimport FrozenWords, encode_lines
 
 cdef extern from "Python.h":
@@ -78,7 +77,7 @@ cdef index_t first_row(const word_t* rows, index_t width, index_t low, index_t h
 
 
 @cython.final
-cdef class Tables:
+cdef class Tables(Paged):
     """A compiled model's arrays, borrowed from their owner, and its smoothing; `pages` are those of the file they lie in.
 
     Look-ups compare a page of the file before they read from it. What is short, or read as a whole when a smoothing is
@@ -89,8 +88,7 @@ cdef class Tables:
         if (not 1 <= order <= MAX_ORDER or unigrams.shape[0] < 3 or totals.shape[0] % 4 or totals.shape[0] == 0
                 or unigram_contexts.shape[0] != unigrams.shape[0]):
             raise ValueError(f"order {order}, {unigrams.shape[0]} unigrams, {totals.shape[0]} numbers for totals")
-        self.owner = [unigrams, unigram_contexts, totals, large]
-        self.pages, self.page = pages, <page_view*>NULL if pages is None else &pages.view
+        self.take([unigrams, unigram_contexts, totals, large], pages)
         self.compare(&unigrams[0], 8 * unigrams.shape[0])
         self.compare(&unigram_contexts[0], 4 * unigram_contexts.shape[0])
         self.compare(&totals[0], 8 * totals.shape[0])
@@ -104,17 +102,6 @@ cdef class Tables:
         self.n_large = large.shape[0]
         self.large = &large[0] if large.shape[0] else NULL
         self.exact = False
-
-    cdef int compare(self, const void* p, index_t n_bytes) except -1:
-        """Compare all pages of an array now; raise CorruptionError where one is damaged."""
-        usable(self.page, p, n_bytes)
-        return self.refuse_damage()
-
-    cdef int refuse_damage(self) except -1:
-        """Raise CorruptionError if a damaged page was met."""
-        if self.pages is not None:
-            self.pages.refuse_damage()
-        return 0
 
     def use_hashes(self, const byte_t[::1] entries, int code_bytes, int n_partitions, const uint64_t[::1] escaped,
                    const uint32_t[::1] escaped_numbers):
@@ -1067,16 +1054,6 @@ def find_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, Pages pag
             usable(&pages.view, &rows[first, 0], 4 * rows.shape[1] * (end - first))
     pages.refuse_damage()
     return first, end
-
-
-cdef const char* utf8(text, Py_ssize_t* n) except NULL:
-    """Return the bytes of a str or bytes, borrowed from it, and how many."""
-    if isinstance(text, str):
-        return PyUnicode_AsUTF8AndSize(text, n)
-    if isinstance(text, bytes):
-        n[0] = PyBytes_GET_SIZE(text)
-        return PyBytes_AS_STRING(text)
-    raise TypeError(f"Cannot convert {type(text)} to string")
 
 
 def histories(const uint32_t[::1] ids, int order, uint8_t[::1] out):

@@ -17,3 +17,11 @@ cdef class Pages:
     cdef page_view view
     cdef object owner, path
     cdef int refuse_damage(self) except -1
+
+cdef class Paged:
+    cdef object owner
+    cdef Pages pages
+    cdef page_view* page                   # of `pages`, or NULL
+    cdef int take(self, object owner, Pages pages) except -1
+    cdef int compare(self, const void* p, uint64_t n_bytes) except -1
+    cdef int refuse_damage(self) except -1

@@ -98,3 +98,23 @@ cdef class Pages:
         where = f"page {page - 1} at offset {(page - 1) * PAGE}" if page <= self.view.n_pages else "a place outside of it"
         raise CorruptionError(f"{self.path}: {where} is damaged; delete this file, it will be made again", path=self.path,
                               key=page - 1 if page <= self.view.n_pages else None)
+
+
+cdef class Paged:
+    """What borrows arrays from an owner, and compares the pages of the file that they lie in, if they lie in one."""
+
+    cdef int take(self, object owner, Pages pages) except -1:
+        """Keep the owner of the arrays, and the pages of the file or None."""
+        self.owner, self.pages, self.page = owner, pages, <page_view*>NULL if pages is None else &pages.view
+        return 0
+
+    cdef int compare(self, const void* p, uint64_t n_bytes) except -1:
+        """Compare all pages of an array now; raise CorruptionError where one is damaged."""
+        usable(self.page, p, n_bytes)
+        return self.refuse_damage()
+
+    cdef int refuse_damage(self) except -1:
+        """Raise CorruptionError if a damaged page was met."""
+        if self.pages is not None:
+            self.pages.refuse_damage()
+        return 0

@@ -2,13 +2,13 @@
 
 The rules of the check: The Unicode Standard, table 3-7, "Well-Formed UTF-8 Byte Sequences".
 """
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from cpython.unicode cimport PyUnicode_AsUTF8AndSize
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy
 
 from kvps._types cimport byte_t, index_t
+from kvps._utf8 cimport utf8
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
@@ -74,14 +74,6 @@ def first_invalid_utf8(const byte_t[::1] text not None):
     return found
 
 
-cdef const char* text_of(line, Py_ssize_t* n) except NULL:
-    """Return the bytes of a bytes, or of a str of ASCII, and how many."""
-    if isinstance(line, bytes):
-        n[0] = PyBytes_GET_SIZE(line)
-        return PyBytes_AS_STRING(line)
-    return PyUnicode_AsUTF8AndSize(line, n)
-
-
 def join_lines(list sentences not None, index_t first, index_t limit):
     """Return (bytes, end): sentences[first:end], each with a newline behind it, as far as they are plain.
 
@@ -101,7 +93,7 @@ def join_lines(list sentences not None, index_t first, index_t limit):
                 line = (<str>line).encode()
             except UnicodeEncodeError:
                 break
-        p = text_of(line, &size)
+        p = utf8(line, &size)
         if n and n + size >= limit or size and memchr(p, 10, size) != NULL:
             break
         lines.append(line)
@@ -110,7 +102,7 @@ def join_lines(list sentences not None, index_t first, index_t limit):
     joined = PyBytes_FromStringAndSize(NULL, n)
     out = PyBytes_AS_STRING(joined)
     for line in lines:
-        p = text_of(line, &size)
+        p = utf8(line, &size)
         memcpy(out, p, size)
         out[size] = 10
         out += size + 1

@@ -1,5 +1,5 @@
 # Words <-> ids in flat arrays, the same for a table that grows and for one mapped from a file.
-from kvps._pages cimport Pages, page_view
+from kvps._pages cimport Paged, page_view
 from kvps._types cimport byte_t, index_t, word_t, uint32_t, uint64_t
 
 cdef struct vocab_view:
@@ -16,9 +16,6 @@ cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t 
 cdef index_t encode_lines(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids, index_t* n_sentences) noexcept nogil
 cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uint32_t* ids) noexcept nogil
 
-cdef class FrozenWords:
+cdef class FrozenWords(Paged):
     cdef vocab_view v
-    cdef object owner
-    cdef Pages pages
     cdef void compare_whole(self) noexcept nogil
-    cdef int refuse_damage(self) except -1

@@ -13,7 +13,7 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
 from kvps._keys cimport fetch, load64, mix
-from kvps._pages cimport Pages, usable
+from kvps._pages cimport Paged, Pages, usable
 from kvps._types cimport BOS, EOS, FIRST_WORD, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "splitting.hpp" namespace "kvps" nogil:
@@ -328,23 +328,17 @@ cdef class WordTable:
 
 
 @cython.final
-cdef class FrozenWords:
+cdef class FrozenWords(Paged):
     """A table over arrays that somebody else owns (a mapped model); `pages` are those of the file that they lie in."""
 
     def __cinit__(self, const uint64_t[::1] slots, const uint64_t[::1] ends, const byte_t[::1] blob, Pages pages=None):
         if slots.shape[0] == 0 or slots.shape[0] & (slots.shape[0] - 1) or ends.shape[0] == 0:
             raise ValueError("a frozen vocabulary needs a power of two of slots and the ends of its words")
-        self.owner = (slots, ends, blob)
+        self.take((slots, ends, blob), pages)
         self.v.slots, self.v.mask = &slots[0], slots.shape[0] - 1
         self.v.ends, self.v.n_words = &ends[0], ends.shape[0] - 1
         self.v.blob = &blob[0] if blob.shape[0] else NULL
-        self.pages, self.v.pages = pages, &pages.view if pages is not None else NULL
-
-    cdef int refuse_damage(self) except -1:
-        """Raise CorruptionError if a damaged page was met."""
-        if self.pages is not None:
-            self.pages.refuse_damage()
-        return 0
+        self.v.pages = self.page
 
     cdef void compare_whole(self) noexcept nogil:
         """Compare all pages of the table now, so that look-ups need not ask for each: for long texts."""

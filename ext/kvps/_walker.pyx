@@ -4,8 +4,9 @@ from libc.string cimport memcmp
 
 from kvps._block cimport NONE
 from kvps._keys cimport mix
-from kvps._model cimport Tables, place, utf8
+from kvps._model cimport Tables, place
 from kvps._types cimport BOS, EOS, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+from kvps._utf8 cimport utf8
 from kvps._vocabulary cimport FrozenWords, encode_line, find_word, hash_word
 
 
