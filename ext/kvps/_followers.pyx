@@ -699,10 +699,10 @@ cdef class Followers(Paged):
             i += 1
         return self.levels[x.d].words[i]
 
-    cdef word_t draw(self, const word_t* last, int n, const double* reached, uint64_t* state) noexcept nogil:
+    cdef word_t draw(self, const word_t* last, int n, const double* reached, int tries, uint64_t* state) noexcept nogil:
         """Draw a word that is neither <s> nor <unk> by walking down: at each context its own words, or on to the shorter one.
 
-        reached[i]: the sum of the shares of the ground of the first i + 1 words by it.
+        reached[i]: the sum of the shares of the ground of the first i + 1 words by it. NO_WORD if so many tries give none.
         """
         cdef listing lists[MAX_ORDER + 1]
         cdef int d, seen, tried
@@ -710,7 +710,7 @@ cdef class Followers(Paged):
         cdef double r, total
         cdef word_t word
         seen = self.find(last, n, lists)
-        for tried in range(TRIES):
+        for tried in range(tries):
             word = <word_t>NO_WORD
             if self.rules.kind == LIDSTONE and n > 0:
                 total = self.rules.value * self.rules.vocabulary + (lists[n].den if seen == n else 0)
@@ -738,6 +738,17 @@ cdef class Followers(Paged):
             if word != BOS and word != UNK and <index_t>word < self.n_words and reached[n_ground - 1] > 0:
                 return word
         return <word_t>NO_WORD
+
+    def draw_word(self, const uint32_t[::1] context, const double[::1] reached, uint64_t seed):
+        """Draw one word after a context; NO_WORD where it is <s> or <unk>, or none has a probability. Arguments as generate()."""
+        cdef int n = <int>min(context.shape[0], <index_t>self.order - 1)
+        cdef word_t word
+        if reached.shape[0] != self.n_ground[n == 0]:
+            raise ValueError(f"{reached.shape[0]} sums of {self.n_ground[n == 0]} words")
+        with nogil:
+            word = self.draw(&context[0] + context.shape[0] - 1, n, &reached[0], 1, &seed)
+        self.refuse_damage()
+        return word
 
     cdef word_t choose(self, Workspace ws, const word_t* last, int n, double sharpness, index_t top_k, double top_p,
                        const double* tempered, uint64_t* state) noexcept nogil:
@@ -859,7 +870,7 @@ cdef class Followers(Paged):
                 ends[i] = 0
                 while length < max_words:
                     if plain:
-                        word = self.draw(recent + known - 1, known, &reached[0], &state)
+                        word = self.draw(recent + known - 1, known, &reached[0], TRIES, &state)
                     if not plain or word == <word_t>NO_WORD:           # perhaps <unk> has nearly all there is
                         word = self.choose(ws, recent + known - 1, known, sharpness, top_k, top_p, &tempered[0], &state)
                     if word == EOS or word == <word_t>NO_WORD:

@@ -251,6 +251,10 @@ class FollowingModel(CompiledModel, Foresight):
                                     choices.top_k or 0, top_p, *self._shares(choices.temperature), words, lengths, ends)
         return words, lengths, ends
 
+    def draw_word(self, context: Sequence[int], seed: int) -> int:
+        """Return a word drawn after a context; prediction.NO_WORD where it would be <s> or <unk>, or there is none."""
+        return self.followers.draw_word(np.array(context, np.uint32), self._shares(1.0)[0], seed)
+
     def _shares(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """Return what drawing needs of the ground; kept for the temperature that was asked for last."""
         kept = self._drawing

@@ -229,13 +229,32 @@ class Whole(Foresight):
             random = np.random.default_rng([seed, first + i])
             said = list(start)
             for length in range(max_words):
-                word = self._drawn(self.distribution_of(said), random.random(), choices)
+                word = self.drawn(said, random, choices)
                 if word is None or word == EOS:
                     ends[i] = NOTHING if word is None else ENDED
                     break
                 words[i, length], lengths[i] = word, length + 1
                 said.append(word)
         return words, lengths, ends
+
+    def drawn(self, said: Sequence[int], random: np.random.Generator, choices: Choices) -> int | None:
+        """Return a word drawn after what was said, or None where no word has a probability."""
+        if choices.top_k is not None:
+            ids, p, found = self.extend([said], min(choices.top_k, self.n_words), 0, self.n_words, 0)
+            words, shares = ids[0, :found[0]], p[0, :found[0]]
+        else:
+            p = self.in_order(said)            # nothing depends on ids
+            p[self.ranks[[UNK, BOS]]] = 0
+            best = slice(None) if choices.top_p is None else _first(p, len(p))
+            words, shares = self.by_rank[best], p[best]
+        if choices.temperature != 1 and len(shares):
+            shares = (shares / max(shares.max(), 1e-300)) ** (1 / choices.temperature)
+        reached = np.cumsum(shares)
+        if choices.top_p is not None and len(reached):
+            reached = reached[:int(np.searchsorted(reached, choices.top_p * reached[-1])) + 1]
+        if not len(reached) or reached[-1] <= 0:
+            return None
+        return int(words[min(int(np.searchsorted(reached, random.random() * reached[-1], "right")), len(reached) - 1)])
 
     def foreseen(self, text: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.foreseen()."""
@@ -320,23 +339,6 @@ class Whole(Foresight):
     def _asked(self, context: Sequence[int]) -> np.ndarray:
         """Return the words of a context that matter, uint32."""
         return np.array(context[max(0, len(context) - self.order + 1):], np.uint32)
-
-    def _drawn(self, p: np.ndarray, r: float, choices: Choices) -> int | None:
-        """Return the word that a number in [0, 1) stands for, or None where no word has a probability."""
-        p[[UNK, BOS]] = 0
-        p = p[self.by_rank]                    # nothing depends on ids
-        best = np.arange(len(p))
-        if choices.top_k is not None or choices.top_p is not None:
-            best = _first(p, choices.top_k or len(p))
-        shares = p[best]
-        if choices.temperature != 1 and len(shares):
-            shares = (shares / max(shares.max(), 1e-300)) ** (1 / choices.temperature)
-        reached = np.cumsum(shares)
-        if choices.top_p is not None and len(best):
-            reached = reached[:int(np.searchsorted(reached, choices.top_p * reached[-1])) + 1]
-        if not len(reached) or reached[-1] <= 0:
-            return None
-        return int(self.by_rank[best[min(int(np.searchsorted(reached, r * reached[-1], "right")), len(reached) - 1)]])
 
 
 def _first(shares: np.ndarray, k: int) -> np.ndarray:

@@ -19,9 +19,11 @@ import numpy as np
 from kvps._vocabulary import FrozenWords, WordTable
 from kvps.errors import ArgumentError
 from kvps.lm.explain import ExplainedWord
-from kvps.lm.foresight import Promising, Whole, sorted_words
+from kvps.lm.followers import FollowingModel
+from kvps.lm.foresight import Choices, Promising, Whole, sorted_words
 from kvps.lm.mixture import MixtureFile
 from kvps.lm.model import columns_of, rows_of
+from kvps.lm.prediction import NO_WORD
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, MIXED
 from kvps.lm.statistics import Statistics
@@ -30,6 +32,7 @@ from kvps.text.vocabulary import BOS, SPECIALS, UNK
 # Of the mean log-likelihood of a token, in nats: less than a millionth of the perplexity.
 TOLERANCE = 1e-9
 MAX_STEPS = 10_000
+TRIES = 1000                   # to draw a word that is neither <s> nor <unk>
 
 
 class Component(NamedTuple):
@@ -203,6 +206,21 @@ class MixedModel(Whole):
             which.append(np.nonzero(there)[0])
             others += part.weight * np.where(found == m, p[:, -1], 0)
         return Promising(np.concatenate(words), np.concatenate(which), np.maximum(start, others))
+
+    def drawn(self, said: Sequence[int], random: np.random.Generator, choices: Choices) -> int | None:
+        """As Whole.drawn(): as the distribution is, by a model that is drawn by its weight."""
+        if choices == Choices(1.0, None, None) and all(isinstance(part.model, FollowingModel) for part in self.parts):
+            for _ in range(TRIES):
+                i = int(np.searchsorted(self._reached, random.random(), "right"))
+                word = self.parts[i].model.draw_word(self._read_by(i, said), int(random.integers(1 << 63)))
+                if word != NO_WORD:
+                    return int(self.union.here[i][word])
+        return super().drawn(said, random, choices)        # perhaps <unk> has nearly all there is
+
+    @functools.cached_property
+    def _reached(self) -> np.ndarray:
+        """The sums of the weights of the models up to each, but for the last one, which has the rest."""
+        return np.cumsum([part.weight for part in self.parts])[:-1]
 
     def _read_by(self, i: int, context: Sequence[int]) -> list[int]:
         """Return the words of a context that matter, by the ids of model i."""

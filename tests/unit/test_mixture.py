@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from draws import N_DRAWS, check_draws
 
 import kvps
 from kvps.cli import main
@@ -152,6 +153,19 @@ def test_arpa(folder):
     again = json.loads(run("export", folder / "mix", folder / "x.arpa", "--json").stdout)
     assert again["ngrams"] == found["ngrams"]
     assert "order 4" in run("export", folder / "mix", folder / "x.arpa", "-o", 4, code=2).stderr
+
+
+@pytest.mark.parametrize("choices", [{}, {"temperature": 0.6}, {"top_k": 3}, {"top_p": 0.8}, {"top_k": 4, "top_p": 0.7}], ids=str)
+@pytest.mark.parametrize("names", [("animals", "ships"), ("animals", "ships.kvm")], ids=str)
+def test_draws_have_the_distribution(names, choices, folder, seed):
+    """Words are drawn as often as the mixture says, of stores and of imported models; the same seed gives the same ones."""
+    run("mix", folder / "mix", *(folder / name for name in names), "--dev", folder / "dev.txt")
+    with kvps.load(folder / "mix") as model:
+        for prompt in ("the", "a zebra", ""):
+            drawn = model.generate(prompt, N_DRAWS, seed=seed, max_words=1, **choices)
+            (after,) = model.next([["<s>", *prompt.split()]], None)
+            check_draws([" ".join(line.split()[len(prompt.split()):]) or "</s>" for line in drawn], after, **choices)
+            assert drawn[:3] == model.generate(prompt, 3, seed=seed, max_words=1, **choices)
 
 
 def test_refusals(folder):
