@@ -90,15 +90,17 @@ def _best(model: Foresight, found: list[_Beginning], k: int) -> list[_Beginning]
 
 def _range(model: Foresight, partial: bytes) -> tuple[int, int]:
     """Return which words in byte order begin with some bytes."""
+    spelled = model.spelled
+
     def first(reached: Callable[[bytes], bool]) -> int:
-        low, high = 0, model.n_words
+        low, high = 0, len(spelled)
         while low < high:
             middle = (low + high) // 2
-            if reached(model.words.word(int(model.by_rank[middle]))):
+            if reached(model.words.word(int(model.by_rank[spelled[middle]]))):
                 high = middle
             else:
                 low = middle + 1
-        return low
+        return int(spelled[low]) if low < len(spelled) else model.n_words
 
     return first(lambda word: word >= partial), first(lambda word: word[:len(partial)] > partial)
 

@@ -197,6 +197,7 @@ class FollowingModel(CompiledModel, Foresight):
         ids = np.flatnonzero(there).astype(np.uint32)
         self.by_ground = [ids[np.lexsort((self.ranks[ids], -ground[ids]))] for ground in (self.ground, self.alone)]
         self.n_next = len(ids)
+        self.spelled = np.sort(self.ranks[ids])
         vocabulary = self.statistics.vocabulary + (2 if self.smoothing.name == "modified-kneser-ney" else 3)
         self.followers.smooth(self.smoothing.number, self.smoothing.kernel_value, self.discounts, float(vocabulary),
                               list(zip((self.ground, self.alone), self.by_ground, strict=True)))

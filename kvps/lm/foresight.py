@@ -8,6 +8,7 @@ that are promising, and say how probable others can be at most, the best ones co
 from __future__ import annotations
 
 import abc
+import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -82,6 +83,7 @@ class Foresight(abc.ABC):
     n_next: int                            # words that may come, <s> and <unk> among them
     ranks: np.ndarray                      # uint32 (n_words,): the place of each word in byte order
     by_rank: np.ndarray                    # uint32 (n_words,): the words in it
+    spelled: np.ndarray                    # the places of those whose bytes the model has: words of a store without counts have none
 
     @abc.abstractmethod
     def ids_of(self, words: Sequence[str | bytes]) -> list[int]:
@@ -205,6 +207,11 @@ class Foresight(abc.ABC):
 
 class Whole(Foresight):
     """Next words from the distribution over all words: for models that have no lists of what follows a context."""
+
+    @functools.cached_property
+    def spelled(self) -> np.ndarray:       # type: ignore[override]
+        """The places of all words."""
+        return np.arange(self.n_words)
 
     def mass(self, context: Sequence[int], low: int, high: int) -> float:
         """As Foresight.mass()."""

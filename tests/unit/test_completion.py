@@ -116,3 +116,24 @@ def test_the_greatest_shares(rng, n):
             for k in {1, 2, 10, n // 64 or 1, n}:
                 best = [i for i in np.argsort(-some, kind="stable") if some[i] > 0][:k]
                 assert foresight._first(some, k).tolist() == best
+
+
+def test_words_without_counts(tmp_path):
+    """What was forgotten, or has other labels, is not in the way of a half word: answers are those of a store without it."""
+    one = ["the ship sank", "the shore", "of the sea", "we sail the sea", "a boat"]
+    two = ["thank you", "thee and thou", "she sells shells", "zebras sleep", "about the theme", "seal", "sharks swim"]
+    with (kvps.create(tmp_path / "both", order=3) as both, kvps.create(tmp_path / "alone", order=3) as alone):
+        both.train(two, label="2", threads=1)
+        both.update(one, label="1", threads=1)
+        alone.train(one, threads=1)
+        asked = ["the s", "of th", "we sa", "a b", "t", "s", "z", "the sh", "thank"]
+        with alone.model("witten-bell") as model:
+            expected = model.complete(asked)
+        assert any(expected) and not expected[-1]
+        with both.model("witten-bell", labels=["1"]) as model:
+            assert [[row.text for row in rows] for rows in model.complete(asked)] == [[row.text for row in rows] for rows in expected]
+            found = [row.probability for rows in model.complete(asked) for row in rows]
+            assert found == pytest.approx([row.probability for rows in expected for row in rows])
+        both.forget_labels(["2"])
+        with both.model("witten-bell") as model:
+            assert model.complete(asked) == expected
