@@ -18,7 +18,8 @@ COLOURS = ("bright_black", "blue", "cyan", "green", "yellow", "magenta", "red", 
 @click.command("explain")
 @options.store(written=False, name="model")
 @click.argument("sentences", nargs=-1, required=True, metavar="SENTENCE...")
-@click.option("--html", "page", metavar="FILE", type=click.Path(dir_okay=False), help="Write a heat map as a page of HTML.")
+@click.option("--html", "page", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True),
+              help="Write a heat map as a page of HTML; - is stdout.")
 @options.scoring
 @options.tokenizer
 def command(model: str, sentences: tuple[str, ...], page: str | None, tokenizer: str | None, as_json: bool,
@@ -49,8 +50,10 @@ def command(model: str, sentences: tuple[str, ...], page: str | None, tokenizer:
         text = b"".join(made.prepare(text.removesuffix(b"\n") + b"\n", name="sentence") for text in texts)
         found = ready.explain(text)
         if page is not None:
+            page = files.STDOUT if page == "-" else page
             files.atomic_write(page, heat_map(found, f"{model}", f"{ready.smoothing}, order {ready.order}."), private=False)
-            say(f"{page}: written") if not as_json else emit({"path": page})
+            if not files.is_stream(page):
+                say(f"{page}: written") if not as_json else emit({"path": page})
             return
         for words in found:
             if as_json:

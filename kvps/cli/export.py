@@ -26,7 +26,7 @@ def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
 
 @click.command("export")
 @options.store(written=False, name="model")
-@click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path())
+@click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path(allow_dash=True))
 @options.order
 @click.option("--smoothing", default="modified-kneser-ney", show_default=True, metavar="NAME[:VALUE]",
               help="modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb).")
@@ -52,7 +52,7 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
     """Write the model as an ARPA file, or its counts.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
-    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed. Pruning and vocabulary
+    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed, - is stdout. Pruning and vocabulary
     are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
     At the same size --prune-to mostly leaves a better model than --prune does. Of a mixture it has the n-grams of its models
     together, each with the probability that the mixture gives to it.
@@ -70,6 +70,7 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
     from kvps.lm import opening
     from kvps.lm.arpa import Choices, export
     from kvps.lm.mixture import MixtureFile
+    from kvps.store import files
     from kvps.units import format_bytes
 
     began = time.monotonic()
@@ -78,6 +79,8 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
         given = _given(ctx, CHOICES)
         if given:
             raise click.UsageError(f"--{given[0].replace('_', '-')} is for ARPA files, not for --counts")
+    elif output == "-":
+        output = files.STDOUT
     elif Path(output).is_dir():
         raise click.UsageError(f"{output}: is a folder, expected the name of a file")
     scratch = temp and Path(temp)
@@ -107,6 +110,8 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
             with Progress(["exporting"], unit=" n-grams") as progress:
                 result = export(store, output, order=order, labels=labels, choices=choices, threads=threads, scratch=scratch,
                                 progress=progress.stage("exporting"))
+    if files.is_stream(output) and not counts:
+        return
     n_ngrams = many(sum(result["ngrams"].values()), "n-grams")
     tell(result, f"{output}: version {result['version']}, order {result['order']}, {n_ngrams}, {format_bytes(result['bytes'])}",
          as_json, began=began)

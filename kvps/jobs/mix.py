@@ -13,7 +13,7 @@ import numpy as np
 
 from kvps.errors import ArgumentError, DataError
 from kvps.jobs.models import model_at
-from kvps.lm import mixture, opening
+from kvps.lm import container, mixture, opening
 from kvps.lm.mixed import best_weights, refuse_scores, shares
 from kvps.lm.model import CompiledModel
 from kvps.lm.pools import windowed
@@ -50,6 +50,8 @@ def mix(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]], d
         "perplexity" alone}.
     """
     out = Path(out)
+    if os.path.lexists(out) and not (out.is_file() and container.begins(out, len(mixture.BEGINS)) == mixture.BEGINS):
+        raise ArgumentError(f"{out}: exists, and is no mixture; name another file")
     if not 1 <= len(models) <= mixture.MAX_MODELS:
         raise ArgumentError(f"{len(models)} models cannot be mixed: between 1 and {mixture.MAX_MODELS} can")
     smoothings, orders = each(smoothing, len(models), "smoothings"), each(order, len(models), "orders")

@@ -29,7 +29,7 @@ from kvps._buckets import fill_given, mark_contexts, slots_per_bucket
 from kvps._spill import Spill
 from kvps._statistics import chain_start
 from kvps._vocabulary import WordTable
-from kvps.errors import DataError
+from kvps.errors import ArgumentError, DataError
 from kvps.lm import container
 from kvps.lm.compile import BUCKET_BYTES, MAX_PARTITIONS, PARTITION_RECORDS, RECORD_BYTES, SeedCollision, section
 from kvps.lm.ordered import Partitions, unpacked
@@ -65,11 +65,13 @@ def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_rat
         progress: called with (bytes read, bytes in all), as they lie on disk.
 
     Raises:
-        DataError: the file is not as KenLM accepts it; `line` tells where.
+        DataError: the file is not as KenLM accepts it; `line` tells where. ArgumentError: `path` is that file.
 
     Returns:
         {"path", "order", "ngrams": {order: n}, "bytes": of the model file}.
     """
+    if path.exists() and path.samefile(source):
+        raise ArgumentError(f"{path}: is the ARPA file itself; name another file for its model")
     for seed in range(8):
         with contextlib.suppress(SeedCollision), contextlib.ExitStack() as stack:
             made = _Import(stack, os.fspath(source), seed, max_ratio, scratch or path.absolute().parent, list_ngrams, progress)

@@ -17,6 +17,7 @@ from kvps.errors import KvpsError, StoreError, StoreFull
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
+STDOUT = "/dev/stdout"
 
 # LMDB's and our own locks do not hold across machines, and rename or fsync may lie there.
 NETWORK_FILE_SYSTEMS = frozenset({
@@ -82,9 +83,9 @@ def make_dir(path: str | Path) -> None:
         os.mkdir(path, DIR_MODE)
 
 
-def open_new(path: str | Path) -> int:
-    """Create a file that must not exist, mode 0600, and return its descriptor for writing."""
-    with reporting(path):
+def open_new(path: str | Path, *, name: str | Path | None = None) -> int:
+    """Create a file that must not exist, mode 0600, and return its descriptor for writing; `name`: for messages."""
+    with reporting(name or path):
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, FILE_MODE)
 
 
@@ -136,14 +137,21 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bo
     """Write a whole file so that a crash leaves the old one or the new one; durable on return.
 
     private: mode 0600. Otherwise it is a file that leaves the store: what the user's umask makes of 0666, and not synced,
-    since it can be made again.
+    since it can be made again. A link is followed then, and what is no file is written to as it is: see is_stream().
     """
+    if not private:
+        if is_stream(path):
+            _write_through(path, data)
+            return
+        path = os.path.realpath(path)
+    elif os.path.lexists(path) and not (os.path.islink(path) or os.path.isfile(path)):
+        raise StoreError(f"{path}: is there already, and is no file", path=str(path))
     path = Path(path)
     temporary = path.with_name(f"{path.name}.tmp-{os.urandom(8).hex()}")
     pieces = [data] if isinstance(data, bytes) else data
-    fd = open_new(temporary)
+    fd = open_new(temporary, name=path)
     try:
-        with reporting(temporary), os.fdopen(fd, "wb") as out:
+        with reporting(path), os.fdopen(fd, "wb") as out:
             for piece in pieces:
                 out.write(piece)
             out.flush()
@@ -152,12 +160,29 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bo
                 os.umask(umask)
                 os.fchmod(out.fileno(), 0o666 & ~umask)
             if private:
-                fsync(out.fileno(), temporary)
+                fsync(out.fileno(), path)
         rename(temporary, path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
         raise
+
+
+def is_stream(path: str | Path) -> bool:
+    """Return whether what is to be written is no file that could be made anew: stdout, a pipe, a device."""
+    try:
+        return str(path) == STDOUT or not stat.S_ISREG(os.stat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _write_through(path: str | Path, data: bytes | Iterable[bytes]) -> None:
+    with reporting(path):
+        # Of stdout the same open file, whose place others know.
+        fd = os.dup(1) if str(path) == STDOUT else os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NOCTTY)
+        with os.fdopen(fd, "wb") as out:
+            for piece in [data] if isinstance(data, bytes) else data:
+                out.write(piece)
 
 
 def read_exactly(fd: int, count: int, offset: int) -> bytes:

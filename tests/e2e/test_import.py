@@ -2,6 +2,11 @@
 import gzip
 import json
 import lzma
+import os
+import stat
+import subprocess
+import sys
+import threading
 import tracemalloc
 
 import pytest
@@ -353,6 +358,35 @@ def test_arpa_file_as_model(tmp_path, monkeypatch):
     for name, why in wrong.items():
         result = CliRunner().invoke(main, ["score", str(tmp_path / name)], input="a\n")
         assert result.exit_code != 0 and result.stderr.count("\n") == 1 and why in result.stderr, (name, result.stderr)
+
+
+def test_outputs_that_are_no_files(tmp_path):
+    """stdout and pipes are written to as they are, links are followed, and no model is made in the place of its ARPA file."""
+    with kvps.create(tmp_path / "s", order=2) as store:
+        store.train(["the cat sat", "the dog sat"], threads=1)
+    run("export", tmp_path / "s", tmp_path / "a.arpa")
+    expected = (tmp_path / "a.arpa").read_bytes()
+    for out in ("-", "/dev/stdout"):
+        found = subprocess.run([sys.executable, "-m", "kvps", "export", tmp_path / "s", out], capture_output=True, check=True)
+        assert found.stdout == expected
+    os.mkfifo(tmp_path / "pipe")
+    read = []
+    reader = threading.Thread(target=lambda: read.append((tmp_path / "pipe").read_bytes()))
+    reader.start()
+    assert run("export", tmp_path / "s", tmp_path / "pipe").stdout == ""
+    reader.join(timeout=60)
+    assert read == [expected] and stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    (tmp_path / "link").symlink_to("behind.arpa")
+    run("export", tmp_path / "s", tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "behind.arpa").read_bytes() == expected
+    page = subprocess.run([sys.executable, "-m", "kvps", "explain", tmp_path / "s", "the cat", "--html", "-"], capture_output=True,
+                          check=True)
+    assert page.stdout.startswith(b"<!doctype html>") and page.stdout.rstrip().endswith(b"</html>")
+
+    assert "is the ARPA file itself" in run("import", tmp_path / "a.arpa", tmp_path / "a.arpa", code=2).stderr
+    assert "is there already, and is no file" in run("import", tmp_path / "pipe", tmp_path / "a.arpa", code=4).stderr
+    assert str(tmp_path / "no" / "a.arpa") + ":" in run("export", tmp_path / "s", tmp_path / "no" / "a.arpa", code=4).stderr
+    assert (tmp_path / "a.arpa").read_bytes() == expected
 
 
 def test_imported_models_and_counts(tmp_path):

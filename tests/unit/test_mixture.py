@@ -168,6 +168,19 @@ def test_draws_have_the_distribution(names, choices, folder, seed):
             assert drawn[:3] == model.generate(prompt, 3, seed=seed, max_words=1, **choices)
 
 
+def test_what_is_there_is_kept(folder):
+    """An OUT that is a model, a text or a folder is not written over; a mixture is made anew."""
+    for name in ("ships.kvm", "dev.txt", "animals"):
+        before = (folder / name).read_bytes() if name != "animals" else None
+        result = CliRunner().invoke(main, ["mix", str(folder / name), str(folder / "animals"), str(folder / "ships.kvm"),
+                                           "--dev", str(folder / "dev.txt")])
+        assert result.exit_code == 2 and result.stderr.count("\n") == 1, result.stderr
+        assert before is None or (folder / name).read_bytes() == before
+    with pytest.raises(ArgumentError, match="is no mixture"):
+        kvps.mix(folder / "ships.kvm", [folder / "animals", folder / "ships"], ["the cat"])
+    run("mix", folder / "mix", folder / "ships", "--dev", folder / "dev.txt")
+
+
 def test_refusals(folder):
     """What cannot be mixed, or asked of a mixture, is refused in one line."""
     def refused(*arguments, match, code=2):
