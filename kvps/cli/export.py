@@ -52,8 +52,8 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
     """Write the model as an ARPA file, or its counts.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
-    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed, - is stdout. Pruning and vocabulary
-    are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
+    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed, - is stdout. Pruning and
+    vocabulary are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
     At the same size --prune-to mostly leaves a better model than --prune does. Of a mixture it has the n-grams of its models
     together, each with the probability that the mixture gives to it.
 

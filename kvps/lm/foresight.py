@@ -83,7 +83,7 @@ class Foresight(abc.ABC):
     n_next: int                            # words that may come, <s> and <unk> among them
     ranks: np.ndarray                      # uint32 (n_words,): the place of each word in byte order
     by_rank: np.ndarray                    # uint32 (n_words,): the words in it
-    spelled: np.ndarray                    # the places of those whose bytes the model has: words of a store without counts have none
+    spelled: np.ndarray                    # int64, the places of those that it has bytes of: not those of a store without counts
 
     @abc.abstractmethod
     def ids_of(self, words: Sequence[str | bytes]) -> list[int]:

@@ -131,9 +131,9 @@ def test_words_without_counts(tmp_path):
             expected = model.complete(asked)
         assert any(expected) and not expected[-1]
         with both.model("witten-bell", labels=["1"]) as model:
-            assert [[row.text for row in rows] for rows in model.complete(asked)] == [[row.text for row in rows] for rows in expected]
-            found = [row.probability for rows in model.complete(asked) for row in rows]
-            assert found == pytest.approx([row.probability for rows in expected for row in rows])
+            for ours, theirs in zip(model.complete(asked), expected, strict=True):
+                assert [row.text for row in ours] == [row.text for row in theirs]
+                assert [row.probability for row in ours] == pytest.approx([row.probability for row in theirs])
         both.forget_labels(["2"])
         with both.model("witten-bell") as model:
             assert model.complete(asked) == expected
