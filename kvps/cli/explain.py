@@ -11,7 +11,10 @@ from kvps.cli import options
 if TYPE_CHECKING:
     from kvps.lm.explain import ExplainedWord
 
-BAR = 24                                   # characters of a bar
+COLUMNS = ("word", "log10 p", "order", "n-gram", "count", "discount", "of", "back-off", "gives", "its part")
+BAR, LEAST = 24, 8                         # characters of a bar, and of what has to give way in a narrow terminal
+NARROW = 130                               # characters of a terminal: below it what can be told from the rest is left out
+FILE_WIDTH = 160
 COLOURS = ("bright_black", "blue", "cyan", "green", "yellow", "magenta", "red", "bright_blue", "bright_red")
 
 
@@ -59,27 +62,42 @@ def command(model: str, sentences: tuple[str, ...], page: str | None, tokenizer:
             if as_json:
                 emit(as_dict(words))
             else:
-                _show(words)
+                _show(words, None if sys.stdout.isatty() else FILE_WIDTH)
 
 
-def _show(words: list[ExplainedWord]) -> None:
-    """Print a table of one sentence."""
+def _show(words: list[ExplainedWord], width: int | None) -> None:
+    """Print a table of one sentence; width: characters, None: as wide as the terminal."""
+    from rich.box import HEAVY_HEAD, SIMPLE_HEAD
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=" ".join(word.word for word in words[:-1]), caption=f"log10 p {sum(word.log10 for word in words):.6f}")
-    for name in ("word", "log10 p", "order", "n-gram", "count", "discount", "of", "back-off", "gives", "its part"):
-        table.add_column(name, justify="left" if name in ("word", "n-gram", "its part") else "right", no_wrap=name != "n-gram")
+    rows, styles, last = [], [], []
     for word in words:
-        for row, part in enumerate(word.parts):
+        for i, part in enumerate(word.parts):
             known = part.order > 0
-            style = "bold" if known and part.order == word.order else "dim" if part.share == 0 else ""
-            filled = round(BAR * part.share / word.probability) if word.probability > 0 else 0
-            table.add_row(Text(word.word + (" (oov)" if word.oov else "") if row == 0 else ""),
-                          f"{word.log10:.4f}" if row == 0 else "", str(part.order), Text(part.shown()),
-                          f"{part.count:,}" if known else "", f"{part.discount:.4f}" if part.discount else "",
-                          f"{part.total:,}" if known else "", f"{part.backoff:.4f}" if known else "", f"{part.share:.3g}",
-                          Text("█" * filled, style=COLOURS[part.order]), style=style, end_section=row == len(word.parts) - 1)
-    width = None if sys.stdout.isatty() else 160           # a file has none
-    Console(file=sys.stdout, width=width, highlight=False).print(table)
+            rows.append([word.word + (" (oov)" if word.oov else "") if i == 0 else "", f"{word.log10:.4f}" if i == 0 else "",
+                         str(part.order), part.shown(), f"{part.count:,}" if known else "",
+                         f"{part.discount:.4f}" if part.discount else "", f"{part.total:,}" if known else "",
+                         f"{part.backoff:.4f}" if known else "", f"{part.share:.3g}", ""])
+            styles.append("bold" if known and part.order == word.order else "dim" if part.share == 0 else "")
+            last.append(i == len(word.parts) - 1)
+    console = Console(file=sys.stdout, width=width, highlight=False)
+    narrow = console.width < NARROW
+    shown = [i for i, name in enumerate(COLUMNS) if not (narrow and name in ("order", "of"))]
+    widths = [max(map(cell_len, (name, *column))) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)]
+    room = console.width - sum(widths[i] + (1 if narrow else 3) for i in shown[:-1] if COLUMNS[i] != "n-gram") - 4
+    ngram = min(widths[COLUMNS.index("n-gram")], max(room - BAR, room // 2, LEAST))
+    bar = max(min(room - ngram, BAR), LEAST)
+    table = Table(title=" ".join(word.word for word in words[:-1]), caption=f"log10 p {sum(word.log10 for word in words):.6f}",
+                  box=SIMPLE_HEAD if narrow else HEAVY_HEAD, padding=(0, 1 - narrow), pad_edge=not narrow)
+    for i in shown:
+        name = COLUMNS[i]
+        table.add_column(name, justify="left" if name in ("word", "n-gram", "its part") else "right", overflow="fold",
+                         width={"n-gram": ngram, "its part": bar}.get(name), no_wrap=name != "n-gram")
+    parts = [(part, word.probability) for word in words for part in word.parts]
+    for row, style, is_last, (part, probability) in zip(rows, styles, last, parts, strict=True):
+        row[-1] = Text("█" * round(bar * part.share / probability if probability > 0 else 0), style=COLOURS[part.order])
+        table.add_row(*(Text(row[i]) if isinstance(row[i], str) else row[i] for i in shown), style=style, end_section=is_last)
+    console.print(table)

@@ -97,6 +97,14 @@ class Confusion:
                 "confusion": {true: {found: n for found in self.labels if (n := self.counts[true, found])} for true in self.labels}}
 
 
+def _sentences(model: Any) -> float:
+    """Return how many sentences a model was counted from; 0 where it does not know."""
+    try:
+        return float(model.statistics.sentences)
+    except ArgumentError:                      # a mixture
+        return 0.0
+
+
 class Classes:
     """A model for each class, and how probable the classes are."""
 
@@ -122,11 +130,11 @@ class Classes:
         if isinstance(prior, str):
             raise ArgumentError(f'a prior is a number for each class, or "uniform", not "{prior}"')
         if prior is None:
-            counts = [float(model.statistics.sentences) for model, _ in self._models]
+            counts = [_sentences(model) for model, _ in self._models]
             for label, count in zip(self.labels, counts, strict=True):
                 if count == 0:
-                    raise ArgumentError(f"{label}: its model knows of no sentences that it was counted from; say how probable "
-                                        "the classes are, or that they are uniform")
+                    raise ArgumentError(f"{label}: its model knows of no sentences that it was counted from; say with a prior how "
+                                        "probable the classes are, or that they are uniform")
             return counts
         if set(prior) != set(self.labels) or not all(0 < prior[label] < math.inf for label in self.labels):
             raise ArgumentError(f"priors are numbers above 0, one for each of {', '.join(self.labels)}; found "

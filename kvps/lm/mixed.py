@@ -22,7 +22,7 @@ from kvps.lm.explain import ExplainedWord
 from kvps.lm.followers import FollowingModel
 from kvps.lm.foresight import Choices, Promising, Whole, sorted_words
 from kvps.lm.mixture import MixtureFile
-from kvps.lm.model import columns_of, rows_of
+from kvps.lm.model import columns_of, columns_of_words, rows_of
 from kvps.lm.prediction import NO_WORD
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, MIXED
@@ -66,6 +66,10 @@ class MixedModel(Whole):
     def statistics(self) -> Statistics:
         """Refuse: what was counted, the models know."""
         raise ArgumentError(f"{self.path}: is a mixture, and has no statistics of its own; ask its models")
+
+    def vocabulary(self) -> dict[str, np.ndarray]:
+        """As CompiledModel.vocabulary(): the words of all models."""
+        return columns_of_words([self.words.word(i) for i in range(self.n_words)], np.ones(self.n_words, bool))
 
     # Scores
 

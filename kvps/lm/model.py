@@ -69,11 +69,9 @@ class CompiledModel(Scorer):
 
     def vocabulary(self) -> dict[str, np.ndarray]:
         """Return the "words" by id, uint8, their "lengths", uint32, and which ids are "alive", uint8: no others are predicted."""
-        words = [self.words.word(i) for i in range(len(self.unigrams))]
         alive = np.asarray(self.unigrams) > 0
         alive[[UNK, BOS, EOS]] = True
-        return {"words": np.frombuffer(b"".join(words), np.uint8), "lengths": np.array([len(word) for word in words], np.uint32),
-                "alive": alive.astype(np.uint8)}
+        return columns_of_words([self.words.word(i) for i in range(len(alive))], alive)
 
     def explain(self, text: bytes) -> Iterator[list[ExplainedWord]]:
         """Yield the words of each line of tokenised text with what their probabilities are made of; see kvps.lm.explain."""
@@ -163,6 +161,12 @@ def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int,
                 yield "text", end - at, lines
                 at = end
         before += len(chunk)
+
+
+def columns_of_words(words: Sequence[bytes], alive: np.ndarray) -> dict[str, np.ndarray]:
+    """Return what CompiledModel.vocabulary() does, of words by id and whether they are alive, bool."""
+    return {"words": np.frombuffer(b"".join(words), np.uint8), "lengths": np.array([len(word) for word in words], np.uint32),
+            "alive": alive.astype(np.uint8)}
 
 
 def shares_by_rows(model: Any, contexts: Sequence[np.ndarray], which: np.ndarray, words: np.ndarray) -> np.ndarray:

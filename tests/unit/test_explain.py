@@ -1,5 +1,6 @@
 """What a probability is made of: kvps explain and Model.explain."""
 import html.parser
+import importlib
 import json
 import math
 
@@ -93,6 +94,20 @@ def explain(store, *arguments, code=0, text=""):
     result = CliRunner().invoke(main, ["explain", str(store.path), *map(str, arguments)], input=text)
     assert result.exit_code == code, result.output
     return result.stdout if code == 0 else result.stderr
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+def test_table_fits(width, store, capsys):
+    """In a terminal of 80 characters every column that is left can be read, and there are bars."""
+    with store.model() as model:
+        for words in model.explain(["the cat sat"]):
+            importlib.import_module("kvps.cli.explain")._show(words, width)
+    lines = capsys.readouterr().out.splitlines()
+    head = next(line for line in lines if "log10 p" in line)
+    assert max(map(len, lines)) <= width
+    assert all(name in head for name in ("n-gram", "count", "discount", "back-off", "gives", "its part"))
+    assert any("the cat" in line for line in lines) and any("█" in line for line in lines)
+    assert not any("…" in line for line in lines)
 
 
 def test_table(store):

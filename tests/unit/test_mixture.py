@@ -168,6 +168,17 @@ def test_draws_have_the_distribution(names, choices, folder, seed):
             assert drawn[:3] == model.generate(prompt, 3, seed=seed, max_words=1, **choices)
 
 
+def test_classes(folder):
+    """A mixture can be a class of documents, with a prior: of what its models were counted from it knows nothing."""
+    run("mix", folder / "mix", folder / "animals", folder / "ships", "--dev", folder / "dev.txt")
+    asked = ["classify", f"both={folder}/mix", f"ships={folder}/ships"]
+    found = run(*asked, "--prior", "uniform", text="the cat sat\na ship ran aground\n").stdout.splitlines()
+    assert [line.split("\t")[0] for line in found] == ["both", "ships"]
+    assert "say with a prior" in run(*asked, text="the cat sat\n", code=2).stderr
+    with kvps.Classifier({"both": folder / "mix", "ships": folder / "ships"}, prior={"both": 1, "ships": 2}) as classes:
+        assert classes.classify("the cat sat").label == "both"
+
+
 def test_what_is_there_is_kept(folder):
     """An OUT that is a model, a text or a folder is not written over; a mixture is made anew."""
     for name in ("ships.kvm", "dev.txt", "animals"):
