@@ -750,39 +750,53 @@ cdef class Followers(Paged):
         self.refuse_damage()
         return word
 
+    cdef double most(self, bint alone) noexcept nogil:
+        """The greatest share of the ground that a word has, <s> and <unk> left out."""
+        cdef index_t i
+        for i in range(self.n_ground[alone]):
+            if self.by_ground[alone][i] != BOS and self.by_ground[alone][i] != UNK:
+                return self.ground[alone][self.by_ground[alone][i]]
+        return 0
+
     cdef word_t choose(self, Workspace ws, const word_t* last, int n, double sharpness, index_t top_k, double top_p,
                        const double* tempered, uint64_t* state) noexcept nogil:
         """Draw one of the best words, each by the power `sharpness` of its probability."""
         cdef index_t i, at = 0, n_heap = 0, n_chosen = 0
         cdef const uint32_t* order
-        cdef double total = 0, rest, r, ground, reached = 0
+        cdef double total = 0, rest, r, ground, top, reached = 0
         cdef candidate c, other
         cdef bint from_heap
         self.sum_up(ws, last, n, top_k)
         order = self.by_ground[ws.alone]
+        # Powers are those of shares of the greatest, so that they do not all become 0 at low temperatures.
         if top_k > 0:
             n_chosen = self.best(ws, top_k, True, 0, self.n_words)
             for i in range(n_chosen):
                 ws.chosen[i] = ws.heap[i]
-                ws.chosen[i].p = raised(ws.heap[i].p, sharpness)
+                ws.chosen[i].p = raised(ws.heap[i].p / ws.heap[0].p, sharpness)
                 total += ws.chosen[i].p
         else:
             # All words there are: those in the lists, and of the others the sum.
-            ground = raised(ws.scale, sharpness)
+            ground = ws.scale * self.most(ws.alone)
+            top = ground
+            for i in range(ws.n_touched):
+                if ws.touched[i] != UNK:
+                    top = max(top, self.probability(ws, ws.touched[i]))
+            if top <= 0:
+                ws.clear()
+                return <word_t>NO_WORD
+            ground = raised(ground / top, sharpness)
             rest = tempered[self.n_words]
             for i in range(ws.n_touched):
                 rest -= tempered[ws.touched[i]]
                 c.word = ws.touched[i]
                 if c.word == UNK:
                     continue
-                c.p, c.rank = raised(self.probability(ws, c.word), sharpness), self.ranks[c.word]
+                c.p, c.rank = raised(self.probability(ws, c.word) / top, sharpness), self.ranks[c.word]
                 ws.heap[n_heap] = c
                 n_heap += 1
                 total += c.p
             rest = rest * ground if rest > 0 else 0
-            if total + rest <= 0:
-                ws.clear()
-                return <word_t>NO_WORD
             if top_p >= 1:
                 r = drawn(state) * (total + rest)
                 for i in range(n_heap):
@@ -843,8 +857,8 @@ cdef class Followers(Paged):
             prompt: uint32, not empty: the words before, from <s> on.
             first: number of the first sentence; sentence `first + i` is row i.
             temperature: above 0. top_k: the best k words only; 0: all. top_p: the best words only that have this mass.
-            reached: see draw(); tempered: float64 (n_words + 1,), each word's share of the ground to the power of
-                1 / temperature, 0 for <s> and <unk>, and the sum of all.
+            reached: see draw(); tempered: float64 (n_words + 1,), each word's share of the ground, divided by the greatest one, to
+                the power of 1 / temperature, 0 for <s> and <unk>, and the sum of all.
             out: (n, max_words), OUT the words of each, without </s>. lengths: int64 (n,), OUT how many.
             ends: uint8 (n,), OUT 1 where </s> came, 0 where max_words did, 2 where no word has a probability.
         """

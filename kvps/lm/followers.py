@@ -262,8 +262,10 @@ class FollowingModel(CompiledModel, Foresight):
         if kept is None or kept[0] != temperature:
             alone = int(self.order == 1)
             ground, by_ground = (self.ground, self.alone)[alone], self.by_ground[alone]
-            tempered = np.where(ground > 0, ground, 1) ** (1 / temperature)
-            tempered[(ground == 0) | np.isin(np.arange(self.n_words), (UNK, BOS))] = 0
+            tempered = ground.copy()
+            tempered[[UNK, BOS]] = 0
+            there = tempered > 0
+            tempered[there] = (tempered[there] / tempered.max(initial=0)) ** (1 / temperature)
             kept = self._drawing = temperature, (np.cumsum(ground[by_ground]), np.append(tempered, math.fsum(tempered)))
         return kept[1]
 

@@ -183,6 +183,19 @@ def test_generate_greedily(small):
         assert model.generate(count=2, top_p=1e-9) == [" ".join(words[1:])] * 2
 
 
+@pytest.mark.parametrize("temperature", [0.003, 1e-6, 1e-300])
+def test_generate_at_low_temperatures(temperature, small):
+    """Near a temperature of 0 each word is the best one, however small its probability."""
+    for smoothing in ("modified-kneser-ney", "witten-bell", "laplace"):
+        with kvps.load(small, smoothing) as model:
+            assert len(model.generate("zebra", 5, temperature=temperature)) == 5       # where equal ones are the best
+            for prompt in ("", "the"):
+                greedy = model.generate(prompt, top_k=1)
+                assert model.generate(prompt, temperature=temperature) == greedy
+                assert model.generate(prompt, temperature=temperature, top_p=0.9) == greedy
+                assert model.generate(prompt, temperature=temperature, top_k=4) == greedy
+
+
 def test_generate_what_was_seen(small):
     """MLE draws nothing but n-grams of the text, and says after which words it knows none."""
     with kvps.load(small, "mle") as model:
