@@ -306,7 +306,8 @@ class Model:
 
         def answer(text: str) -> list[completion.Completion]:
             typed, partial = completion.split_typed(text, context_of(text, words, from_begin=True))
-            return model.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+            found = model.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+            return [row._replace(text=words.joined(row.text.split(" "))) for row in found]
 
         if isinstance(texts, str):
             return answer(texts)
@@ -339,7 +340,7 @@ class Model:
         begun = context_of(prompt, words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
         drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,
                                seed=secrets.randbits(64) if seed is None else seed, threads=self._threads or cpu_count())
-        return [" ".join([*begun, *sentence.words]) for sentence in drawn]
+        return [words.joined([*begun, *sentence.words]) for sentence in drawn]
 
     def close(self) -> None:
         """Let go of the compiled model and the store."""

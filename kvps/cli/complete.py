@@ -46,7 +46,8 @@ def command(model: str, texts: tuple[str, ...], k: int, min_count: int, max_word
         for argument in texts:
             for text in (line.removesuffix("\n") for line in sys.stdin) if argument == "-" else [argument]:
                 typed, partial = split_typed(text, context_of(text, words, from_begin=True))
-                found = ready.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
+                found = [row._replace(text=words.joined(row.text.split(" "))) for row in ready.complete(
+                    typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)]
                 if as_json:
                     emit({"text": text, "completions": [row._asdict() for row in found]})
                 for row in () if as_json else found:

@@ -42,10 +42,10 @@ def command(model: str, prompt: str, count: int, temperature: float, top_k: int 
     with (Progress(["compiling"], unit=" n-grams") as progress,
           compiled(model, progress, following=True, tokenizer=tokenizer, **choices) as (ready, made)):
         begun = context_of(prompt, made, from_begin=True)
-        for words, ended in ready.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
+        for drawn, ended in ready.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                                            max_words=max_words, threads=choices["threads"] or cpu_count()):
-            text = " ".join([*begun, *words])
+            text = made.joined([*begun, *drawn])
             if as_json:
-                emit({"text": text, "words": len(words), "ended": ended, "seed": seed})
+                emit({"text": text, "words": len(drawn), "ended": ended, "seed": seed})
             else:
                 say(text)

@@ -11,7 +11,7 @@ import operator
 import re
 import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from kvps.text import libraries, sentences
 
 BUILT_IN = ("whitespace", "char", "wordpunct")
 FORMS = ("NFC", "NFKC")
+BLANK_PIECE = "\u2581"    # what sentencepiece writes for a blank
 SEPARATORS = "\0\t\r "  # of words; do not change: stores hold counts made with them
 
 _SEPARATOR = re.compile(f"[{SEPARATORS}\n]")
@@ -123,6 +124,15 @@ class Tokenizer:
 
     def __repr__(self) -> str:
         return f"<Tokenizer {shown(self.to_json())}>"
+
+    def joined(self, words: Sequence[str]) -> str:
+        """Return words as people write them: in Chinese without blanks, pieces of sentencepiece as the words that they make."""
+        if self.spec in ("char", "jieba"):
+            return "".join(" " + word if before and b" " not in characters((before[-1] + word[0]).encode()) else word
+                           for before, word in zip(("", *words), words, strict=False))
+        if libraries.kind_of(self.spec) == "sentencepiece":
+            return "".join(words).replace(BLANK_PIECE, " ").strip(" ")
+        return " ".join(words)
 
     def sentences_of(self, data: bytes) -> list[int] | None:
         """Return how many lines prepare() makes of each line of `data`; None where it is one of each."""

@@ -4,8 +4,10 @@ import math
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 
 import kvps
+from kvps.cli import main
 from kvps.errors import ArgumentError
 from kvps.lm import foresight
 from kvps.lm.completion import split_typed
@@ -137,3 +139,27 @@ def test_words_without_counts(tmp_path):
         both.forget_labels(["2"])
         with both.model("witten-bell") as model:
             assert model.complete(asked) == expected
+
+
+def test_text_as_people_write_it(tmp_path):
+    """Completions and drawn sentences of characters begin with what was typed; Latin words keep their blanks."""
+    text = ["\u4eca\u5929\u5929\u6c14 very good", "\u4eca\u5929 GPU 4090 \u3002", "\u4eca\u665a"]
+    with kvps.create(tmp_path / "s", order=3, tokenizer="char") as store:
+        store.train(text, threads=1)
+        with store.model("witten-bell") as model:
+            found = [row.text for row in model.complete("\u4eca\u5929", 9)]
+            assert found and all(row.startswith("\u4eca\u5929") for row in found)
+            assert "\u4eca\u5929\u5929\u6c14very good" in found and "\u4eca\u5929GPU 4090\u3002" in found
+            for line in model.generate("\u4eca\u5929", 20, seed=1):
+                assert line.startswith("\u4eca\u5929")
+        for command in (["complete", str(store.path), "\u4eca\u5929"], ["generate", str(store.path), "--prompt", "\u4eca\u5929"]):
+            assert "\u4eca\u5929" in CliRunner().invoke(main, command).stdout
+
+
+def test_words_joined():
+    """Words are written so that the tokenizer makes the same ones of them again."""
+    char = Tokenizer.from_spec("char")
+    for words in (["\u4eca", "\u5929", "GPU", "4090", "!", "caf\u00e9", "a", ",", "b", "\u3002"], ["a"], [], ["\u4eca"]):
+        assert char.prepare(char.joined(words).encode()).decode().split() == words
+    assert char.joined(["\u4eca", "\u5929", "GPU", "4090", "!"]) == "\u4eca\u5929GPU 4090!"
+    assert Tokenizer.from_spec("whitespace").joined(["a", "\u4eca", "\u5929"]) == "a \u4eca \u5929"
