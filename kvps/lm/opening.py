@@ -10,7 +10,7 @@ from kvps.errors import ArgumentError, CorruptionError, DataError, VersionMismat
 from kvps.lm import arpa_cache, cache, container
 from kvps.lm.mixture import BEGINS, MixtureFile
 from kvps.lm.scorer import Scorer
-from kvps.lm.smoothing import Smoothing
+from kvps.lm.smoothing import DEFAULT, Smoothing
 from kvps.ps.places import address, open_place
 from kvps.store.directory import StoreDirectory
 from kvps.text.streams import SUFFIXES
@@ -108,6 +108,9 @@ def load(place: StoreDirectory | ModelFile, kind: Callable[[Path, Smoothing, int
         top = place.identity["order"]
         if exact or labels is not None:
             raise ArgumentError(f"{place.path}: was imported; it has no {'labels' if labels is not None else 'exact form'}")
+        if smoothing.name != DEFAULT:
+            raise ArgumentError(f"{place.path}: was imported with its probabilities, and cannot answer {smoothing}; a smoothing "
+                                "needs a store's counts")
         if order is not None and not 1 <= order <= top:
             raise ArgumentError(f"order {order} is not possible: {place.path} has orders 1 to {top}")
         return kind(place.file, smoothing, order)

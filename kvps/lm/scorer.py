@@ -73,16 +73,13 @@ class Scorer:
         """Map a compiled file.
 
         Args:
-            path: of the file; of the kind that the smoothing needs. One that was imported takes the default only.
+            path: of the file; of the kind that the smoothing needs. One that was imported has its own.
             order: score with n-grams up to this one; a Kneser-Ney file has the order it was made for.
         """
         meta, arrays = container.read(path)
         self.path = path
         self.smoothing = parse(smoothing)
         if meta["kind"] == GIVEN.kind:
-            if self.smoothing.name != DEFAULT:
-                raise ArgumentError(f"{path}: was imported with its probabilities, and cannot answer {self.smoothing}; "
-                                    "a smoothing needs a store's counts")
             self.smoothing = GIVEN
         self.statistics = Statistics.from_json(meta["statistics"])
         self.order = min(order or meta["order"], meta["order"])
