@@ -5,6 +5,7 @@
 - `kvps FILE ORDER STORE`: train a new store on FILE through the Python interface
 - `kenlm MODEL FILE`: score the lines of FILE with kenlm.Model
 - `score WHO MODEL FILE`: score the lines of FILE from Python, as one list and one by one, with "kvps", "compat" or "kenlm"
+- `complete MODEL FILE`: complete the beginnings of the lines of FILE one by one; milliseconds, median and 99th percentile
 - `table STORE N BATCH SEED`: fill a table with N keys, then push and pull batches; milliseconds, medians
 - `rows FOLDER N BATCH SEED`: the same with an LMDB row a key
 - `served STORE N BATCH SEED TRANSPORT`: the same with `kvps serve`, over "ipc" or, with keys, "tcp"; then several clients at once
@@ -21,6 +22,7 @@ import sys
 import time
 
 SHARDS = (4, 16, 64, 100, 256, 800)
+COMPLETED = 1000           # lines of which beginnings are completed
 CLIENTS, EACH = 4, 8       # that push at once, and how many batches
 PASSES = 5                 # over a text that is scored
 
@@ -103,6 +105,32 @@ def score(who, model, file):
             times.append(time.process_time() - start)
         found[name] = tokens / max(statistics.median(times), 1e-9)
     return found
+
+
+def complete(model, file):
+    """Return the median and the 99th percentile of single calls, after a pass over half of them: what a search box waits for.
+
+    A beginning is one to four words of a line and up to three letters of the next word.
+    """
+    import random
+
+    import numpy as np
+
+    from kvps import load
+    rng, typed = random.Random(1), []
+    with open(file, encoding="utf-8", newline="\n") as lines:
+        for words in (line.split() for line in lines):
+            if len(words) > 4 and len(typed) < COMPLETED:
+                n = rng.randint(1, 4)
+                typed.append(" ".join([*words[:n], words[n][:rng.randint(0, 3)]]))
+    with load(model) as opened:
+        opened.complete(typed[:len(typed) // 2])
+        times = []
+        for text in typed:
+            start = time.perf_counter()
+            opened.complete(text)
+            times.append(time.perf_counter() - start)
+    return {"median": 1e3 * float(np.median(times)), "p99": 1e3 * float(np.percentile(times, 99))}
 
 
 def _batches(n_keys, batch, seed, push, pull, others=()):
@@ -372,5 +400,5 @@ if __name__ == "__main__":
     job, *arguments = sys.argv[1:]
     if job == "unchecked":
         unchecked(*arguments)
-    print(json.dumps({"reuters": reuters, "nltk": nltk, "kvps": kvps, "kenlm": kenlm, "score": score, "table": table, "rows": rows,
-                      "served": served, "workers": workers, "cluster": cluster, "skew": skew, "redis": redis}[job](*arguments)))
+    jobs = (reuters, nltk, kvps, kenlm, score, complete, table, rows, served, workers, cluster, skew, redis)
+    print(json.dumps({function.__name__: function for function in jobs}[job](*arguments)))

@@ -105,6 +105,27 @@ def startup(setting):
     setting.figure("score_one_sentence_cpu_s", {"kvps": cpu["kvps perplexity"]}, goal="below 0.45")
 
 
+@benchmark("complete", "completions of the beginnings of held-out sentences, ms: of a store, its imported ARPA file, and a mixture")
+def complete(setting):
+    """Complete 1,000 beginnings one by one in one process; the files are made before. The mixture is of two halves of the text."""
+    store, arpa, imported, mixed, halves = (setting.scratch(name) for name in ("store", "arpa", "imported", "mixed", "halves"))
+    halves.mkdir()
+    setting.train_kvps(store, setting.train)
+    setting.kvps("export", store, arpa)
+    setting.kvps("import", imported, arpa)
+    for half in (0, 1):
+        text.cut(setting.train, halves / f"{half}.txt", half / 2, (half + 1) / 2)
+        setting.train_kvps(halves / f"{half}", halves / f"{half}.txt")
+    setting.kvps("mix", mixed, halves / "0", halves / "1", "--dev", setting.heldout, "--anyway")
+    runs = {name: [] for name in ("store", "imported", "mixture")}
+    for _ in range(setting.runs):
+        for name, model in zip(runs, (store, imported, mixed), strict=True):
+            runs[name].append(setting.child("complete", model, setting.heldout)[0])
+    for figure, goal in (("median", None), ("p99", "below 5")):
+        setting.figure(f"complete_{figure}_ms", {name: [run[figure] for run in found] for name, found in runs.items()},
+                       goal=goal)
+
+
 CONTEXTS = 1000
 DRAWN_WORDS = {True: 1_000_000, False: 10_000}  # by whether the size is full
 

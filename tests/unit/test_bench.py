@@ -12,7 +12,7 @@ import pytest
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMES = ["train", "arpa", "linear", "memory", "query", "startup", "sizes", "update", "nltk", "recovery", "checksums", "table",
-         "served", "workers", "ray", "skew", "next", "score"]
+         "served", "workers", "ray", "skew", "next", "score", "complete"]
 QUICK = ("train", "query", "table", "served")      # run by default; the others with --slow
 
 
