@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvps._model import find_rows, histories
+from kvps._model import best_rows, find_rows, histories
 from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
 from kvps.lm import completion, container, prediction
@@ -31,8 +31,6 @@ from kvps.text.vocabulary import BOS, EOS, UNK
 # Contexts answered at once, and words that one answer may have.
 CONTEXTS, WORDS = 64, 1 << 20
 SENTENCES = 32                         # drawn at once
-# Of lists of what follows a context: how many are kept, and how many words of each.
-HEADS, HEAD = 1 << 14, 128
 FEW = 100                              # words that are looked up one by one before all are: so many, or this part of all
 ROUNDED = 1 + 1e-9                     # probabilities that come two ways may differ so much
 GROUP = 64                             # shares whose maximum is taken, to leave most of them out
@@ -377,7 +375,6 @@ class ImportedModel(CompiledModel, Whole):
         self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))[self.by_rank]
         self._alone[self.ranks[BOS]] = 0
         self._places = self.ranks.astype(np.intp)      # what indexing takes without a copy
-        self._heads: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
@@ -404,10 +401,15 @@ class ImportedModel(CompiledModel, Whole):
         out[self.ranks[BOS]] = 0
         return out
 
+    @functools.cached_property
+    def _best_alone(self) -> np.ndarray:
+        """The words by their probability after no context."""
+        return self.by_rank[np.argsort(-self._alone, kind="stable")]
+
     def promising(self, contexts: Sequence[Sequence[int]], m: int, places: tuple[int, int],
                   without: tuple[int, ...]) -> Promising | None:
         """As Whole.promising(): the heads of the lists of all depths. Only where all words may come, and there are lists."""
-        if len(self._lists) < self.order - 1 or places != (0, self.n_words) or m > HEAD:
+        if len(self._lists) < self.order - 1 or places != (0, self.n_words):
             return None
         words, which, others = [], [], []
         for i, context in enumerate(contexts):
@@ -416,31 +418,17 @@ class ImportedModel(CompiledModel, Whole):
             weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
             most = 0.0
             for depth, weight in enumerate(weights.tolist()):
-                first, end = find_rows(self._lists[depth - 1], last_first[:depth], self._pages) if depth else (0, self.n_words)
-                if first == end:               # longer contexts may be listed all the same
-                    continue
-                head, p = self._head(depth, first, end)
-                words.append(head[:m])
+                if depth == 0:
+                    found = self._best_alone[:m + 1]
+                    p = self._alone[self.ranks[found]]
+                else:
+                    found, bits = best_rows(self._lists[depth - 1], last_first[:depth], m + 1, self._pages)
+                    p = _probabilities(bits - np.uint32(1))
+                words.append(found[:m])
                 which += [i] * len(words[-1])
                 most = max(most, weight * p[m]) if len(p) > m else most
             others.append(most)
         return Promising(np.concatenate(words), np.array(which), np.array(others))
-
-    def _head(self, depth: int, first: int, end: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the best HEAD + 1 words of some rows of a depth, and their probabilities, best first; 0: of the words alone."""
-        kept = self._heads.get((depth, first))
-        if kept is not None:
-            return kept
-        if depth == 0:
-            words, p = self.by_rank, self._alone
-        else:
-            words = self._lists[depth - 1][first:end, -2]
-            p = _probabilities(self._lists[depth - 1][first:end, -1] - np.uint32(1))
-        best = _first(p, HEAD + 1)
-        if len(self._heads) >= HEADS:
-            self._heads.clear()
-        self._heads[depth, first] = found = words[best], p[best]
-        return found
 
     def matched(self, text: bytes) -> np.ndarray:
         """As Whole.matched()."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import kvps
-from kvps._model import find_rows
+from kvps._model import best_rows, find_rows
 from kvps._pages import PAGE_BYTES, Pages, PageSums
 from kvps.errors import CorruptionError
 from kvps.lm import container
@@ -197,3 +197,28 @@ def test_rows_that_begin_with_some_words(rng):
     assert find_rows(view[:2000], first, Pages(data, sums, "name"))[0] == 0
     with pytest.raises(CorruptionError, match="name"):
         find_rows(view, np.array([8], np.uint32), Pages(data, sums, "name"))
+
+
+def test_best_rows():
+    """The rows that begin with some words and have the smallest last columns are found as a plain sort finds them."""
+    rng = np.random.default_rng(3)
+    rows = np.unique(rng.integers(0, 6, (4000, 4)), axis=0)
+    rows = np.ascontiguousarray(np.column_stack([rows, rng.integers(0, 40, len(rows))]).astype(np.uint32))
+    data = rows.tobytes() + bytes(-rows.nbytes % PAGE_BYTES)
+    sums = sums_of(data)
+    view = np.frombuffer(data, np.uint32, rows.size).reshape(rows.shape)
+    for wanted in ([0], [5, 5], [2, 3, 1], [9], [5, 9]):
+        mine = rows[(rows[:, :len(wanted)] == wanted).all(axis=1)]
+        order = np.argsort(mine[:, -1], kind="stable")
+        for m in (1, 3, 5000):
+            words, last = best_rows(view, np.array(wanted, np.uint32), m, Pages(data, sums, "name"))
+            assert words.tolist() == mine[order[:m], -2].tolist()
+            assert last.tolist() == mine[order[:m], -1].tolist()
+    for wrong in ([], [0] * 4):
+        with pytest.raises(ValueError, match="begin with"):
+            best_rows(view, np.array(wrong, np.uint32), 3, Pages(data, sums, "name"))
+    damaged = bytearray(data)
+    damaged[0] ^= 1
+    with pytest.raises(CorruptionError):
+        best_rows(np.frombuffer(damaged, np.uint32, rows.size).reshape(rows.shape), np.array([0], np.uint32), 3,
+                  Pages(damaged, sums, "name"))
