@@ -28,6 +28,12 @@ def pytest_configure(config):
         config.option.hypothesis_seed = config.option.seed
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers():
+    """Let -n auto mean one process more than there are CPUs: tests of servers mostly wait."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_report_header(config):
     """Say how to repeat this run."""
     return f"kvps: repeat with --seed {config.option.seed}"
