@@ -90,7 +90,7 @@ class Model(Walker):
 
     path: bytes
 
-    def __new__(cls, *args: object) -> Model:
+    def __new__(cls, *args: object, **options: object) -> Model:
         """Make it; the arguments are __init__'s."""
         return super().__new__(cls)
 

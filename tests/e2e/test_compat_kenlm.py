@@ -215,6 +215,13 @@ def test_what_cannot_be_read(tmp_path):
             ours.Model(wrong)
 
 
+def test_arguments_by_name(made):
+    """Model takes its path and its configuration by name, as KenLM's does."""
+    path = str(made[1])
+
+    assert ours.Model(path=path).score("the sea") == ours.Model(path, config=ours.Config()).score("the sea")
+
+
 def test_states_as_values(made):
     """States compare, sort, hash and copy; they are neither pickled nor copied deeply; a model is pickled by its path."""
     model = ours.Model(str(made[1]))
