@@ -1,12 +1,13 @@
 """KenLM's Python module over kvps: `from kvps.compat import kenlm` in the place of `import kenlm`.
 
-    model = kenlm.Model("news.arpa")        # or a store, its address, or a model that `kvps import` made
+    model = kenlm.Model("news.arpa")        # or the folder of a store, or a model that `kvps import` made
     model.score("this is a sentence .")     # log10, with <s> and </s>
 
 Names, arguments and results are those of kenlm 0.3.0: log10 as float32, words parted at blanks of ASCII, `<s>` and `</s>`
 words like others. What differs:
 
 - Model takes stores too (they answer with modified Kneser-Ney), ARPA files of order 1 to 8, but no binary file of KenLM.
+- It takes no address and no mixture: KenLM's calls need one model's tables in this process. `kvps export` makes an ARPA file.
 - An ARPA file is made into a model once, in the user's cache folder, and mapped from there until it changes.
 - Model.score_many(sentences) scores a list, faster than one by one.
 - A fresh State is that of no words; in kenlm it is whatever lay in memory.
@@ -20,8 +21,9 @@ import os
 from collections.abc import Iterator
 
 from kvps._walker import State, Walker
-from kvps.errors import KvpsError
+from kvps.errors import ArgumentError, KvpsError
 from kvps.lm import opening
+from kvps.lm.mixture import MixtureFile
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.ps.places import address
@@ -98,7 +100,7 @@ class Model(Walker):
         """Open a model.
 
         Args:
-            path: an ARPA file (plain, .gz, .bz2, .xz, .zst), a model of `kvps import`, a store or its address.
+            path: an ARPA file (plain, .gz, .bz2, .xz, .zst), a model of `kvps import`, or the folder of a store.
             config: KenLM's; of no effect.
 
         Raises:
@@ -114,7 +116,7 @@ class Model(Walker):
         except KvpsError as exc:
             raise OSError(f"Cannot read model '{name}' ({exc})") from exc
         super().__init__(scorer.tables, scorer.words)
-        self.path = os.fsencode(name if address(name) else os.path.abspath(name))
+        self.path = os.fsencode(os.path.abspath(name))
 
     def perplexity(self, sentence: str | bytes) -> float:
         """Return the perplexity of one sentence, </s> included: 10 ** (-score / (words + 1))."""
@@ -142,6 +144,11 @@ class LanguageModel(Model):
 
 def _opened(name: str) -> Scorer:
     """Return the model that a name means."""
-    place = name if address(name) is not None else os.path.realpath(name)
-    with opening.open_model_place(place) as opened:
+    if address(name) is not None:
+        raise ArgumentError("an address: these calls need the model's tables in this process; name the folder of the store, or an "
+                            "ARPA file that kvps export makes of it")
+    with opening.open_model_place(os.path.realpath(name)) as opened:
+        if isinstance(opened, MixtureFile):
+            raise ArgumentError("a mixture: these calls need the tables of one model; name an ARPA file that kvps export makes "
+                                "of it")
         return opening.load(opened, Scorer, parse(DEFAULT), None)

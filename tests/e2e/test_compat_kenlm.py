@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import kvps
+from kvps.cli.kenlm import query
 from kvps.compat import kenlm as ours
 from kvps.lm import arpa
 from kvps.lm.arpa_read import import_arpa
@@ -220,6 +221,17 @@ def test_arguments_by_name(made):
     path = str(made[1])
 
     assert ours.Model(path=path).score("the sea") == ours.Model(path, config=ours.Config()).score("the sea")
+
+
+def test_what_has_no_tables_here(made, tmp_path):
+    """An address and a mixture are an OSError of one line that says what to name instead, for query too."""
+    kvps.mix(tmp_path / "mixed", [made[0], made[0]], ["the white whale"])
+    for name, why in (("kvps://127.0.0.1:1", "the folder of the store"), (str(tmp_path / "mixed"), "a mixture: .* kvps export")):
+        with pytest.raises(OSError, match=why) as caught:
+            ours.Model(name)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(kvps.DataError, match=why):
+            query.main([name])
 
 
 def test_states_as_values(made):

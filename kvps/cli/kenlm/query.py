@@ -1,7 +1,7 @@
 """query: score the sentences on stdin; prints what KenLM's prints, byte for byte but for vocabulary ids.
 
-A model is an ARPA file, a model made by our build_binary or `kvps import`, or a store. The id of a word is its place among the
-1-grams of the ARPA file, where <unk>, <s> and </s> have 0, 1 and 2.
+A model is an ARPA file, a model made by our build_binary or `kvps import`, or the folder of a store. The id of a word is its
+place among the 1-grams of the ARPA file, where <unk>, <s> and </s> have 0, 1 and 2.
 """
 from __future__ import annotations
 
