@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from kvps.errors import CorruptionError, StoreError
+from kvps.errors import CorruptionError
 from kvps.store import directory, environment, extents, files, layout, lock, records, seal
 from kvps.store import format as fmt
 from kvps.store.environment import Environment
@@ -82,8 +82,7 @@ def _result(path: Path, old: int, state: dict) -> dict:
 def _recognise(path: Path) -> None:
     if seal.exists(path) or any((path / name / layout.DATA).exists() for name in (OLD_ROOT, *layout.roots(path))):
         return
-    what = "is not a kvps store" if files.exists(path) else "no such store"
-    raise StoreError(f"{path}: {what}", path=str(path))
+    raise seal.none_at(path)
 
 
 def _check_format(identity: dict, where: str) -> int:

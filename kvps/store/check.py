@@ -333,6 +333,5 @@ def refuse_other(path: Path) -> None:
         return
     seal.refuse_old(path)
     if not any((path / name / layout.DATA).exists() for name in layout.roots(path)):
-        what = "is not a kvps store: no seal, no root" if files.exists(path) else "no such store"
-        raise StoreError(f"{path}: {what}", path=str(path))
+        raise seal.none_at(path)
 

@@ -385,8 +385,7 @@ def open_store(path: str | Path, writable: bool = False, wait: float = 0.0, *, c
     path = Path(os.path.abspath(path))
     if not seal.exists(path):
         seal.refuse_old(path)
-        what = "is not a kvps store: no seal" if files.exists(path) else "no such store"
-        raise StoreError(f"{path}: {what}", path=str(path))
+        raise seal.none_at(path)
     for inner in (path / seal.NAME, path / layout.SHARDS, path / lock.NAME):
         files.refuse_symlink(inner)
     if stat.S_IMODE(os.stat(path).st_mode) & stat.S_IWOTH:

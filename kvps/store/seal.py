@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from kvps.errors import CorruptionError, VersionMismatch
+from kvps.errors import CorruptionError, StoreError, VersionMismatch
 from kvps.store import files, layout
 from kvps.store import format as fmt
 from kvps.store.root import Root
@@ -59,6 +59,15 @@ def refuse_old(store: Path) -> None:
     if files.exists(store / "root" / layout.DATA):
         raise VersionMismatch(f"{store}: is a store of format 1, this kvps reads {fmt.FORMAT_VERSION}; run kvps upgrade on it",
                               path=str(store), found=1, expected=fmt.FORMAT_VERSION)
+
+
+def none_at(path: Path) -> StoreError:
+    """Return the error that says of a path that no store is there."""
+    if os.path.isfile(path):
+        what = "is a file, expected the folder of a store; a model in a file has no counts: commands that take MODEL read it"
+    else:
+        what = "is not a kvps store: no seal" if files.exists(path) else "no such store"
+    return StoreError(f"{path}: {what}", path=str(path))
 
 
 def stamp(path: Path) -> list[int]:

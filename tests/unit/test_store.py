@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 
 from kvps.errors import CorruptionError, StoreError, StoreLocked, VersionMismatch
+from kvps.jobs.check import check
+from kvps.jobs.upgrade import upgrade
 from kvps.store import environment, files, layout, lock
 from kvps.store import format as fmt
 from kvps.store.creation import create_store
@@ -141,14 +143,16 @@ def test_leftover_of_a_killed_creation(tmp_path):
 
 
 def test_open_of_what_is_no_store(tmp_path):
-    """A missing place, a folder without a store, and a file are refused in one line."""
+    """A missing place, a folder without a store, and a file, which may be a model, are refused in one line."""
     (tmp_path / "file").write_text("x")
     with pytest.raises(StoreError, match="no such store"):
         open_store(tmp_path / "none")
     with pytest.raises(StoreError, match=r"is not a kvps store: no seal"):
         open_store(tmp_path)
-    with pytest.raises(StoreError, match="is not a kvps store"):
-        open_store(tmp_path / "file", writable=True)
+    for call in (lambda: open_store(tmp_path / "file", writable=True), lambda: check(tmp_path / "file"),
+                 lambda: upgrade(tmp_path / "file")):
+        with pytest.raises(StoreError, match="is a file, expected the folder of a store; a model in a file has no counts"):
+            call()
 
 
 def test_open_of_a_newer_store(path):
