@@ -20,7 +20,7 @@ from kvps.jobs.merge import Source, assembled
 from kvps.lm.walks import summed_unigrams, walk_all
 from kvps.store import creation, files
 from kvps.store.directory import open_store
-from kvps.text.tokenize import SEPARATORS
+from kvps.text.tokenize import SEPARATORS, listed_words
 from kvps.text.vocabulary import FIRST_WORD, SPECIALS, UNK, Vocabulary
 from kvps.units import cpu_count
 
@@ -70,11 +70,11 @@ def limit(out: str | Path, store: str | Path, *, words: Iterable[str] | None = N
 
 
 def words_of_file(path: str | Path) -> list[str]:
-    """Return the words of a file, which stand between white space, or on lines of their own."""
+    """Return the words of a file."""
     with files.reporting(Path(path)):
         data = Path(path).read_bytes()
     try:
-        return [word for word in re.split(f"[{SEPARATORS}\n]+", data.decode()) if word]
+        return listed_words(data.decode())
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         raise DataError(f"{path}: line {line}: not UTF-8 (byte 0x{data[exc.start]:02x})", path=os.fspath(path), line=line,

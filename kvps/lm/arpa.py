@@ -34,6 +34,7 @@ from kvps.lm.walks import split_sums, survey, walk_shard
 from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, StoreSnapshot
+from kvps.text.tokenize import listed_words
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
 
@@ -48,8 +49,8 @@ class Choices:
     Attributes:
         smoothing: NAME[:VALUE].
         prune: by order, the last one for all higher ones too: leave out n-grams whose raw count is at most this.
-        limit_vocab: leave out n-grams with words that are not in this text (words between white space; bytes that are no
-            UTF-8 as surrogateescape has them).
+        limit_vocab: leave out n-grams with words that are not in this text (words between separators, as in text that is
+            counted; bytes that are no UTF-8 as surrogateescape has them).
         interpolate_unigrams: mix unigrams with the uniform distribution; otherwise <unk> gets all that is discounted.
         vocab_pad: take the vocabulary for at least this large.
         prune_entropy: leave out n-grams without which the perplexity rises by less than this, relatively; as SRILM's -prune.
@@ -348,7 +349,7 @@ def _marked(vocabulary: Vocabulary, text: str) -> np.ndarray:
     """Return uint8 by word id: 1 for the specials, and for the words of a text."""
     marks = np.zeros(len(vocabulary), np.uint8)
     marks[:FIRST_WORD] = 1
-    found = (vocabulary.table.get(word) for word in text.encode("utf-8", "surrogateescape").split())
+    found = (vocabulary.table.get(word.encode("utf-8", "surrogateescape")) for word in listed_words(text))
     marks[[word for word in found if word is not None]] = 1
     return marks
 

@@ -249,6 +249,11 @@ class Tokenizer:
 PLAIN = Tokenizer.from_spec("whitespace")
 
 
+def listed_words(text: str) -> list[str]:
+    """Return the words of a list, which stand between separators or on lines of their own."""
+    return [word for word in _BETWEEN_WORDS.split(text) if word]
+
+
 def store_tokenizer(path: str | Path, recorded: dict, spec: Spec | None = None, lowercase: bool | None = None) -> Tokenizer:
     """Return the tokenizer that the store at `path` has recorded.
 

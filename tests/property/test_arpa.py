@@ -244,6 +244,19 @@ def test_choices_that_a_file_cannot_hold(tmp_path, chosen):
     assert not (tmp_path / "x.arpa").exists()
 
 
+def test_limit_vocab_parts_words_as_text_does(tmp_path):
+    """A word with a vertical tab, a form feed or a no-break space in it is one word of the list, as it is one of the text."""
+    words = ["a\vb", "c\fd", "e\u00a0f"]
+    with kvps.create(tmp_path / "s", order=2) as made:
+        made.train([[*words, "gone"], ["a", "b", "c", "d", "e", "f"]])
+        with open_store(made.path) as store:
+            found = arpa.export(store, tmp_path / "x.arpa", choices=arpa.Choices(limit_vocab="a\vb\tc\fd\r\n\0e\u00a0f\n"))
+    _, ngrams = reference.read_arpa(tmp_path / "x.arpa")
+
+    assert {gram for gram in ngrams if len(gram) == 1} == {(word.encode(),) for word in [*SPECIALS, *words]}
+    assert found["ngrams"][1] == 6
+
+
 def test_choices_from_elsewhere(tmp_path):
     """Choices that came over a wire, unknown or of wrong types, are refused as arguments."""
     with kvps.create(tmp_path / "s", order=2) as made, open_store(made.path) as store:
