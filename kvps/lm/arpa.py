@@ -92,8 +92,13 @@ class Choices:
             raise ArgumentError(f"{len(given)} bounds for a model of order {top}")
         if self.vocab_pad < 0:
             raise ArgumentError(f"a vocabulary of {self.vocab_pad} words")
-        if not 0 <= self.prune_entropy < math.inf or (self.prune_to is not None and self.prune_to < 1):
-            raise ArgumentError(f"pruning by entropy {self.prune_entropy:g} to {self.prune_to} n-grams is not possible")
+        if self.vocab_pad and not self.interpolate_unigrams:
+            raise ArgumentError("a padded vocabulary is for unigrams that are interpolated: choose one of --vocab-pad and "
+                                "--no-interpolate-unigrams")
+        if not 0 <= self.prune_entropy < math.inf:
+            raise ArgumentError(f"pruning by a relative entropy of {self.prune_entropy:g} is not possible, expected 0 or more")
+        if self.prune_to is not None and self.prune_to < 1:
+            raise ArgumentError(f"pruning to {self.prune_to} n-grams is not possible, expected 1 or more")
         if len(self.fallback) not in (0, 3) or not all(isinstance(d, (int, float)) and 0 <= d <= k
                                                        for k, d in enumerate(self.fallback, 1)):
             raise ArgumentError(f"fallback discounts {', '.join(map(str, self.fallback))} are not possible: the one of count k "

@@ -151,8 +151,9 @@ def choices(draw, order):
     modified = smoothing.startswith("modified")
     prune = sorted(draw(st.lists(st.integers(0, 3), max_size=order)))
     vocabulary = draw(st.none() | st.lists(st.sampled_from([*WORDS, "unseen"]), max_size=6).map(" ".join))
-    return arpa.Choices(smoothing, tuple(prune), vocabulary, draw(st.booleans()) if modified else True,
-                        draw(st.sampled_from([0, 0, 5, 1000])) if modified else 0)
+    interpolated = draw(st.booleans()) if modified else True
+    return arpa.Choices(smoothing, tuple(prune), vocabulary, interpolated,
+                        draw(st.sampled_from([0, 0, 5, 1000])) if modified and interpolated else 0)
 
 
 @FEW
@@ -234,7 +235,7 @@ def test_entropy_pruned_file_is_as_defined(tmp_path_factory, sentences, order, s
     arpa.Choices("mle"), arpa.Choices("laplace"), arpa.Choices("lidstone:0.1"), arpa.Choices("stupid-backoff"),
     arpa.Choices("nonsense"), arpa.Choices(prune=(1, 0)), arpa.Choices(prune=(-1,)), arpa.Choices(prune=(0, 0, 0, 0)),
     arpa.Choices(vocab_pad=-1), arpa.Choices("witten-bell", vocab_pad=10),
-    arpa.Choices("kneser-ney", interpolate_unigrams=False)])
+    arpa.Choices("kneser-ney", interpolate_unigrams=False), arpa.Choices(vocab_pad=10, interpolate_unigrams=False)])
 def test_choices_that_a_file_cannot_hold(tmp_path, chosen):
     """What a back-off file cannot hold, and bounds that make no sense, are refused before anything is written."""
     with kvps.create(tmp_path / "s", order=3) as made:
@@ -255,6 +256,16 @@ def test_limit_vocab_parts_words_as_text_does(tmp_path):
 
     assert {gram for gram in ngrams if len(gram) == 1} == {(word.encode(),) for word in [*SPECIALS, *words]}
     assert found["ngrams"][1] == 6
+
+
+@pytest.mark.parametrize(("chosen", "message"), [
+    (arpa.Choices(prune_entropy=-1), "pruning by a relative entropy of -1 is not possible, expected 0 or more"),
+    (arpa.Choices(prune_to=0), "pruning to 0 n-grams is not possible, expected 1 or more"),
+    (arpa.Choices(vocab_pad=10, interpolate_unigrams=False), "choose one of --vocab-pad and --no-interpolate-unigrams")])
+def test_refused_choices_are_named(chosen, message):
+    """What is refused speaks of the choice that was made, and of no other one."""
+    with pytest.raises(ArgumentError, match=message):
+        chosen.cuts(3)
 
 
 def test_choices_from_elsewhere(tmp_path):
