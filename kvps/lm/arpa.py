@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import logging
 import math
 import os
 import zlib
@@ -38,7 +39,10 @@ from kvps.text.tokenize import listed_words
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
 
+log = logging.getLogger("kvps")
+
 BITS = 32                    # of a word's number where it stands alone
+KENLM_ORDER = 6              # the highest that KenLM reads unless it is built for more
 WINDOW = 4                   # partitions of each thread at work or waiting to be written: those of frequent words are large
 
 
@@ -146,6 +150,9 @@ def written(pieces: Iterator[bytes], path: str | Path, write: Callable[[bytes], 
             head += bytes(next(pieces))
         line, _, rest = head.partition(b"\n")
         facts = json.loads(line)
+        if facts["order"] > KENLM_ORDER:
+            log.warning("order %d: KenLM reads it only where it was built with KENLM_MAX_ORDER=%d or more, %d by default",
+                        facts["order"], facts["order"], KENLM_ORDER)
         out = counted(itertools.chain([rest] if rest else [], pieces))
         if write is not None:
             for piece in out:

@@ -268,6 +268,17 @@ def test_refused_choices_are_named(chosen, message):
         chosen.cuts(3)
 
 
+@pytest.mark.parametrize(("order", "told"), [(6, False), (7, True)])
+def test_orders_that_kenlm_does_not_read(tmp_path, caplog, order, told):
+    """An order above 6, which KenLM reads only where it was built for it, is warned of."""
+    with kvps.create(tmp_path / "s", order=7) as made:
+        made.train(["a b c d e f g h"])
+        with open_store(made.path) as store:
+            arpa.export(store, tmp_path / "x.arpa", order=order)
+
+    assert any("KENLM_MAX_ORDER=7" in record.getMessage() for record in caplog.records) is told
+
+
 def test_choices_from_elsewhere(tmp_path):
     """Choices that came over a wire, unknown or of wrong types, are refused as arguments."""
     with kvps.create(tmp_path / "s", order=2) as made, open_store(made.path) as store:
