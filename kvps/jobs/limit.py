@@ -41,6 +41,8 @@ def limit(out: str | Path, store: str | Path, *, words: Iterable[str] | None = N
     """
     if (words is None) == (min_count is None):
         raise ArgumentError("expected a vocabulary or a minimum count, one of them")
+    if isinstance(words, (str, bytes)):
+        raise ArgumentError(f"expected a list of words, got one {type(words).__name__}; put it in a list")
     if min_count is not None and min_count < 1:
         raise ArgumentError(f"a minimum count of {min_count} is not possible, expected 1 or more")
     out = Path(os.path.abspath(out))

@@ -120,10 +120,11 @@ def test_arpa_of_a_closed_vocabulary(tmp_path_factory, text, kept, order):
 
 
 def test_what_cannot_be_limited(tmp_path):
-    """Both or neither choice, a count of 0, no word, a file that is not UTF-8 and other vocabularies in a merge are refused."""
+    """Both choices, none, a count of 0, no word, one str, a file that is not UTF-8 and merges of other vocabularies are refused."""
     with kvps.create(tmp_path / "a", order=2) as store:
         store.train(["a b c"])
-        for wrong in ({}, {"words": ["a"], "min_count": 2}, {"min_count": 0}, {"words": ["a b"]}, {"words": [""]}):
+        for wrong in ({}, {"words": ["a"], "min_count": 2}, {"min_count": 0}, {"words": ["a b"]}, {"words": [""]},
+                      {"words": "abc"}, {"words": b"abc"}):
             with pytest.raises(ArgumentError):
                 store.limit(tmp_path / "out", **wrong)
         store.limit(tmp_path / "x", words=["a"]).close()
