@@ -25,7 +25,9 @@ BLANK_PIECE = "\u2581"    # what sentencepiece writes for a blank
 SEPARATORS = "\0\t\r "  # of words; do not change: stores hold counts made with them
 
 _SEPARATOR = re.compile(f"[{SEPARATORS}\n]")
-_MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
+_BETWEEN_WORDS = re.compile(f"[{SEPARATORS}\n]+")
+# how a compressed file begins, and the ending of its name
+MAGIC = {b"\x1f\x8b": ".gz", b"BZh": ".bz2", b"\xfd7zXZ": ".xz", b"\x28\xb5\x2f\xfd": ".zst"}
 
 _RECORDED = {"tokenizer": str, "lowercase": bool, "normalize": str, "split_sentences": bool, "digest": str}
 
@@ -181,7 +183,7 @@ class Tokenizer:
 
         invalid = first_invalid_utf8(data)
         if invalid >= 0 and errors == "strict":
-            hint = next((_packed_hint(name, suffix) for magic, suffix in _MAGIC.items() if offset == 0 and data.startswith(magic)),
+            hint = next((_packed_hint(name, suffix) for magic, suffix in MAGIC.items() if offset == 0 and data.startswith(magic)),
                         "convert it, or pass --encoding-errors replace")
             raise _refusal(name, place(invalid), f"not UTF-8 (byte 0x{data[invalid]:02x}); {hint}")
         if self.spec == "whitespace" and not (self.lowercase or self.normalize or self.split_sentences):
@@ -324,7 +326,7 @@ def _wordpunct_findall() -> Callable[[str], list[str]]:
 
 def _packed_hint(name: str, suffix: str) -> str:
     """Return what to do about an input whose text begins as a compressed file does."""
-    if name.lower().endswith(tuple(_MAGIC.values())):
+    if name.lower().endswith(tuple(MAGIC.values())):
         return f"what it unpacks to looks like a {suffix} file, and is never unpacked a second time: unpack it once before"
     return f"it looks like a {suffix} file: give it that ending"
 

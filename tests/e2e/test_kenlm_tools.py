@@ -1,4 +1,5 @@
 """Scripts that call KenLM's programs run with ours: options, output and exit codes."""
+import gzip
 import math
 import os
 import subprocess
@@ -59,8 +60,6 @@ def test_lmplz_is_lmplz(shared, tools, tmp_path, name, options):
 
 def test_query_is_query(shared, tools):
     """`query -v word` and its perplexities are KenLM's, from the ARPA file and from what build_binary makes of it."""
-    import gzip
-
     heldout = (shared / "reference" / "small.heldout.txt").read_bytes()
     arpa = shared / "reference" / "small.o3.arpa.gz"
     lines = heldout.split(b"\n")[:20]
@@ -96,6 +95,33 @@ def test_lmplz_of_small_text(tools, tmp_path):
     assert list((tmp_path / "scratch").iterdir()) == []
 
 
+def test_lmplz_takes_any_bytes(tools, tmp_path):
+    """Words of bytes that are not UTF-8 stay as they are; KenLM and our tools read the model alike, and ask for such words."""
+    text = TEXT.encode() + "café the cat\n".encode("latin-1") + b"the \xff\xfe caf\xe9\xc3\n"
+    made = run(tools, "lmplz", "-o", 3, *FALLBACK, stdin=text)
+    (tmp_path / "any.arpa").write_bytes(made)
+    run(tools, "build_binary", tmp_path / "any.arpa", tmp_path / "any.kvm")
+    line = b"caf\xe9 the \xff\xfe caf\xe9\xc3 \xc3\n"
+    expected = list(kenlm.Model(str(tmp_path / "any.arpa")).full_scores(line))
+
+    assert {gram for gram in reference.read_arpa(tmp_path / "any.arpa")[1] if len(gram) == 1} == {
+        (word,) for word in [b"<unk>", b"<s>", b"</s>", *text.split()]}
+    assert [oov for *_, oov in expected] == [False, False, False, False, True, False]
+    for model in ("any.arpa", "any.kvm"):
+        found = [field.split() for field in run(tools, "query", "-v", "word", tmp_path / model, stdin=line).split(b"\t")[:6]]
+        assert [(np.float32(p), int(n)) for _, n, p in found] == [(np.float32(p), n) for p, n, _ in expected]
+
+
+def test_lmplz_unpacks(tools, tmp_path):
+    """Compressed text is told by its first bytes, from stdin too, as in KenLM."""
+    plain = run(tools, "lmplz", "-o", 2, *FALLBACK, stdin=TEXT.encode())
+    packed = gzip.compress(TEXT.encode())
+    (tmp_path / "text").write_bytes(packed)
+
+    assert run(tools, "lmplz", "-o", 2, *FALLBACK, stdin=packed) == plain
+    assert run(tools, "lmplz", "-o", 2, *FALLBACK, "--text", tmp_path / "text") == plain
+
+
 def test_lmplz_refuses(tools, tmp_path):
     """What is impossible, what cannot be honoured, and text with <s> in it end with one line and exit code 1."""
     (tmp_path / "text").write_text("a <s> b\n")
@@ -106,9 +132,11 @@ def test_lmplz_refuses(tools, tmp_path):
             (("-o", "2", "--discount_fallback", "2"), "fallback discounts 2.0"),
             (("-o", "2", "--discount_fallback", "1", "1", "1", "1"), "at most three"),
             (("-o", "2", "--vocab_pad", "9", "--interpolate_unigrams", "0"), "--vocab_pad requires"),
-            (("-o", "2", "-S", "lots"), "lots"), (("-o", "2", "--discount_fallback"), 'the word "<s>" is reserved')]:
+            (("-o", "2", "-S", "lots"), "lots"),
+            (("-o", "2", "--discount_fallback"), 'line 1: the word "<s>" is reserved; remove it, or use --skip_symbols')]:
         run(tools, "lmplz", "--text", tmp_path / "text", *options, fails=message)
     run(tools, "lmplz", "-o", "2", "--text", tmp_path / "none", fails="No such file")
+    assert run(tools, "lmplz", "-o", "2", "-T", tmp_path, fails="no text to count") == "-: no text to count"
     assert b"a b" in run(tools, "lmplz", "-o", "2", "--text", tmp_path / "text", "--skip_symbols", "--discount_fallback")
     shown = subprocess.run([tools / "lmplz"], capture_output=True, timeout=60, check=False)
     assert (shown.returncode, b"--discount_fallback" in shown.stderr) == (1, True)

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 import tempfile
@@ -9,19 +10,27 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from kvps.errors import ArgumentError
+from kvps.errors import ArgumentError, DataError
 from kvps.jobs.train import Options, check_shape, run_inputs
 from kvps.lm.arpa import Choices, export
 from kvps.lm.statistics import FALLBACK
 from kvps.store import files
 from kvps.store.creation import create_store
-from kvps.store.directory import open_store
+from kvps.store.directory import StoreDirectory, open_store
 from kvps.text.corpus import Input, read_once, resolve
 from kvps.text.streams import SUFFIXES
-from kvps.text.tokenize import PLAIN
+from kvps.text.tokenize import MAGIC, PLAIN, Tokenizer
 from kvps.units import cpu_count, parse_bytes
 
 _TRUE, _FALSE = ("1", "true", "yes", "on"), ("0", "false", "no", "off")
+
+
+class _Bytes(Tokenizer):
+    """Words as lmplz has them: whatever bytes stand between separators, UTF-8 or not."""
+
+    def prepare(self, data: bytes, **how: object) -> bytes:
+        """Return the text as it is."""
+        return data
 
 
 class _Parser(argparse.ArgumentParser):
@@ -95,7 +104,7 @@ def main(arguments: Sequence[str]) -> int:
         options = Options(reserved="skip" if asked.skip_symbols else "error", memory=asked.memory)
         with open_store(place, writable=True, command="train") as store:
             print(f"=== 1/2 Counting n-grams ===\nReading {text.name}", file=sys.stderr)
-            done = run_inputs(store, "train", [text], PLAIN, options)
+            done = _count(store, text, options)
             print(f"Unigram tokens {done['tokens']}\n=== 2/2 Writing the ARPA model ===", file=sys.stderr)
             with _output(asked.arpa) as out:
                 if asked.verbose_header:
@@ -105,6 +114,16 @@ def main(arguments: Sequence[str]) -> int:
         for order, n in made["ngrams"].items():
             print(order, n, file=sys.stderr)
     return 0
+
+
+def _count(store: StoreDirectory, text: Input, options: Options) -> dict:
+    """Count a text; what is said of it names lmplz's options."""
+    if text.size == 0:
+        raise DataError(f"{text.name}: no text to count", path=text.name)
+    try:
+        return run_inputs(store, "train", [text], _Bytes("whitespace", lowercase=False), options)
+    except DataError as exc:
+        raise DataError(str(exc).replace("--reserved skip", "--skip_symbols"), path=exc.path, line=exc.line) from exc
 
 
 def _choices(asked: argparse.Namespace) -> Choices:
@@ -129,14 +148,16 @@ def _choices(asked: argparse.Namespace) -> Choices:
 
 
 def _input(name: str | None, scratch: Path) -> Input:
-    """Return the text; a file is text whatever its name, but for an ending that says how it is compressed."""
-    spool = scratch / "text"
+    """Return the text; a file is text whatever its name, and unpacked where it begins as a compressed one does."""
     if name is None or read_once(name):
-        return resolve(["-" if name is None else name], spool_dir=spool)[0]
-    path = os.path.abspath(name)
-    resolve([path])                            # says what is wrong with it
-    compression = SUFFIXES.get(os.path.splitext(name)[1].lower())
-    return Input(name, path, "text", {"compression": compression, "max_ratio": 0} if compression else {})
+        found = resolve(["-" if name is None else name], spool_dir=scratch / "text")[0]
+    else:
+        found = Input(name, os.path.abspath(name))
+        resolve([found.path])                  # says what is wrong with it
+    with open(found.path, "rb") as file:
+        begins = file.read(max(map(len, MAGIC)))
+    packed = [SUFFIXES[ending] for magic, ending in MAGIC.items() if begins.startswith(magic)]
+    return dataclasses.replace(found, options={"compression": packed[0], "max_ratio": 0}) if packed else found
 
 
 def _output(name: str | None):
