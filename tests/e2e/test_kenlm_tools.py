@@ -189,7 +189,8 @@ def test_query_and_build_binary_refuse(tools, arpa, tmp_path):
         run(tools, "build_binary", *options, arpa, tmp_path / "out", fails=message)
     run(tools, "build_binary", arpa, fails="name an output file")
     (tmp_path / "a.arpa").write_text("\\data\\\nngram 1=1\n\n\\1-grams:\n-1\ta\n\n\\end\\\n")
-    run(tools, "build_binary", "-s", tmp_path / "a.arpa", tmp_path / "out", fails="(kvps cannot do what -s allow)")
+    run(tools, "build_binary", "-s", tmp_path / "a.arpa", tmp_path / "out", fails="<s> among the 1-grams (no effect here: -s)")
+    run(tools, "build_binary", "-i", "-s", tmp_path / "a.arpa", tmp_path / "out", fails="(no effect here: -s, -i)")
     assert not os.path.lexists(tmp_path / "out")
 
 

@@ -18,7 +18,7 @@ USAGE = """Usage: build_binary [-s] [-i] [-v] [-w mmap|after] [-p probing_multip
 type is either probing or trie. Whatever it is, output is a model of kvps, with all the probabilities of the ARPA file as they are:
 name it for query, kvps, or kvps.compat.kenlm. KenLM does not read it.
 -T is the folder of temporary files, or their prefix. Default is that of the output.
--s, -i: taken, but what they allow (no <s> or </s>, positive log probability) is refused where it is met.
+-s, -i: taken, without effect; what KenLM allows with them (no <s> or </s>, positive log probability) is refused where it is met.
 -v, -w, -p, -S, -q, -b, -a: taken, without effect; they tune how much memory KenLM needs.
 -u, -r, and calls without an output file are not possible."""
 
@@ -52,9 +52,9 @@ def main(arguments: Sequence[str]) -> int:
         import_arpa(source, Path(output), tokenizer=PLAIN, max_ratio=0, list_ngrams=False, threads=cpu_count(),
                     scratch=None if scratch is None else Path(scratch))
     except DataError as exc:
-        allowed = [option for option in ("-s", "-i") if option in options]
-        if not allowed:
+        idle = [option for option in ("-s", "-i") if option in options]
+        if not idle:
             raise
-        raise DataError(f"{exc} (kvps cannot do what {' and '.join(allowed)} allow)", path=exc.path, line=exc.line) from exc
+        raise DataError(f"{exc} (no effect here: {', '.join(idle)})", path=exc.path, line=exc.line) from exc
     print("SUCCESS", file=sys.stderr)
     return 0
