@@ -194,6 +194,14 @@ def test_query_and_build_binary_refuse(tools, arpa, tmp_path):
     assert not os.path.lexists(tmp_path / "out")
 
 
+def test_query_prints_certain_words_as_kenlm(tools, arpa):
+    """A log10 probability of 0 is printed with the sign that KenLM gives it, in words but not in sums."""
+    p = next(kenlm.Model(str(arpa)).full_scores("<s>", bos=False, eos=False))[0]
+
+    assert math.copysign(1, p) == -1
+    assert run(tools, "query", "-n", "-v", "word", "-v", "sentence", arpa, stdin=b"<s>\n") == b"<s>=1 1 -0\tTotal: 0 OOV: 0\n"
+
+
 def test_other_programs_are_not_overwritten(tools, tmp_path):
     """The command writes its own files anew, but leaves others of the same names alone."""
     again = CliRunner().invoke(main, ["kenlm-tools", str(tools), "--json"])

@@ -77,7 +77,8 @@ def query(model: kenlm.Model, lines: Iterator[bytes], write: Callable[[bytes], o
             for word in words:
                 if word not in ids:
                     ids[word] = model.word_id(word)
-            write(b"".join(b"%s=%d %d %s\t" % (word, ids[word], length, shown(p).encode())
+            # KenLM's log10 of a probability of 1 is -0.
+            write(b"".join(b"%s=%d %d %s\t" % (word, ids[word], length, shown(p or -0.0).encode())
                            for word, (p, length, _) in zip(words, tokens, strict=True)))
         sum_ = 0.0
         for p, _, oov in tokens:
