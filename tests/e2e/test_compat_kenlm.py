@@ -1,9 +1,12 @@
 """kvps.compat.kenlm answers as kenlm does, over ARPA files, imported models and stores, and in decoders."""
 import copy
+import gzip
 import itertools
 import os
+import pathlib
 import pickle
 import random
+import shutil
 import time
 
 import numpy as np
@@ -216,13 +219,6 @@ def test_what_cannot_be_read(tmp_path):
             ours.Model(wrong)
 
 
-def test_arguments_by_name(made):
-    """Model takes its path and its configuration by name, as KenLM's does."""
-    path = str(made[1])
-
-    assert ours.Model(path=path).score("the sea") == ours.Model(path, config=ours.Config()).score("the sea")
-
-
 def test_what_has_no_tables_here(made, tmp_path):
     """An address and a mixture are an OSError of one line that says what to name instead, for query too."""
     kvps.mix(tmp_path / "mixed", [made[0], made[0]], ["the white whale"])
@@ -232,6 +228,13 @@ def test_what_has_no_tables_here(made, tmp_path):
         assert "\n" not in str(caught.value)
         with pytest.raises(kvps.DataError, match=why):
             query.main([name])
+
+
+def test_arguments_by_name(made):
+    """Model takes its path and its configuration by name, as KenLM's does."""
+    path = str(made[1])
+
+    assert ours.Model(path=path).score("the sea") == ours.Model(path, config=ours.Config()).score("the sea")
 
 
 def test_states_as_values(made):
@@ -344,6 +347,37 @@ def test_pyctcdecode(kenlm, spoken, rng, tmp_path):
         logits = np.log(source.dirichlet(np.full(len(LABELS), 0.3), size=40) + 1e-9)
         expected, *found = ([(beam[0], beam[-2], beam[-1]) for beam in decoder.decode_beams(logits)] for decoder in decoders)
         assert found == [expected] * 2
+
+
+@pytest.mark.parametrize("kind", ["store", "arpa", "arpa.gz", "kvm", "lm"])
+def test_pyctcdecode_saves_any_model(kenlm, spoken, tmp_path, kind):
+    """What save_to_dir() writes of a store, an imported model, a compressed ARPA file or one of any name is loaded again."""
+    pytest.importorskip("pyctcdecode", reason="needs pyctcdecode", exc_type=ImportError)
+    from pyctcdecode import language_model as theirs
+
+    from kvps.compat import pyctcdecode as adapter
+
+    model, saved = tmp_path / f"spoken.{kind}", tmp_path / "saved"
+    saved.mkdir()
+    if kind == "store":
+        model = os.path.join(os.path.dirname(spoken), "store")
+    elif kind == "kvm":
+        import_arpa(spoken, model, tokenizer=Tokenizer.from_spec("whitespace"))
+    elif kind == "arpa.gz":
+        model.write_bytes(gzip.compress(pathlib.Path(spoken).read_bytes()))
+    else:
+        shutil.copy(spoken, model)
+    mine = adapter.LanguageModel(ours.Model(os.fspath(model)), VOCABULARY, alpha=0.7, beta=2.0)
+    mine.save_to_dir(str(saved))
+    loaded = [adapter.LanguageModel.load_from_dir(str(saved))]
+    if kind != "kvm":
+        loaded.append(theirs.LanguageModel.load_from_dir(str(saved)))
+    for other in loaded:
+        states = [mine.get_start_state(), other.get_start_state()]
+        for word in ["bad", "bed", "zzz", "ace"]:
+            (expected, states[0]), (found, states[1]) = mine.score(states[0], word), other.score(states[1], word)
+            assert found == pytest.approx(expected, abs=1e-5)
+        assert (other.alpha, other.beta, other._unigram_set) == (0.7, 2.0, set(VOCABULARY))
 
 
 def test_flashlight(kenlm, spoken, rng, tmp_path):
