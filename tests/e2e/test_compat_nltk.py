@@ -1,5 +1,7 @@
 """kvps.compat.nltk has the results of nltk.lm, in memory and in a folder that outlives the process."""
 import copy
+import functools
+import importlib
 import math
 import os
 import pickle
@@ -11,8 +13,8 @@ from nltk import lm as theirs
 from nltk.lm.preprocessing import padded_everygram_pipeline
 
 from kvps.compat import nltk as ours
+from kvps.compat.nltk import api, models, preprocessing, smoothing
 from kvps.compat.nltk import counter as counters
-from kvps.compat.nltk import preprocessing
 from kvps.errors import KvpsError, StoreError
 from kvps.jobs.check import check
 
@@ -217,3 +219,50 @@ def test_warns_as_nltk_does():
 
     assert [str(warning.message) for warning in caught] == [
         "The `vocabulary` argument passed to 'MLE' must be an instance of `nltk.lm.Vocabulary`."]
+
+
+@pytest.mark.parametrize("name", ["api", "counter", "models", "preprocessing", "smoothing", "util", "vocabulary"])
+def test_names_of_each_module(name):
+    """What a module of nltk.lm defines for others is in the module of that name here."""
+    expected = importlib.import_module(f"nltk.lm.{name}")
+    public = {key for key, value in vars(expected).items()
+              if not key.startswith("_") and (key.isupper() or getattr(value, "__module__", None) == expected.__name__)}
+
+    assert public <= set(dir(importlib.import_module(f"kvps.compat.nltk.{name}")))
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_models_of_ones_own(tmp_path, rng, kept):
+    """Models and smoothings that others write over nltk's interfaces run over ours, also in a folder, with nltk's results."""
+    def written(api, models, smoothing, **where):
+        """Return such models."""
+        class Half(api.Smoothing):
+            """Half the frequency."""
+
+            def unigram_score(self, word):
+                """Return what begins the recursion."""
+                return self.counts.unigrams.freq(word)
+
+            def alpha_gamma(self, word, context):
+                """Return the share of this order, and the weight of the lower ones."""
+                return self.counts[context].freq(word) / 2, 0.5
+
+        class Followers(api.LanguageModel):
+            """The fewer words follow a context, the better."""
+
+            def unmasked_score(self, word, context=None):
+                """Return the same for all words."""
+                return 2 ** -len(self.context_counts(context))
+
+        return [Followers(3, **where), *(models.InterpolatedLanguageModel(one, 3, **where) for one in (
+            Half, smoothing.WittenBell, smoothing.AbsoluteDiscounting, functools.partial(smoothing.KneserNey, order=3)))]
+
+    known = text(rng, 60)
+    for number in range(5):
+        where = {"path": tmp_path / f"lm{number}"} if kept else {}
+        found, expected = written(api, models, smoothing, **where)[number], written(
+            theirs.api, theirs.models, theirs.smoothing)[number]
+        assert isinstance(found, api.LanguageModel)
+        for model in (found, expected):
+            model.fit(*padded_everygram_pipeline(3, known))
+        same(found, expected, rng)
