@@ -14,7 +14,7 @@ from kvps.lm.model import CompiledModel
 from kvps.lm.smoothing import GIVEN
 from kvps.text.spool import sentence_line
 from kvps.text.tokenize import SEPARATORS
-from kvps.text.vocabulary import FIRST_WORD, SPECIALS
+from kvps.text.vocabulary import FIRST_WORD, SPECIALS, text_of_word
 from kvps.text.vocabulary import Vocabulary as WordsOfStore
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class LocalVocabulary(Vocabulary):
         return found if found is not None and found >= FIRST_WORD and self._there(found) else None
 
     def _named(self, number: int) -> str | None:
-        return self._model.words.word(number).decode() if number < len(self._model.words) and self._there(number) else None
+        return text_of_word(self._model.words.word(number)) if number < len(self._model.words) and self._there(number) else None
 
     def _there(self, number: int) -> bool:
         return not self._counted or bool(self._model.unigrams[number])
@@ -112,7 +112,7 @@ class LocalVocabulary(Vocabulary):
             ids = range(FIRST_WORD, len(self._model.words))
             if self._counted:
                 ids = (np.flatnonzero(np.asarray(self._model.unigrams)[FIRST_WORD:]) + FIRST_WORD).tolist()
-            self._sorted = [word.decode() for word in sorted(self._model.words.word(i) for i in ids)]
+            self._sorted = [text_of_word(word) for word in sorted(self._model.words.word(i) for i in ids)]
         return iter(self._sorted)
 
     def __len__(self) -> int:

@@ -30,7 +30,7 @@ from kvps.lm.model import CompiledModel
 from kvps.lm.smoothing import DEFAULT, GIVEN, parse
 from kvps.store.directory import StoreSnapshot
 from kvps.store.findings import DAMAGE, Finding, Report, damage
-from kvps.text.vocabulary import Vocabulary
+from kvps.text.vocabulary import Vocabulary, text_of_word
 
 CONTEXTS = 20                  # of each length
 TOLERANCE = 1e-9
@@ -124,7 +124,7 @@ class _Look:
     def words(self, ids: tuple[int, ...]) -> str:
         """Return words as people read them."""
         word = self.model.words.word if self.vocabulary is None else self.vocabulary.table.word
-        return " ".join(word(i).decode() for i in ids)
+        return " ".join(text_of_word(word(i)) for i in ids)
 
     def some_words(self) -> list[int]:
         """Return the ids of words chosen by the seed, of an imported model; </s> is followed by nothing."""

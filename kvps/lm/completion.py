@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from kvps.errors import ArgumentError
-from kvps.text.vocabulary import EOS
+from kvps.text.vocabulary import EOS, text_of_word
 
 if TYPE_CHECKING:
     from kvps.lm.foresight import Foresight
@@ -114,6 +114,6 @@ def _extended(model: Foresight, before: list[int], beginnings: list[_Beginning],
 
 
 def _shown(model: Foresight, typed: Sequence[str], found: _Beginning) -> Completion:
-    words = [model.words.word(word).decode() for word in found.words]
+    words = [text_of_word(model.words.word(word)) for word in found.words]
     ended = words[-1:] == ["</s>"]
     return Completion(" ".join([*typed, *words[:-1 if ended else None]]), math.exp(found.log_p), ended)

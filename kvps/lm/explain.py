@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from kvps.lm.smoothing import GIVEN
+from kvps.text.vocabulary import text_of_word
 
 if TYPE_CHECKING:
     from kvps.lm.model import CompiledModel
@@ -62,7 +63,7 @@ def explain(model: CompiledModel, text: bytes) -> Iterator[list[ExplainedWord]]:
     unigrams = 0 if model.smoothing == GIVEN else int(np.asarray(model.unigrams).sum(dtype=np.uint64))
     at = 0
     for tokens in model.score_words(text):
-        words = ["<s>", *(word.decode() for word, *_ in tokens)]
+        words = ["<s>", *(text_of_word(word) for word, *_ in tokens)]
         found = []
         for i, (_, _, log10, order, oov) in enumerate(tokens, 1):
             row = at + i

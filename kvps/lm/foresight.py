@@ -26,7 +26,7 @@ from kvps.lm.model import CompiledModel
 from kvps.lm.pools import windowed
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, Smoothing
-from kvps.text.vocabulary import BOS, EOS, UNK
+from kvps.text.vocabulary import BOS, EOS, UNK, text_of_word
 
 # Contexts answered at once, and words that one answer may have.
 CONTEXTS, WORDS = 64, 1 << 20
@@ -192,7 +192,7 @@ class Foresight(abc.ABC):
         with ThreadPoolExecutor(threads) as pool:
             for rows, lengths, ends in windowed(pool, drawn, range(first, end, SENTENCES), 2 * threads):
                 for row, n, how in zip(rows, lengths.tolist(), ends.tolist(), strict=True):
-                    words = [self.words.word(i).decode() for i in row[:n].tolist()]
+                    words = [text_of_word(self.words.word(i)) for i in row[:n].tolist()]
                     if how == NOTHING:
                         raise ArgumentError(f"{self.smoothing} gives no word a probability after "
                                             f"{' '.join(['<s>', *prompt, *words])!r}")
@@ -200,7 +200,7 @@ class Foresight(abc.ABC):
 
     def _named(self, ids: np.ndarray, p: np.ndarray, found: np.ndarray) -> Iterator[NextWords]:
         for row, shares, n in zip(ids, p, found.tolist(), strict=True):
-            yield NextWords([self.words.word(i).decode() for i in row[:n].tolist()], shares[:n], np.cumsum(shares[:n]))
+            yield NextWords([text_of_word(self.words.word(i)) for i in row[:n].tolist()], shares[:n], np.cumsum(shares[:n]))
 
 
 class Whole(Foresight):

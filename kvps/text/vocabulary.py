@@ -22,6 +22,11 @@ UNK, BOS, EOS, FIRST_WORD = 0, 1, 2, 3
 SEGMENT_BYTES = 1 << 20
 
 
+def text_of_word(word: bytes) -> str:
+    """Return a word as a str; bytes that are no UTF-8, as ARPA files of others have them, as surrogateescape does."""
+    return word.decode("utf-8", "surrogateescape")
+
+
 class Vocabulary:
     """A growing table of words, and how far it has been stored.
 

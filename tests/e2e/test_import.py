@@ -360,6 +360,21 @@ def test_arpa_file_as_model(tmp_path, monkeypatch):
         assert result.exit_code != 0 and result.stderr.count("\n") == 1 and why in result.stderr, (name, result.stderr)
 
 
+def test_words_of_any_bytes(tmp_path):
+    """An ARPA file of words that are not UTF-8, as KenLM makes them of such text, answers everything in those bytes."""
+    (tmp_path / "m.arpa").write_bytes(TINY.replace(b"b", b"caf\xe9"))
+    run("import", tmp_path / "m", tmp_path / "m.arpa")
+    for command in (["next", "a"], ["complete", "a "], ["generate", "--seed", "1", "--prompt", "a"], ["explain", "a"],
+                    ["audit", "--contexts", "9"]):
+        for options in ([], ["--json"]):
+            result = CliRunner().invoke(main, [command[0], str(tmp_path / "m"), *command[1:], *options])
+            assert result.exit_code in (0, 3) and "unexpected" not in result.output, (command, result.output)
+    assert b"caf\xe9" in CliRunner().invoke(main, ["next", str(tmp_path / "m"), "a"]).stdout_bytes
+    assert "caf\\udce9" in CliRunner().invoke(main, ["next", str(tmp_path / "m"), "a", "--json"]).stdout
+    with kvps.load(tmp_path / "m") as model:
+        assert [word for word in model.vocabulary if word.startswith("caf")] == ["caf\udce9"]
+
+
 def test_outputs_that_are_no_files(tmp_path):
     """stdout and pipes are written to as they are, links are followed, and no model is made in the place of its ARPA file."""
     with kvps.create(tmp_path / "s", order=2) as store:
