@@ -40,11 +40,12 @@ def command(model: str, texts: tuple[str, ...], k: int, min_count: int, max_word
     from kvps.cli.progress import Progress
     from kvps.lm.completion import split_typed
     from kvps.lm.followers import context_of
+    from kvps.text.piped import stdin_lines
 
     with (Progress(["compiling"], unit=" n-grams") as progress,
           compiled(model, progress, following=True, tokenizer=tokenizer, **choices) as (ready, words)):
         for argument in texts:
-            for text in (line.removesuffix("\n") for line in sys.stdin) if argument == "-" else [argument]:
+            for text in stdin_lines() if argument == "-" else [argument]:
                 typed, partial = split_typed(text, context_of(text, words, from_begin=True))
                 found = [row._replace(text=words.joined(row.text.split(" "))) for row in ready.complete(
                     typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)]

@@ -46,11 +46,12 @@ def command(model: str, sentences: tuple[str, ...], page: str | None, tokenizer:
     from kvps.lm.explain import as_dict, heat_map
     from kvps.lm.model import CompiledModel
     from kvps.store import files
+    from kvps.text.piped import stdin_lines
 
-    texts = [sys.stdin.buffer.read() if text == "-" else text.encode("utf-8", "surrogateescape") for text in sentences]
+    lines = [line for text in sentences for line in (stdin_lines() if text == "-" else [text])]
     with (Progress(["compiling"], unit=" n-grams") as progress,
           compiled(model, progress, CompiledModel, tokenizer=tokenizer, **choices) as (ready, made)):
-        text = b"".join(made.prepare(text.removesuffix(b"\n") + b"\n", name="sentence") for text in texts)
+        text = b"".join(made.prepare(line.encode("utf-8", "surrogateescape") + b"\n", name="sentence") for line in lines)
         found = ready.explain(text)
         if page is not None:
             page = files.STDOUT if page == "-" else page

@@ -1,8 +1,6 @@
 """kvps next: what comes after a context."""
 from __future__ import annotations
 
-import sys
-
 import click
 
 from kvps.cli import options
@@ -34,9 +32,10 @@ def command(model: str, contexts: tuple[str, ...], k: int, tokenizer: str | None
     from kvps.cli.output import emit, say
     from kvps.cli.progress import Progress
     from kvps.lm.followers import context_of
+    from kvps.text.piped import stdin_lines
     from kvps.units import cpu_count
 
-    asked = [line for context in contexts for line in (_lines() if context == "-" else [context])]
+    asked = [line for context in contexts for line in (stdin_lines() if context == "-" else [context])]
     with (Progress(["compiling"], unit=" n-grams") as progress,
           compiled(model, progress, following=True, tokenizer=tokenizer, **choices) as (ready, words)):
         rows = ready.next_words([context_of(text, words) for text in asked], k or None, choices["threads"] or cpu_count())
@@ -48,8 +47,3 @@ def command(model: str, contexts: tuple[str, ...], k: int, tokenizer: str | None
                 continue
             for word, p, total in listed:
                 say(f"{context + chr(9) if len(asked) > 1 else ''}{p:.6g}\t{total:.6f}\t{word}")
-
-
-def _lines() -> list[str]:
-    """Return the lines of stdin."""
-    return sys.stdin.buffer.read().decode("utf-8", "surrogateescape").splitlines()

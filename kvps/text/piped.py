@@ -62,6 +62,12 @@ def _lines(source: Input) -> Input:
                                                     if name in source.options})
 
 
+def stdin_lines() -> Iterator[str]:
+    r"""Yield each line of stdin as soon as it is there, without its \n or \r\n; bytes that are not UTF-8 as surrogates."""
+    for line in sys.stdin.buffer:
+        yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8", "surrogateescape")
+
+
 def numbered_lines(source: Input, n_bytes: int) -> Iterator[tuple[int, bytes]]:
     """Yield (number, line without its newline) of an input of plain lines, of which so many bytes are read at once."""
     number = 0

@@ -311,6 +311,18 @@ def test_next(store):
     assert kvps("next", store, "the cat", "-k", "1").stdout.split("\t")[2] == found["words"][0]["word"] + "\n"
 
 
+@pytest.mark.parametrize("name", ["next", "complete", "explain"])
+def test_lines_of_stdin(name, store):
+    r"""Lines of stdin end at \n or \r\n alone, as in a file of text: \v, U+0085 and U+2028 are parts of words, \r parts them."""
+    key = {"next": "context", "complete": "text", "explain": "sentence"}[name]
+    text = "the\x0bcat\nthe\x85cat\u2028dog\r\n\na\rdog"
+    lines = [json.loads(line)[key] for line in kvps(name, store, "-", "--json", text=text).stdout.split("\n")[:-1]]
+
+    assert lines == ["the\x0bcat", "the\x85cat\u2028dog", "", "a dog" if name == "explain" else "a\rdog"]
+    assert kvps(name, store, "-", text="").stdout == ""
+    assert "not UTF-8" in kvps(name, store, "-", code=1, text=b"a\n\xff\n").stderr
+
+
 def test_generate(store):
     """Sentences begin with the prompt, end by themselves or are cut, and are told with the seed that gives them again."""
     found = answer("generate", store, "--prompt", "the cat", "--max-words", "50")
