@@ -50,6 +50,8 @@ def command(model: str, inputs: tuple[str, ...], words: bool, add: str | None, b
     records = add is not None or below is not None or above is not None
     if records and words:
         raise click.UsageError("--words is for sentences, --add, --below and --above are for JSON records: not both")
+    if add == field:
+        raise click.UsageError(f"--add {add} would take the place of the text; choose another name, or another --field")
     found = passing(inputs or ("-",), records=records, field=field, newline=newline, max_ratio=max_ratio)
     how = {"threads": choices["threads"] or cpu_count(), "encoding_errors": encoding_errors}
     with (Progress(["compiling"], unit=" n-grams") as progress,
@@ -73,11 +75,11 @@ def _write(lines: Iterator[bytes]) -> None:
 def _passed(rows: Iterator[tuple[bytes, dict, float]], add: str | None, below: float | None,
             above: float | None) -> Iterator[bytes]:
     """Yield the records that are to pass, with what is to be added."""
-    from kvps.text.documents import with_field
+    from kvps.text.documents import with_fields
 
     for line, record, perplexity in rows:
         if (below is None or perplexity < below) and (above is None or perplexity > above):
-            yield line if add is None else with_field(line, record, add, _finite(perplexity))
+            yield line if add is None else with_fields(line, record, {add: _finite(perplexity)})
 
 
 def _sentence(line: bytes, score: Score, as_json: bool) -> bytes:

@@ -4,14 +4,26 @@ Both become UTF-8 lines, one sentence each. nltk and json are imported when such
 """
 from __future__ import annotations
 
+import functools
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
 from kvps.errors import DataError
 
+if TYPE_CHECKING:
+    import json
+
 MAX_TIMES = 2**32 - 1  # a record counts so often at most; a float has all digits of it
 
-_decoder = None  # json.JSONDecoder, made when the first record is read
+
+@functools.cache
+def _decoder() -> json.JSONDecoder:
+    """Return what reads records."""
+    import json
+
+    # Python refuses integers of more than 4,300 digits, but no number as a float; and none of them is the text we want.
+    return json.JSONDecoder(parse_int=float)
 
 
 def record_text(line: bytes, field: str, newline: str) -> bytes:
@@ -58,14 +70,10 @@ def record_of(line: bytes) -> dict | None:
     """Return one JSON record, its numbers as float; None for a blank line. Raises as record_text()."""
     import json
 
-    global _decoder
-    if _decoder is None:
-        # Python refuses integers of more than 4,300 digits, but no number as a float; and none of them is the text we want.
-        _decoder = json.JSONDecoder(parse_int=float)
     if not line.strip(b" \t\r"):
         return None
     try:
-        record = _decoder.decode(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
+        record = _decoder().decode(line.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape"))
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at character {error.pos + 1})") from error
     except RecursionError as error:
@@ -92,19 +100,43 @@ def text_of(record: dict, field: str, newline: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
-def with_field(line: bytes, record: dict, name: str, value: float | None) -> bytes:
-    """Return the line of a record with a field added at its end, otherwise byte for byte as it was.
+def with_fields(line: bytes, record: dict, fields: Mapping[str, float | None]) -> bytes:
+    """Return the line of a record with these fields, otherwise byte for byte as it was.
 
-    A record that has the field already is written anew, with the new value in its place.
+    One that the record has already gets its new value where it stands; the others come at the end.
     """
     import json
 
-    body = line.rstrip(b" \t\r").removeprefix(b"\xef\xbb\xbf")
-    if name in record:
-        body = json.dumps(json.loads(body.decode("utf-8", "surrogateescape")) | {name: value}, ensure_ascii=False)
-        return body.encode("utf-8", "surrogateescape")
-    added = f"{', ' if record else ''}{json.dumps(name)}: {json.dumps(value)}}}"
-    return body[:-1] + added.encode()
+    body = line.removeprefix(b"\xef\xbb\xbf").strip(b" \t\r").decode("utf-8", "surrogateescape")
+    if not fields.keys().isdisjoint(record):
+        body = _replaced(body, fields)
+    added = {name: value for name, value in fields.items() if name not in record}
+    for number, (name, value) in enumerate(added.items()):
+        body = f"{body[:-1]}{', ' if record or number else ''}{json.dumps(name)}: {json.dumps(value)}}}"
+    return body.encode("utf-8", "surrogateescape")
+
+
+def _replaced(body: str, fields: Mapping[str, float | None]) -> str:
+    """Return a JSON object, which record_of() has read, with other values of some of its fields."""
+    import json
+
+    read, pieces, kept, at = _decoder().raw_decode, [], 0, _past(body, 1)
+    while body[at] != "}":
+        name, at = read(body, at)
+        begin = _past(body, at)
+        _, end = read(body, begin)
+        if name in fields:
+            pieces += [body[kept:begin], json.dumps(fields[name])]
+            kept = end
+        at = _past(body, end)
+    return "".join([*pieces, body[kept:]])
+
+
+def _past(body: str, at: int) -> int:
+    """Return where the next name, value or } of a JSON object begins."""
+    while body[at] in " \t\r:,":
+        at += 1
+    return at
 
 
 def nltk_corpus(name: str):

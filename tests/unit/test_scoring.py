@@ -155,6 +155,16 @@ def test_record_bytes_pass_through(store):
     assert len(lines) == 2
 
 
+def test_record_with_the_field_passes_through(store):
+    r"""Only the value of the field is another one: lone surrogates and numbers of 5,000 digits ended with a traceback."""
+    begin, end = '{ "x" :\t"\\ud800", "n": [{"p": ' + "9" * 5000 + '}], "text": "a", "p": ', ' ,"y": 1.50e3,"\\u0070":'
+    lines = score(store, "--add", "p", text=f"\ufeff{begin}{{}}{end}7}}\n")
+
+    assert lines[0].startswith(begin) and end in lines[0]
+    assert lines[0].removeprefix(begin).removesuffix("}").split(end) == [repr(json.loads(score(
+        store, "--add", "p", text=records(["a"]))[0])["p"])] * 2
+
+
 @pytest.mark.parametrize(("line", "message"), [
     ("[1]", "not a JSON object"), ("{", "not JSON"), ('{"t": 1}', 'no field "text"'), ('{"text": 1}', "is not a string"),
     ('{"text": "\\ud800"}', "not UTF-8")])
@@ -166,7 +176,8 @@ def test_bad_record_is_one_line(line, message, store):
 
 
 def test_usage(store, tmp_path):
-    """--words and records, stdin twice, and records of NLTK are refused."""
+    """--words and records, stdin twice, records of NLTK, and a perplexity in the place of the text are refused."""
+    assert "would take the place" in score(store, "--add", "line", "--field", "line", code=2)
     assert "not both" in score(store, "--words", "--add", "p", code=2)
     assert "only once" in score(store, "-", "-", code=2)
     with pytest.raises(ArgumentError, match="has no records"):
