@@ -26,23 +26,24 @@ def command(model: str, lists: tuple[str, ...], feature: str, weight: float, tok
     the same id are a list. Each gets the natural logarithm of its probability as a feature, its score grows by --weight times
     that, or times what it changed by where the feature is there, and lists are sorted by it. What was JSON stays JSON.
 
+    The feature of a text of probability 0, which some smoothings give to unknown words, is -inf, null in JSON. Such a text has no
+    score and is refused with its line, but with --weight 0: then scores stay as they are. Where -inf or null is there already,
+    the score is taken to have no part of it. Other numbers that are not finite are refused.
+
     \b
     Example:
       kvps rescore novels.kvps lattice.nbest --weight 0.4 > reranked.nbest
       kvps rescore novels.kvps hypotheses.jsonl.gz --feature lm
     """
-    import math
-
     from kvps.cli.models import compiled
     from kvps.cli.output import write
     from kvps.cli.progress import Progress
     from kvps.lm.model import CompiledModel
-    from kvps.lm.rescore import rescore
+    from kvps.lm.rescore import check_feature, rescore
     from kvps.text.piped import passing
     from kvps.units import cpu_count
 
-    if not feature or not math.isfinite(weight) or any(sign in feature for sign in " \t\n|="):
-        raise click.UsageError("a feature has a name without blanks, | and =, and a weight that is a number")
+    check_feature(feature, weight, field)      # before a model is made
     found = passing(lists or ("-",), records=True, field=field, max_ratio=max_ratio)
     with (Progress(["compiling"], unit=" n-grams") as progress,
           compiled(model, progress, CompiledModel, tokenizer=tokenizer, **choices) as (ready, words)):

@@ -6,6 +6,9 @@ Two formats, told apart by each line:
 A list is what comes in a row with the same id. The feature is the natural logarithm of the probability of the text with its
 </s>, as decoders have it. The new score is the old one plus weight times the feature; where the feature is there already, plus
 weight times what it changed by. What has no score gets weight times the feature.
+
+The feature of what has probability 0 is -inf, null in JSON. No score holds a part of that: where it is there already, it counts
+as not there. Scores are finite; where one would not be, the line is refused, and a weight of 0 leaves scores as they are.
 """
 from __future__ import annotations
 
@@ -15,11 +18,11 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
-from kvps.errors import DataError
+from kvps.errors import ArgumentError, DataError
 from kvps.lm.evaluate import document_scores
 from kvps.lm.pools import windowed
 from kvps.text.corpus import Input
-from kvps.text.documents import record_of, text_of
+from kvps.text.documents import record_of, text_of, with_fields
 from kvps.text.piped import numbered_lines
 from kvps.text.tokenize import Tokenizer
 
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
 # Text that is read at once, and scored in one call of the kernel.
 BATCH_BYTES = 1 << 19
 LN10 = math.log(10)
+FIELDS = ("id", "text", "features", "score")   # of a hypothesis
 
 
 @dataclasses.dataclass
@@ -40,7 +44,22 @@ class Hypothesis:
     score: float                               # 0 where there is none
     feature: float                             # what the list says already, 0 where it does not
     line: Callable[[float, float], bytes]      # of feature and score, with these
-    place: str = ""                            # for messages
+    path: str = ""                             # of the input it is from, for messages
+    number: int = 0                            # of its line there
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for messages."""
+        return f"{self.path}: line {self.number}"
+
+
+def check_feature(name: str, weight: float, field: str = "text") -> None:
+    """Raise ArgumentError unless a feature can have this name and weight, where `field` of JSON records is the text."""
+    if not name or not name.isprintable() or any(sign in name for sign in " |=") or not math.isfinite(weight):
+        raise ArgumentError("a feature has a name without blanks, | and =, and a weight that is a number; found "
+                            f'"{name}" and {weight}')
+    if name in (*FIELDS, field):
+        raise ArgumentError(f'a feature named "{name}" would take the place of that field; choose another name')
 
 
 def rescore(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, name: str, weight: float, field: str = "text",
@@ -54,14 +73,17 @@ def rescore(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, 
         field: of a JSON record, the one that holds the text.
 
     Raises:
-        DataError: a line that is neither; it names the line.
+        ArgumentError: as check_feature().
+        DataError: a line that is neither, or whose score or feature is no finite number, or would not be; it names the line.
     """
+    check_feature(name, weight, field)
+
     def work(batch: list[Hypothesis]) -> list[bytes]:
         texts = [tokenizer.prepare(found.text, errors=encoding_errors, name=found.place) for found in batch]
         scored = []
         for found, sums in zip(batch, document_scores(model, texts), strict=True):
             feature = -math.inf if sums.zero_probability_tokens else LN10 * sums.log10_probability
-            scored.append((found.group, found.score + weight * (feature - found.feature), feature, found))
+            scored.append((found.group, _combined(found, feature, weight), feature, found))
         lines, start = [], 0
         for i in range(1, len(scored) + 1):
             if i == len(scored) or scored[i][0] != scored[start][0]:
@@ -73,6 +95,16 @@ def rescore(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, 
     with ThreadPoolExecutor(threads) as pool:
         for lines in windowed(pool, work, _batches(_hypotheses(inputs, name, field)), 2 * threads):
             yield from lines
+
+
+def _combined(found: Hypothesis, feature: float, weight: float) -> float:
+    """Return the new score of a hypothesis; DataError where it is not finite."""
+    score = found.score + (weight * (feature - found.feature) if weight else 0)
+    if not math.isfinite(score):
+        why = ("the text has probability 0, and so no score; a smoothing such as modified-kneser-ney gives every word a share, "
+               "and --weight 0 adds the feature alone" if feature == -math.inf else f"its score would be {score}")
+        raise DataError(f"{found.place}: {why}", path=found.path, line=found.number)
+    return score
 
 
 def _batches(hypotheses: Iterable[Hypothesis]) -> Iterator[list[Hypothesis]]:
@@ -97,7 +129,7 @@ def _hypotheses(inputs: list[Input], name: str, field: str) -> Iterator[Hypothes
             except ValueError as error:
                 raise DataError(f"{source.name}: line {number}: {error}", path=source.name, line=number) from error
             if found is not None:
-                found.place = f"{source.name}: line {number}"
+                found.path, found.number = source.name, number
                 yield found
 
 
@@ -114,8 +146,8 @@ def _moses(line: bytes, name: str) -> Hypothesis | None:
     if start < len(features):
         if end != start + 2:
             raise ValueError(f"the feature {name} has {end - start - 1} values, expected 1")
-        old = float(features[start + 1])
-    score = float(fields[3]) if len(fields) > 3 else 0.0
+        old = _part(float(features[start + 1]), name)
+    score = _finite(float(fields[3]), "score") if len(fields) > 3 else 0.0
 
     def write(feature: float, score: float) -> bytes:
         written = b" ".join([*features[:start], key, f"{feature:.6f}".encode(), *features[end:]])
@@ -132,14 +164,22 @@ def _json(line: bytes, name: str, field: str) -> Hypothesis | None:
         return None
     if "id" not in record:
         raise ValueError('no field "id", which tells the lists apart')
-    numbers = [record.get(key) or 0.0 for key in ("score", name)]
-    if not all(isinstance(number, float) for number in numbers):
+    score, old = (0.0 if record.get(key) is None else record[key] for key in ("score", name))
+    if not isinstance(score, float) or not isinstance(old, float):
         raise ValueError(f'"score" and "{name}" are numbers or null')
 
     def write(feature: float, score: float) -> bytes:
-        # Read again, since whole numbers have become float. Infinite is null.
-        whole = json.loads(line.decode("utf-8", "surrogateescape").removeprefix("\ufeff"))
-        whole |= {key: x if math.isfinite(x) else None for key, x in ((name, feature), ("score", score))}
-        return json.dumps(whole, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        return with_fields(line, record, {name: feature if math.isfinite(feature) else None, "score": score})
 
-    return Hypothesis(json.dumps(record["id"]), text_of(record, field, "space"), *numbers, write)
+    return Hypothesis(json.dumps(record["id"]), text_of(record, field, "space"), _finite(score, "score"), _part(old, name), write)
+
+
+def _part(feature: float, name: str) -> float:
+    """Return the part that a score has of a feature that is there."""
+    return 0.0 if feature == -math.inf else _finite(feature, f"feature {name}")
+
+
+def _finite(value: float, what: str) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"the {what} is {value}, expected a finite number")
+    return value

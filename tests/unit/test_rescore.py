@@ -87,13 +87,34 @@ def test_json_lines(store, ln, tmp_path):
                     {"id": "b", "text": "the dog", "score": pytest.approx(dog + 1), "lm": pytest.approx(dog)}]
 
 
-def test_zero_probability(store):
-    """What cannot be comes last: -inf, null in JSON."""
-    lines = rescore(store, "--smoothing", "mle", text="0 ||| zebra\n0 ||| the cat sat on the mat\n")
-    rows = [json.loads(line) for line in rescore(store, "--smoothing", "mle", text='{"id": 1, "text": "zebra"}\n')]
+def test_zero_probability(store, ln):
+    """A text of probability 0 has no score and is refused with its line; with weight 0 scores stay, and it can be rescored.
 
-    assert lines[1] == "0 ||| zebra ||| kvps= -inf ||| -inf"
-    assert rows == [{"id": 1, "text": "zebra", "kvps": None, "score": None}]
+    Such scores were infinite, lost in JSON, and not a number once the feature was replaced: then nothing was in order.
+    """
+    moses, lines = "0 ||| the mat ||| ||| -1\n0 ||| zebra ||| ||| -2\n", '{"id": 1, "text": "zebra", "score": -2}\n'
+    for text, line in ((moses, 2), (lines, 1)):
+        error = rescore(store, "--smoothing", "mle", text=text, code=1)
+        assert f"line {line}: the text has probability 0" in error and error.count("\n") == 1
+
+    assert "line 1: its score would be -inf" in rescore(store, "--weight", "1e308", text=moses, code=1)
+
+    added = rescore(store, "--smoothing", "mle", "--weight", "0", text=moses)
+    assert added[1] == "0 ||| zebra ||| kvps= -inf ||| -2.000000"
+    assert rescore(store, "--weight", "2", text=added[1] + "\n") == [
+        f"0 ||| zebra ||| kvps= {ln('zebra'):.6f} ||| {2 * ln('zebra') - 2:.6f}"]
+    added = rescore(store, "--smoothing", "mle", "--weight", "0", text=lines)
+    assert json.loads(added[0]) == {"id": 1, "text": "zebra", "score": -2, "kvps": None}
+    assert json.loads(rescore(store, text=added[0] + "\n")[0])["score"] == pytest.approx(ln("zebra") - 2)
+
+
+def test_records_pass_through(store):
+    r"""What is no feature or score stays byte for byte; a lone surrogate or a number of 5,000 digits ended with a traceback."""
+    long = "9" * 5000
+    lines = rescore(store, text=f'{{"id": {long}, "kvps": -1, "e": "\\ud800\\/", "text": "a", "score" : 1e0,"x":1.50}}\n')
+
+    assert lines[0].startswith(f'{{"id": {long}, "kvps": -') and lines[0].endswith(',"x":1.50}')
+    assert ', "e": "\\ud800\\/", "text": "a", "score" : -' in lines[0]
 
 
 @pytest.mark.parametrize(("line", "message"), [
@@ -101,6 +122,11 @@ def test_zero_probability(store):
     ("no list", "neither a JSON object nor"), ("{", "not JSON"), ('{"text": "a"}', 'no field "id"'),
     ('{"id": 1}', 'no field "text"'),
     ("0 ||| a ||| kvps= 1 2 ||| 0", "has 2 values"), ("0 ||| a ||| x= 1 ||| high", "could not convert"),
+    ("0 ||| a ||| x= 1 ||| nan", "the score is nan"), ("0 ||| a ||| kvps= nan ||| 0", "the feature kvps is nan"),
+    ("0 ||| a ||| x= 1 ||| -inf", "the score is -inf"), ("0 ||| a ||| kvps= inf ||| 0", "the feature kvps is inf"),
+    ('{"id": 1, "text": "a", "score": NaN}', "the score is nan"),
+    ('{"id": 1, "text": "a", "score": -Infinity}', "the score is -inf"), ('{"id": 1, "text": "a", "score": false}', "are numbers"),
+    ('{"id": 1, "text": "a", "kvps": NaN}', "the feature kvps is nan"),
     ('{"id": 1, "text": "a", "score": "x"}', "are numbers")])
 def test_bad_line_is_one_line(line, message, store):
     """A line that cannot be read ends the command with one line that names it."""
@@ -109,7 +135,14 @@ def test_bad_line_is_one_line(line, message, store):
     assert message in error and "line 3" in error and error.count("\n") == 1
 
 
-@pytest.mark.parametrize("arguments", [("--feature", "a b"), ("--feature", ""), ("--weight", "nan"), ("--feature", "a=")])
+@pytest.mark.parametrize("arguments", [("--feature", "a b"), ("--feature", ""), ("--weight", "nan"), ("--feature", "a="),
+                                       ("--feature", "a\vb"), ("--feature", "\udcff")])
 def test_usage(arguments, store):
     """A feature's name has no signs of the format in it, and a weight is a number."""
     assert "a feature has a name" in rescore(store, *arguments, code=2)
+
+
+@pytest.mark.parametrize("name", ["id", "text", "score", "features", "line"])
+def test_feature_is_no_field(name, store):
+    """A feature named like a field of a hypothesis would take its place, and is refused before a model is made."""
+    assert f'"{name}" would take the place' in rescore(store, "--feature", name, "--field", "line", "--order", "9", code=2)
