@@ -207,13 +207,13 @@ class Model:
     def perplexities(self, documents: str | Iterable[str]) -> float | np.ndarray:
         """Return the perplexity of each document over all of its sentences, float64 (n,); of one str, a float.
 
-        documents: each a str whose sentences end with newlines, a last one without is a sentence too; each has its </s>, and
-            an empty document is one empty sentence. As cc_net defines it; inf where a token has probability 0.
+        documents: each a str with newlines between its sentences, so that one at its end is followed by an empty sentence; each
+            has its </s>. As cc_net defines it; inf where a token has probability 0, nan of "", which cc_net does not score.
         """
         if isinstance(documents, str):
             return float(self.perplexities([documents])[0])
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-        texts = (document if document.endswith("\n") else document + "\n" for document in documents)
+        texts = (document and document + "\n" for document in documents)
         found: list[float] = []
         while batch := list(itertools.islice(texts, DOCUMENTS)):
             found += document_perplexities(self._model(), [

@@ -1,6 +1,7 @@
 """kvps score: log10 probabilities of sentences and words, and perplexities of JSON records."""
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,9 @@ def command(model: str, inputs: tuple[str, ...], words: bool, add: str | None, b
 
     --add, --below and --above take JSON lines (.jsonl, .gz, .zst, or from stdin), and pass each record through as it is. Its
     perplexity is that of its text in --field, over all sentences with one </s> each, as cc_net computes it; null is infinite.
+    A newline at the end of a text is followed by an empty sentence, and a record without text (no such field, null, or "") passes
+    as it is, unscored, whatever --below and --above say: so it is in cc_net. But words are those that MODEL knows; cc_net counts
+    them by Python's split(), which parts at U+00A0, U+2028, VT and other blanks too.
 
     \b
     Example:
@@ -58,7 +62,7 @@ def command(model: str, inputs: tuple[str, ...], words: bool, add: str | None, b
           compiled(model, progress, CompiledModel, tokenizer=tokenizer, **choices) as (ready, made)):
         if records:
             rows = evaluate.per_record(ready, found, made, field=field, newline=newline, **how)
-            _write(_passed(rows, add, below, above))
+            _write(_passed(rows, add, below, above, field))
         elif words:
             _write(_words(line, tokens, as_json) for line, tokens in evaluate.per_word(ready, found, made, **how))
         else:
@@ -72,14 +76,23 @@ def _write(lines: Iterator[bytes]) -> None:
         write(line + b"\n")
 
 
-def _passed(rows: Iterator[tuple[bytes, dict, float]], add: str | None, below: float | None,
-            above: float | None) -> Iterator[bytes]:
+def _passed(rows: Iterator[tuple[bytes, dict, float]], add: str | None, below: float | None, above: float | None,
+            field: str) -> Iterator[bytes]:
     """Yield the records that are to pass, with what is to be added."""
+    import logging
+
+    from kvps.cli.output import many
     from kvps.text.documents import with_fields
 
+    unscored = 0
     for line, record, perplexity in rows:
-        if (below is None or perplexity < below) and (above is None or perplexity > above):
+        if math.isnan(perplexity):
+            unscored += 1
+            yield line
+        elif (below is None or perplexity < below) and (above is None or perplexity > above):
             yield line if add is None else with_fields(line, record, {add: _finite(perplexity)})
+    if unscored:
+        logging.getLogger("kvps").warning('%s passed unscored: no text in the field "%s"', many(unscored, "records"), field)
 
 
 def _sentence(line: bytes, score: Score, as_json: bool) -> bytes:

@@ -9,7 +9,7 @@ from kvps.errors import DataError
 from kvps.lm.pools import windowed
 from kvps.lm.scorer import Score, Scorer
 from kvps.text.corpus import Input, Split
-from kvps.text.documents import record_of, text_of
+from kvps.text.documents import document_of, record_of
 from kvps.text.tokenize import Tokenizer
 
 if TYPE_CHECKING:
@@ -62,7 +62,8 @@ def per_record(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, 
     """Yield (line, record, perplexity) of every record of JSON lines, blank lines left out.
 
     The perplexity is that of the record's text as a document: 10 ** (-sum of log10 p / number of tokens) over its sentences,
-    which end with newlines, each with its </s>. So it is in cc_net's perplexity.py. Infinite where a token has probability 0.
+    between which there are newlines, each with its </s>. So it is in cc_net's perplexity.py (DocLM). Infinite where a token has
+    probability 0; nan of a record without text, which cc_net does not score.
 
     Args:
         inputs: of plain lines, each a JSON object (kvps.text.piped.passing).
@@ -75,7 +76,7 @@ def per_record(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, 
         for line in split.data.split(b"\n"):
             try:
                 if (record := record_of(line)) is not None:
-                    text = text_of(record, field, newline)
+                    text = document_of(record, field, newline)
                     found.append((line, record))
                     texts.append(tokenizer.prepare(text, errors=encoding_errors, name=source.name,
                                                    locate=lambda _, place=place: split.locate(place)))
@@ -89,7 +90,7 @@ def per_record(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, 
 
 
 def document_perplexities(model: CompiledModel, documents: list[bytes]) -> list[float]:
-    """Return the perplexity of each document, whose tokenised sentences all end with a newline, over all of its tokens."""
+    """Return the perplexity of each document, whose tokenised sentences all end with a newline; nan of one without any."""
     return [found.perplexity for found in document_scores(model, documents)]
 
 

@@ -100,6 +100,17 @@ def text_of(record: dict, field: str, newline: str) -> bytes:
         return text.encode("utf-8", "surrogatepass")
 
 
+def document_of(record: dict, field: str, newline: str) -> bytes:
+    """Return the text of a record as cc_net reads a document; b"" where there is none: no such field, null, or an empty text.
+
+    A newline stands between two sentences, so that after one at the end of the text there is an empty one. Raises as text_of().
+    """
+    if record.get(field) in (None, ""):
+        return b""
+    text = text_of(record, field, newline)
+    return text + b"\n" if newline == "split" and record[field].endswith("\n") else text
+
+
 def with_fields(line: bytes, record: dict, fields: Mapping[str, float | None]) -> bytes:
     """Return the line of a record with these fields, otherwise byte for byte as it was.
 

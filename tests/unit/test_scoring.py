@@ -114,10 +114,13 @@ def test_records(name, store, model, tmp_path):
     lines = score(store, name if name == "-" else tmp_path / name, "--add", "perplexity", text=text)
 
     found = model.perplexities(DOCUMENTS)
-    assert [json.loads(line)["perplexity"] for line in lines] == found.tolist()
-    assert [line.rpartition(", ")[0] + "}" for line in lines] == text.splitlines()
+    assert [json.loads(line).get("perplexity", math.inf) for line in lines] == [math.inf if p != p else p for p in found.tolist()]
+    assert [line.rpartition(', "perp')[0] + "}" if ', "perp' in line else line for line in lines] == text.splitlines()
     for document, perplexity in zip(DOCUMENTS, found, strict=True):
-        lines = document.removesuffix("\n").split("\n")
+        if not document:
+            assert math.isnan(perplexity)
+            continue
+        lines = document.split("\n")
         assert perplexity == pytest.approx(10 ** (-model.score(lines).sum() / sum(len(line.split()) + 1 for line in lines)))
     assert model.perplexities(DOCUMENTS[0]) == found[0]
     assert model.perplexities([]).shape == (0,)
@@ -127,8 +130,8 @@ def test_documents_as_cc_net(store, model, tmp_path):
     """The perplexity of a document is what cc_net computes with KenLM and the same model, but for KenLM's float32."""
     arpa.export(store._directory, tmp_path / "m.arpa")
     other = kenlm.Model(str(tmp_path / "m.arpa"))
-    for document in DOCUMENTS[:2]:
-        lines = document.removesuffix("\n").split("\n")
+    for document in filter(None, DOCUMENTS):
+        lines = document.split("\n")
         log_score, length = sum(other.score(line) for line in lines), sum(len(line.split()) + 1 for line in lines)
         assert model.perplexities(document) == pytest.approx(10.0 ** (-log_score / length), rel=1e-5)
 
@@ -136,12 +139,21 @@ def test_documents_as_cc_net(store, model, tmp_path):
 def test_filters(store, model):
     """--below and --above keep records between two perplexities, unchanged where nothing is added."""
     text, found = records(DOCUMENTS), model.perplexities(DOCUMENTS)
-    low, high = sorted(found)[0], sorted(found)[-1]
+    low, high = min(found[[0, 1, 3]]), max(found[[0, 1, 3]])
 
     kept = score(store, "--above", low, "--below", high, text=text)
 
-    assert kept == [line for line, p in zip(text.splitlines(), found, strict=True) if low < p < high]
+    assert kept == [line for line, p in zip(text.splitlines(), found, strict=True) if low < p < high or p != p]
     assert len(kept) == 2
+
+
+def test_records_without_text_pass(store, caplog):
+    """Records without text pass whatever is asked for, as in cc_net; a warning counts them, where one ended the stream."""
+    odd = ['{"id": 1}', '{"text": null , "p": 1}', '{"text": ""} ']
+
+    assert score(store, "--add", "p", "--below", "0", text="\n".join([*odd, '{"text": "a"}'])) == odd
+    assert caplog.messages[-1] == '3 records passed unscored: no text in the field "text"'
+    assert score(store, "--add", "p", "--newline", "space", text='{"text": "a\\n"}\n{"text": ""}')[0].startswith('{"text": "a')
 
 
 def test_record_bytes_pass_through(store):
@@ -166,7 +178,7 @@ def test_record_with_the_field_passes_through(store):
 
 
 @pytest.mark.parametrize(("line", "message"), [
-    ("[1]", "not a JSON object"), ("{", "not JSON"), ('{"t": 1}', 'no field "text"'), ('{"text": 1}', "is not a string"),
+    ("[1]", "not a JSON object"), ("{", "not JSON"), ('{"text": 1}', "is not a string"),
     ('{"text": "\\ud800"}', "not UTF-8")])
 def test_bad_record_is_one_line(line, message, store):
     """A record that cannot be read ends the command with one line that names its line."""
