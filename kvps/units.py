@@ -7,9 +7,12 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator
+from numbers import Integral
 from pathlib import Path
 
 from kvps.errors import ArgumentError
+
+MANY = 10**9               # of anything that a user asks for: more would be all there is
 
 _SUFFIXES = {"b": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([bKMGT%])", re.ASCII | re.IGNORECASE)
@@ -30,6 +33,13 @@ def check_name(kind: str, name: str) -> str:
         raise ArgumentError(f'"{shown}" cannot be the name of a {kind}: use 1 to 64 of the letters A to Z and a to z, digits, _, '
                             ". and -, the first one a letter, a digit or _")
     return name
+
+
+def check_number(what: str, value: int, least: int, most: int = MANY) -> int:
+    """Return a whole number that a user chose; ArgumentError unless it is one from `least` to `most`."""
+    if not isinstance(value, Integral) or not least <= value <= most:
+        raise ArgumentError(f"{what} of {value!r:.40} is not possible: expected a whole number from {least:,} to {most:,}")
+    return int(value)
 
 
 def parse_bytes(size: str | int) -> int:
@@ -87,6 +97,11 @@ def cpu_count() -> int:
         if quota.isdigit() and int(period) > 0:  # "max" (version 2) and -1 (version 1) are no limit
             cpus = min(cpus, max(1, int(quota) // int(period)))
     return max(1, cpus)
+
+
+def thread_count(threads: int | None = None) -> int:
+    """Return how many threads are to work, as many as were asked for, or cpu_count(); ArgumentError below 1."""
+    return cpu_count() if threads is None else check_number("a number of threads", threads, 1)
 
 
 def _control_values(controller: str, name_v2: str | None, name_v1: str | None) -> Iterator[str]:

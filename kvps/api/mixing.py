@@ -15,7 +15,7 @@ from kvps.lm.classify import Classified, Confusion, Document
 from kvps.lm.model import batches
 from kvps.lm.smoothing import DEFAULT
 from kvps.text.tokenize import Tokenizer
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 
 def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: Iterable[Sentence], *,
@@ -46,7 +46,7 @@ def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: It
         raise ArgumentError("expected a list of models, and an iterable of sentences; put one in a list")
     return mixing.mix(out, models, lambda words: tokenised(dev, words), smoothing=_each(smoothing), order=_each(order),
                       anyway=anyway, labels=None if labels is None else list(labels), exact=exact, stale=stale, tokenizer=tokenizer,
-                      threads=threads)
+                      threads=thread_count(threads))
 
 
 class Classifier:
@@ -69,7 +69,7 @@ class Classifier:
         Raises:
             ArgumentError: fewer than two classes; priors that are not possible, or not known by default.
         """
-        self._threads = threads
+        self._threads = thread_count(threads)
         self._stack = contextlib.ExitStack()
         self._classes = self._stack.enter_context(classifying.classes(
             models, prior, smoothing=smoothing, order=order, exact=exact, stale=stale, tokenizer=tokenizer, threads=threads))
@@ -101,7 +101,7 @@ class Classifier:
     def _classify(self, documents: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Document, Classified]]:
         return self._classes.classify(
             (Document((text if text.endswith("\n") else text + "\n").encode("utf-8", "surrogatepass"), label, f"document {i}")
-             for i, (text, label) in enumerate(documents, 1)), self._threads or cpu_count())
+             for i, (text, label) in enumerate(documents, 1)), self._threads)
 
     def close(self) -> None:
         """Let go of the models."""

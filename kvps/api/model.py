@@ -29,7 +29,7 @@ from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.text.tokenize import PLAIN, Spec, store_tokenizer
-from kvps.units import cpu_count
+from kvps.units import cpu_count, thread_count
 
 DEFAULT_SMOOTHING = DEFAULT
 DOCUMENTS = 256                # scored at once
@@ -90,7 +90,7 @@ class Model:
         self.path: Path = directory.path
         self._directory, self._named = directory, tokenizer
         self._smoothing, self._highest = parse(smoothing), order
-        self._exact, self._stale, self._threads = exact, stale, threads
+        self._exact, self._stale, self._threads = exact, stale, thread_count(threads)
         self._labels = None if labels is None else list(labels)
         self._turn = threading.Lock()
         self._vocabulary: Vocabulary | None = None

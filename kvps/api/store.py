@@ -29,7 +29,7 @@ from kvps.store.directory import StoreDirectory, open_store
 from kvps.store.findings import Finding
 from kvps.text.corpus import Input, resolve, spool
 from kvps.text.tokenize import Spec, Tokenizer, store_tokenizer
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def audit(path: Path_, smoothing: str = DEFAULT_SMOOTHING, order: int | None = N
     """
     from kvps.jobs.audit import audit
 
-    return audit(path, smoothing=smoothing, order=order, contexts=contexts, seed=seed, full=full, threads=threads)
+    return audit(path, smoothing=smoothing, order=order, contexts=contexts, seed=seed, full=full, threads=thread_count(threads))
 
 
 class Store:
@@ -314,7 +314,7 @@ class Store:
             {"version", "merged_runs", "bytes_before", "bytes"}, the last two with "file" and "live" [bytes].
         """
         with self._writer("compact", wait) as directory:
-            return compacting.compact(directory, threads=threads or cpu_count(), vacuum=vacuum, progress=progress)
+            return compacting.compact(directory, threads=thread_count(threads), vacuum=vacuum, progress=progress)
 
     def reshard(self, shards: int, *, wait: float = 0.0, threads: int | None = None,
                 progress: Progress = jobs.no_progress) -> dict[str, Any]:
@@ -336,7 +336,7 @@ class Store:
         from kvps.jobs.reshard import reshard
 
         with self._writer("reshard", wait) as directory:
-            return reshard(directory, shards, threads=threads or cpu_count(), progress=progress)
+            return reshard(directory, shards, threads=thread_count(threads), progress=progress)
 
     def limit(self, into: Path_, *, words: Iterable[str] | None = None, min_count: int | None = None, shards: int | None = None,
               threads: int | None = None, progress: Progress = jobs.no_progress) -> Store:

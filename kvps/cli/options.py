@@ -96,7 +96,7 @@ def store_folder(*, written: bool) -> Decorator:
 
 
 inputs = click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-threads = click.option("--threads", type=int, metavar="N",
+threads = click.option("--threads", type=click.IntRange(min=1), metavar="N",
                        help="Threads; by default the CPUs that affinity and cgroup allow.")
 json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line, errors too.")
 wait = click.option("--wait", type=float, default=0.0, metavar="SECONDS", help="Wait so long for another writer.")

@@ -33,7 +33,7 @@ from kvps.store.directory import StoreDirectory, open_store
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, resolve
 from kvps.text.tokenize import Tokenizer
 from kvps.text.vocabulary import BOS, EOS, SPECIALS, UNK, Vocabulary
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 SPLIT_BYTES = 4 << 20          # of a file, read at once: some 40 MB with what sorting takes
 
@@ -65,7 +65,7 @@ def train_from_counts(out: str | Path, arguments: Sequence[str | Path], *, order
     creation.refuse_place(out, force=False)
     counts = _Counts(resolve(arguments, max_ratio=max_ratio), order)
     identity = {"tokenizer": words.to_json()} | ({"closed": True} if counts.closed else {})
-    made = Assembly(counts.order, shards, counts.vocabulary, total=0, threads=threads or cpu_count(), progress=progress)
+    made = Assembly(counts.order, shards, counts.vocabulary, total=0, threads=thread_count(threads), progress=progress)
     made.make(out, counts.parts(), lambda: [history_row("train", counts.history, counts.totals)], lambda: counts.totals,
               command="train", identity=identity, verify=lambda folder: counts.verify(folder, threads, scratch, progress))
     return {"command": "train", "version": 1, **counts.totals, "inputs": len(counts.history), "already": {}}

@@ -22,7 +22,7 @@ from kvps.store import creation, files
 from kvps.store.directory import open_store
 from kvps.text.tokenize import SEPARATORS, listed_words
 from kvps.text.vocabulary import FIRST_WORD, SPECIALS, UNK, Vocabulary
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 
 def limit(out: str | Path, store: str | Path, *, words: Iterable[str] | None = None, min_count: int | None = None,
@@ -50,7 +50,7 @@ def limit(out: str | Path, store: str | Path, *, words: Iterable[str] | None = N
     with contextlib.ExitStack() as stack:
         source = Source(stack, stack.enter_context(open_store(store)))
         n_words, order = len(source.words), source.store.identity["order"]
-        with ThreadPoolExecutor(threads or cpu_count()) as pool:
+        with ThreadPoolExecutor(thread_count(threads)) as pool:
             _, counts = summed_unigrams(walk_all(source.snapshot, order, n_words, 1, pool))
         named = set() if words is None else {_word(word) for word in words} - set(SPECIALS)
         vocabulary = Vocabulary()

@@ -24,7 +24,7 @@ from kvps.store.directory import StoreDirectory, StoreSnapshot, open_store
 from kvps.store.runs import by_label
 from kvps.text.tokenize import shown
 from kvps.text.vocabulary import Vocabulary
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 
 def merge(out: str | Path, stores: Sequence[str | Path], *, weights: Sequence[int] | None = None, shards: int = DEFAULT_SHARDS,
@@ -104,7 +104,7 @@ def assembled(out: Path, sources: list[Source], vocabulary: Vocabulary, identity
     names: of the sources, for the history.
     """
     totals = {name: sum(source.weight * source.snapshot.state[name] for source in sources) for name in ("tokens", "sentences")}
-    made = Assembly(sources[0].store.identity["order"], shards, vocabulary, threads=threads or cpu_count(), progress=progress,
+    made = Assembly(sources[0].store.identity["order"], shards, vocabulary, threads=thread_count(threads), progress=progress,
                     total=sum(source.snapshot.n_keys() for source in sources))
 
     def rows() -> Iterator[tuple[bytes, bytes]]:

@@ -22,7 +22,7 @@ from kvps.store import checkpoint, files
 from kvps.store.directory import StoreDirectory
 from kvps.store.layout import KEPT
 from kvps.text.vocabulary import FIRST_WORD, Vocabulary, pack_segment, unpack_segment
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 
 def purge(store: StoreDirectory, *, threads: int | None = None) -> dict:
@@ -39,7 +39,7 @@ def purge(store: StoreDirectory, *, threads: int | None = None) -> dict:
     Raises:
         StoreError: a job is pending, whose words are not counted yet.
     """
-    threads = threads or cpu_count()
+    threads = thread_count(threads)
     job = store.root.job()
     if job is not None:
         raise StoreError(f"{store.path}: a {job['command']} was interrupted; go on with kvps resume, or roll it back with kvps "
@@ -80,7 +80,7 @@ def _without(segments: Iterable[tuple[int, bytes]], dead: set[int]) -> Iterable[
 def sizes(store: StoreDirectory, threads: int | None = None) -> dict:
     """Return what a receipt compares: tokens, sentences, words, and by order the distinct n-grams."""
     n_words, order = store.root.next_word(), store.identity["order"]
-    with store.snapshot() as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool:
+    with store.snapshot() as snapshot, ThreadPoolExecutor(thread_count(threads)) as pool:
         found, *_ = survey(snapshot, order, n_words, order, pool)
     return {"version": found.version, "tokens": found.tokens, "sentences": found.sentences, "words": found.vocabulary,
             "ngrams": {str(k): n for k, n in found.ngrams.items()}}

@@ -21,7 +21,7 @@ from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreLocked
 from kvps.lm import container
 from kvps.store import files, layout, lock
 from kvps.store.directory import StoreDirectory
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 log = logging.getLogger("kvps")
 
@@ -87,7 +87,7 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
                 make = functools.partial(compile_model, exact=exact)
             from kvps.text.vocabulary import Vocabulary
 
-            make(snapshot, Vocabulary(store.root.words()), path, kind=kind, top=top, threads=threads or cpu_count(),
+            make(snapshot, Vocabulary(store.root.words()), path, kind=kind, top=top, threads=thread_count(threads),
                  scratch=scratch or folder, uuid=store.identity["uuid"], order=order, progress=advance)
         _remove_older(folder, stem, path)
         return path

@@ -18,7 +18,7 @@ from kvps.lm.walks import folded, summed_unigrams, walk_all, walk_shard
 from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import Vocabulary
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 MAX_SEEKS = 256                # n-grams that are looked up one by one; for more, one scan is as fast
 
@@ -37,7 +37,7 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, labels: list[
     order = store.identity["order"]
     if not 1 <= k <= order:
         raise ArgumentError(f"order {k} is not possible: {store.path} has orders 1 to {order}")
-    threads = threads or cpu_count()
+    threads = thread_count(threads)
     with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
         vocabulary = Vocabulary(store.root.words())
         words = Words(vocabulary)
@@ -145,7 +145,7 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
     for ngram, words in zip(ngrams, texts, strict=True):
         if not 1 <= len(words) <= order:
             raise ArgumentError(f"{ngram!r} has {len(words)} words; {store.path} has n-grams of 1 to {order}")
-    with store.snapshot() as snapshot, ThreadPoolExecutor(cpu_count()) as pool:
+    with store.snapshot() as snapshot, ThreadPoolExecutor(thread_count()) as pool:
         vocabulary = Vocabulary(store.root.words())
         n_words, bits = len(vocabulary), bits_for(len(vocabulary))
         ids = [[vocabulary.table.get(word.encode()) for word in words] for words in texts]

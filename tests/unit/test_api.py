@@ -628,6 +628,19 @@ def test_models_that_cannot_be(store, options):
         store.model(**options)
 
 
+@pytest.mark.parametrize("threads", [-3, 0, 1.5, "2"])
+def test_threads_that_cannot_be(store, threads, tmp_path):
+    """Every call that takes a number of threads refuses one below 1, and what is no whole number."""
+    path = str(store.path)
+    for call in (store.model, store.compact, store.purge, lambda **more: store.reshard(3, **more),
+                 lambda **more: list(store.dump(1, **more)), lambda **more: store.limit(tmp_path / "l", min_count=2, **more),
+                 lambda **more: kvps.audit(path, **more), lambda **more: kvps.mix(tmp_path / "m", [path, path], TEXT, **more),
+                 lambda **more: kvps.Classifier({"a": path, "b": path}, **more)):
+        with pytest.raises(kvps.ArgumentError, match="a number of threads of .* is not possible"):
+            call(threads=threads)
+    assert not list(tmp_path.glob("[lm]*"))
+
+
 def test_model_outlives_its_store(store):
     """A model stays usable after its store object is closed, and says so when it is closed itself."""
     model = store.model("witten-bell")

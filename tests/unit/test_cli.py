@@ -159,6 +159,15 @@ def test_options_are_described(name):
     assert [p.name for p in options if not p.help] == []
 
 
+@pytest.mark.parametrize("name", [name for name in CALLS if any(option.name == "threads" for option in command(name).params)])
+def test_threads_are_some(name):
+    """A number of threads below 1 is a usage error of every command that takes one."""
+    option = next(option for option in command(name).params if option.name == "threads")
+
+    with pytest.raises(click.BadParameter, match="-3 is not in the range"):
+        option.type_cast_value(click.Context(command(name)), "-3")
+
+
 @pytest.mark.parametrize("name", [name for name in CALLS if name != "quickstart"])
 def test_command_prints_json_when_asked(name):
     """Every command that prints results has --json."""

@@ -1,6 +1,7 @@
 """Sizes and limits."""
 import os
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,6 +24,14 @@ def test_parse_bytes_refuses(text):
     """What is not a size is refused as an argument, never guessed."""
     with pytest.raises(ArgumentError):
         units.parse_bytes(text)
+
+
+@pytest.mark.parametrize("number", [0, -1, 10**20, 1.0, "1", None, float("nan")])
+def test_numbers_that_cannot_be(number):
+    """A number is a whole one of a range, and the message says what it was for, what was found and what is possible."""
+    assert units.check_number("a beam", 1000, 1, 1000) == units.check_number("a beam", np.int64(1000), 1) == 1000
+    with pytest.raises(ArgumentError, match=r"a beam of .* is not possible: expected a whole number from 1 to 1,000\b"):
+        units.check_number("a beam", number, 1, 1000)
 
 
 def test_parse_bytes_without_unit():
