@@ -39,30 +39,42 @@ def command(model: str, inputs: tuple[str, ...], by_order: bool, order: int | No
     from kvps.cli.models import compiled, readable
     from kvps.cli.output import emit
     from kvps.cli.progress import Progress
-    from kvps.lm import evaluate, opening, prediction
-    from kvps.lm.smoothing import ALL
+    from kvps.lm import evaluate, prediction
     from kvps.units import cpu_count
 
-    if by_order:
-        with opening.open_model_place(model) as opened:
-            orders = list(range(1, (order or opened.identity["order"]) + 1))
-    else:
-        orders = [order]
-    rows = []
+    views, rows = _views(model, smoothing, order, by_order), []
     with readable(inputs, choices["temp"], field=field, newline=newline, max_ratio=max_ratio) as found:
-        for name in ALL if smoothing == "all" else [smoothing]:
-            for top in orders:
-                with (Progress(["compiling"], unit=" n-grams") as progress,
-                      compiled(model, progress, following=True, tokenizer=tokenizer, order=top, smoothing=name,
-                               **choices) as (ready, words)):
-                    texts = evaluate.texts(found, words, encoding_errors)
-                    result = prediction.evaluate(ready, texts, choices["threads"] or cpu_count())
-                    facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
-                rows.append(facts | result.as_dict())
-                if as_json:
-                    emit(rows[-1])
+        for name, top in views:
+            with (Progress(["compiling"], unit=" n-grams") as progress,
+                  compiled(model, progress, following=True, tokenizer=tokenizer, order=top, smoothing=name,
+                           **choices) as (ready, words)):
+                texts = evaluate.texts(found, words, encoding_errors)
+                result = prediction.evaluate(ready, texts, choices["threads"] or cpu_count())
+                facts = {"smoothing": str(ready.smoothing), "order": ready.order, "version": ready.version}
+            rows.append(facts | result.as_dict())
+            if as_json:
+                emit(rows[-1])
     if not as_json:
         _show(rows)
+
+
+def _views(model: str, smoothing: str, order: int | None, by_order: bool) -> list[tuple[str, int | None]]:
+    """Return the smoothings and orders that are to be compared; those that there are not are refused before any is measured."""
+    from kvps.errors import ArgumentError
+    from kvps.lm import opening
+    from kvps.lm.mixture import MixtureFile
+    from kvps.lm.smoothing import ALL
+
+    if not by_order and smoothing != "all":
+        return [(smoothing, order)]
+    with opening.open_model_place(model) as opened:
+        top = opened.identity["order"]
+        if smoothing == "all" and isinstance(opened, (opening.ModelFile, MixtureFile)):
+            raise ArgumentError(f"{model}: has the probabilities that it was made with; --smoothing all takes a store")
+    if order is not None and not 1 <= order <= top:
+        raise ArgumentError(f"order {order} is not possible: {model} has orders 1 to {top}")
+    orders = range(1, (order or top) + 1) if by_order else [order]
+    return [(name, k) for name in (ALL if smoothing == "all" else [smoothing]) for k in orders]
 
 
 def _show(rows: list[dict]) -> None:

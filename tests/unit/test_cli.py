@@ -362,6 +362,20 @@ def test_evaluate(store):
     assert "undefined" in kvps("evaluate", store, "-", text="").stdout
 
 
+@pytest.mark.parametrize("order", ["-1", "0", "4"])
+def test_evaluate_refuses_before_it_measures(order, store):
+    """Orders and smoothings that the model does not have are refused at once, not when their turn comes."""
+    for more in (["--by-order"], ["--smoothing", "all"]):
+        result = kvps("evaluate", store, "b.txt", "-o", order, *more, "--json", code=2)
+        assert f"order {order} is not possible" in json.loads(result.stdout)["message"]
+    kvps("export", store, "s.arpa")
+    kvps("import", "s.kvm", "s.arpa")
+    kvps("mix", "s.mix", store, "s.kvm", "--dev", "a.txt")
+    for model in ("s.arpa", "s.kvm", "s.mix"):
+        result = kvps("evaluate", model, "b.txt", "--smoothing", "all", "--json", code=2)
+        assert "--smoothing all takes a store" in json.loads(result.stdout)["message"]
+
+
 def test_complete(store):
     """A text is completed from arguments and from stdin, each on a line with its probability."""
     found = answer("complete", store, "the ca", "-k", "2")
