@@ -12,7 +12,8 @@ from pathlib import Path
 
 from kvps.errors import ArgumentError
 
-MANY = 10**9               # of anything that a user asks for: more would be all there is
+# What a user may ask for at most: of anything, since more would be all there is; of what takes memory.
+MANY, MAX_BEAM, MAX_DRAWN_WORDS = 10**9, 1000, 10**6
 
 _SUFFIXES = {"b": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d{1,18}(?:\.\d{1,18})?) ?([bKMGT%])", re.ASCII | re.IGNORECASE)

@@ -29,7 +29,7 @@ from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.text.tokenize import PLAIN, Spec, store_tokenizer
-from kvps.units import cpu_count, thread_count
+from kvps.units import MAX_BEAM, MAX_DRAWN_WORDS, check_number, cpu_count, thread_count
 
 DEFAULT_SMOOTHING = DEFAULT
 DOCUMENTS = 256                # scored at once
@@ -296,11 +296,13 @@ class Model:
         Args:
             min_count: each word that is added has been seen at least so often after the longest part of what stands before it
                 that was seen at all, so that rare sentences never come up; 0: any word may come.
-            max_words: that are added. beam: how many beginnings go on at once; see kvps.lm.completion.
+            max_words: that are added. beam: how many beginnings go on at once, up to 1,000; see kvps.lm.completion.
 
         Raises:
             ArgumentError: a number that is not possible, or stupid back-off. StoreError: as next().
         """
+        check_number("a min count", min_count, 0)
+        check_number("a beam", beam, 1, MAX_BEAM)
         model = self._following()
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
 
@@ -329,12 +331,14 @@ class Model:
             top_k: only the k best words are drawn from.
             top_p: only the best words are, those that have this share of the probability, after temperature and top_k.
             seed: from 0 to 2**64 - 1; by default another one each time.
-            max_words: that are drawn for a sentence that does not end.
+            max_words: that are drawn for a sentence that does not end, up to a million.
 
         Raises:
             ArgumentError: a number that is not possible, stupid back-off, or no word has a probability (MLE).
             StoreError: as next().
         """
+        check_number("a top k", 1 if top_k is None else top_k, 1)
+        check_number("a number of words", max_words, 1, MAX_DRAWN_WORDS)
         model = self._following()
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
         begun = context_of(prompt, words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)

@@ -6,16 +6,17 @@ import sys
 import click
 
 from kvps.cli import options
+from kvps.units import MANY, MAX_BEAM
 
 
 @click.command("complete")
 @options.store(written=False, name="model")
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @click.option("-k", "--top", "k", type=int, default=10, show_default=True, metavar="N", help="The N most probable completions.")
-@click.option("--min-count", type=int, default=0, show_default=True, metavar="N",
+@click.option("--min-count", type=click.IntRange(0, MANY), default=0, show_default=True, metavar="N",
               help="Only words that were seen so often after what stands before them: rare sentences never come up.")
 @click.option("--max-words", type=int, default=5, show_default=True, metavar="N", help="Add at most N words.")
-@click.option("--beam", type=int, default=5, show_default=True, metavar="N",
+@click.option("--beam", type=click.IntRange(1, MAX_BEAM), default=5, show_default=True, metavar="N",
               help="How many beginnings go on at once: more finds more, and takes longer.")
 @options.scoring
 @options.tokenizer

@@ -4,6 +4,7 @@ from __future__ import annotations
 import click
 
 from kvps.cli import options
+from kvps.units import MANY, MAX_DRAWN_WORDS
 
 
 @click.command("generate")
@@ -12,10 +13,11 @@ from kvps.cli import options
 @click.option("--count", type=click.IntRange(min=0), default=1, show_default=True, metavar="N", help="How many sentences.")
 @click.option("--temperature", type=float, default=1.0, show_default=True, metavar="T",
               help="Below 1 more of what is probable, above 1 more of what is not.")
-@click.option("--top-k", type=int, metavar="K", help="Draw from the K best words only.")
+@click.option("--top-k", type=click.IntRange(1, MANY), metavar="K", help="Draw from the K best words only.")
 @click.option("--top-p", type=float, metavar="P", help="Draw from the best words only that have this share, after --top-k.")
 @click.option("--seed", type=int, metavar="SEED", help="The same seed gives the same sentences.")
-@click.option("--max-words", type=int, default=100, show_default=True, metavar="N", help="Cut longer sentences off.")
+@click.option("--max-words", type=click.IntRange(1, MAX_DRAWN_WORDS), default=100, show_default=True, metavar="N",
+              help="Cut longer sentences off.")
 @options.scoring
 @options.tokenizer
 def command(model: str, prompt: str, count: int, temperature: float, top_k: int | None, top_p: float | None, seed: int | None,

@@ -1,6 +1,7 @@
 """A store behind servers answers every command as one in a folder does, over each kind of connection."""
 import contextlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -184,6 +185,15 @@ def test_python(texts, transport):
             assert model.explain(lines) == local.explain(lines)
             assert model.complete(["a ", "w"], 3) == local.complete(["a ", "w"], 3)
             assert model.generate("w1", 300, seed=1, max_words=400) == local.generate("w1", 300, seed=1, max_words=400)
+            for odd in ({"temperature": math.nan}, {"top_p": math.inf}):           # JSON has no such numbers
+                with pytest.raises(kvps.ArgumentError, match="is not possible"):
+                    model.generate("w1", **odd)
+            for call in (lambda asked: asked.complete(["a"], "", beam=10**8),
+                         lambda asked: asked.complete(["a"], "", min_count=2**70),
+                         lambda asked: list(asked.generate([], 1, top_k=2**70)),
+                         lambda asked: list(asked.generate([], 1, max_words=10**10))):
+                with pytest.raises(kvps.ArgumentError, match="is not possible"):   # whatever a client sends
+                    call(model._following())
             assert model.measure(lines).as_dict() == local.measure(lines).as_dict()
             for ours, theirs in zip(model.next(["a b", "w1", ""], None), local.next(["a b", "w1", ""], None), strict=True):
                 assert ours.words == theirs.words and ours.cumulative.tolist() == theirs.cumulative.tolist()

@@ -206,7 +206,7 @@ def test_generate_what_was_seen(small):
 
 @pytest.mark.parametrize("choices", [
     {"temperature": 0}, {"temperature": math.inf}, {"temperature": math.nan}, {"top_k": 0}, {"top_p": 0}, {"top_p": 1.1},
-    {"count": -1}, {"max_words": 0}, {"seed": -1}, {"seed": 2**64}], ids=str)
+    {"count": -1}, {"max_words": 0}, {"seed": -1}, {"seed": 2**64}, {"top_k": 10**20}, {"max_words": 10**20}], ids=str)
 def test_generate_refuses(choices, small):
     """A number that is not possible is refused; so are scores that are no probabilities."""
     with kvps.load(small) as model, pytest.raises(ArgumentError, match="is not possible"):

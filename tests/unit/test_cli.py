@@ -389,6 +389,14 @@ def test_complete(store):
     assert "not possible" in kvps("complete", store, "the ca", "-k", "0", code=2).stderr
 
 
+@pytest.mark.parametrize("arguments", [
+    ["complete", "the", "--beam", "1001"], ["complete", "the", "--min-count", "99999999999999999999"],
+    ["generate", "--top-k", "99999999999999999999"], ["generate", "--max-words", "99999999999999999999"]])
+def test_numbers_have_a_bound(arguments, store):
+    """A number that no machine has room for is a usage error that says the bound; it took all memory, or a traceback."""
+    assert f"{arguments[-1]} is not in the range" in kvps(arguments[0], store, *arguments[1:], code=2).stderr
+
+
 def test_exact_scores_alike(store):
     """A model without fingerprints gives the same perplexity."""
     assert answer("perplexity", store, "b.txt", "--exact") == answer("perplexity", store, "b.txt")

@@ -91,7 +91,8 @@ def test_many_texts(store):
         assert ranked == sorted(ranked)
 
 
-@pytest.mark.parametrize("wrong", [{"k": 0}, {"beam": 0}, {"max_words": 0}, {"min_count": -1}], ids=str)
+@pytest.mark.parametrize("wrong", [{"k": 0}, {"beam": 0}, {"max_words": 0}, {"min_count": -1}, {"beam": 1001},
+                                   {"min_count": 10**20}, {"beam": "wide"}], ids=str)
 def test_complete_refuses(wrong, store):
     """A number that is not possible is refused; so are scores."""
     with store.model() as model, pytest.raises(ArgumentError, match="not possible"):
