@@ -7,7 +7,7 @@ from os import PathLike
 from types import TracebackType
 from typing import Any, Self
 
-from kvps.api.words import Sentence
+from kvps.api.words import Sentence, checked, listed
 from kvps.errors import ArgumentError
 from kvps.jobs import classify as classifying
 from kvps.jobs import mix as mixing
@@ -83,8 +83,7 @@ class Classifier:
 
         documents: each a str; a newline ends a sentence, and each sentence has its </s>.
         """
-        asked = [documents] if isinstance(documents, str) else documents
-        found = [row for _, row in self._classify((document, None) for document in asked)]
+        found = [row for _, row in self._classify((document, None) for document in listed(documents, "documents"))]
         return found[0] if isinstance(documents, str) else found
 
     def evaluate(self, documents: Iterable[tuple[str, str]]) -> Confusion:
@@ -94,14 +93,13 @@ class Classifier:
         and of(label): documents, precision, recall and f1 of one class.
         """
         result = Confusion(list(self.labels))
-        for document, found in self._classify(documents):
+        for document, found in self._classify(listed(documents, "documents with their classes")):
             result.add(str(document.label), found.label)
         return result
 
     def _classify(self, documents: Iterable[tuple[str, str | None]]) -> Iterator[tuple[Document, Classified]]:
         return self._classes.classify(
-            (Document((text if text.endswith("\n") else text + "\n").encode("utf-8", "surrogatepass"), label, f"document {i}")
-             for i, (text, label) in enumerate(documents, 1)), self._threads)
+            (_document(row, f"document {i}") for i, row in enumerate(documents, 1)), self._threads)
 
     def close(self) -> None:
         """Let go of the models."""
@@ -113,6 +111,13 @@ class Classifier:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None,
                  trace: TracebackType | None) -> None:
         self.close()
+
+
+def _document(row: Any, place: str) -> Document:
+    if not isinstance(row, (tuple, list)) or len(row) != 2:
+        raise ArgumentError(f"{place} is {type(row).__name__}, not a pair of text and class")
+    text, label = checked(row[0], place), row[1]
+    return Document((text if text.endswith("\n") else text + "\n").encode(), label, place)
 
 
 def tokenised(sentences: Iterable[Sentence], words: Tokenizer) -> Iterator[bytes]:

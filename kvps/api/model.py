@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from kvps.api.words import FetchedVocabulary, LocalVocabulary, Ngram, Sentence, Vocabulary, words_of
+from kvps.api.words import FetchedVocabulary, LocalVocabulary, Ngram, Sentence, Vocabulary, checked, listed, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs.models import model_at
 from kvps.lm import cache, completion, mixture, opening
@@ -213,11 +213,12 @@ class Model:
         if isinstance(documents, str):
             return float(self.perplexities([documents])[0])
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-        texts = (document and document + "\n" for document in documents)
+        texts = (checked(document, f"document {i}") and document + "\n"
+                 for i, document in enumerate(listed(documents, "documents"), 1))
         found: list[float] = []
         while batch := list(itertools.islice(texts, DOCUMENTS)):
             found += document_perplexities(self._model(), [
-                words.prepare(text.encode("utf-8", "surrogatepass"), name=f"document {len(found) + i}", first_line=1)
+                words.prepare(text.encode(), name=f"document {len(found) + i}", first_line=1)
                 for i, text in enumerate(batch, 1)])
         return np.array(found, np.float64)
 
@@ -262,7 +263,7 @@ class Model:
 
         context: words between blanks, or a list of words; never tokenised.
         """
-        return self._model().log10(word, words_of(context, 1))
+        return self._model().log10(checked(word, "a word"), words_of(context, 1))
 
     def next(self, contexts: Ngram | Iterable[Ngram], k: int | None = 10) -> Any:
         """Return the k best next words after each context, as a list of NextWords; of one str, its NextWords alone.
@@ -281,8 +282,8 @@ class Model:
             raise ArgumentError(f"the number of words is 1 or more, or None for all, not {k}")
         model = self._following()
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-        asked = [context_of(context, words) if isinstance(context, str) else words_of(context, i)
-                 for i, context in enumerate([contexts] if isinstance(contexts, str) else contexts, 1)]
+        asked = [context_of(checked(context, f"context {i}"), words) if isinstance(context, str) else words_of(context, i)
+                 for i, context in enumerate(listed(contexts, "contexts"), 1)]
         found = list(model.next_words(asked, k, self._threads or cpu_count()))
         return found[0] if isinstance(contexts, str) else found
 
@@ -307,7 +308,7 @@ class Model:
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
 
         def answer(text: str) -> list[completion.Completion]:
-            typed, partial = completion.split_typed(text, context_of(text, words, from_begin=True))
+            typed, partial = completion.split_typed(text, context_of(checked(text, "a text"), words, from_begin=True))
             found = model.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
             return [row._replace(text=words.joined(row.text.split(" "))) for row in found]
 
@@ -315,7 +316,7 @@ class Model:
             return answer(texts)
         threads = self._threads or cpu_count()
         with ThreadPoolExecutor(threads) as pool:
-            return list(windowed(pool, answer, texts, 2 * threads))
+            return list(windowed(pool, answer, listed(texts, "texts"), 2 * threads))
 
     def generate(self, prompt: Ngram = "", count: int = 1, *, temperature: float = 1.0, top_k: int | None = None,
                  top_p: float | None = None, seed: int | None = None, max_words: int = MAX_WORDS) -> list[str]:
@@ -341,7 +342,7 @@ class Model:
         check_number("a number of words", max_words, 1, MAX_DRAWN_WORDS)
         model = self._following()
         words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-        begun = context_of(prompt, words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
+        begun = context_of(checked(prompt, "a prompt"), words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
         drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,
                                seed=secrets.randbits(64) if seed is None else seed, threads=self._threads or cpu_count())
         return [words.joined([*begun, *sentence.words]) for sentence in drawn]

@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, NotRequired, Self, TypedDict, Unpack
 
 from kvps.api.model import DEFAULT_SMOOTHING, Model, load
-from kvps.api.words import LocalVocabulary, Ngram, Sentence, Vocabulary, words_of
+from kvps.api.words import LocalVocabulary, Ngram, Sentence, Vocabulary, listed, words_of
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs import check as checking
 from kvps.jobs import compact as compacting
@@ -493,7 +493,7 @@ class Store:
         """
         if isinstance(ngrams, (str, bytes)):
             raise ArgumentError("expected an iterable of n-grams, not one text; use count() for a single one")
-        rows = [words_of(ngram, number) for number, ngram in enumerate(ngrams, 1)]
+        rows = [words_of(ngram, number) for number, ngram in enumerate(listed(ngrams, "n-grams"), 1)]
         return [found["raw"] for found in self._reader().run(listing.counts, ngrams=rows)]
 
     def dump(self, k: int, *, in_order: bool = False,

@@ -2,13 +2,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from kvps._vocabulary import WordTable
-from kvps.errors import StoreError
+from kvps.errors import ArgumentError, StoreError
 from kvps.lm import listing
 from kvps.lm.model import CompiledModel
 from kvps.lm.smoothing import GIVEN
@@ -27,14 +27,36 @@ Ngram = str | Sequence[str]                      # words between blanks, or a li
 
 
 def words_of(ngram: Ngram, number: int) -> list[str]:
-    """Return the words of an n-gram: a text split at separators, or a list of words, checked."""
+    """Return the words of an n-gram: a text split at separators, or a list of words; checked, for messages the `number`-th."""
     if isinstance(ngram, str):
         for separator in SEPARATORS:
             ngram = ngram.replace(separator, " ")
-        return [word for word in ngram.split(" ") if word]
-    words = list(ngram)
+        words = [word for word in ngram.split(" ") if word]
+    else:
+        words = list(listed(ngram, "words"))
     sentence_line(words, number)
     return words
+
+
+def listed(given: Any, what: str) -> Iterable[Any]:
+    """Return what was given, a str alone or an iterable, as an iterable; ArgumentError, which says of `what`, if it is neither."""
+    if isinstance(given, str):
+        return [given]
+    try:
+        return iter(given)
+    except TypeError as error:
+        raise ArgumentError(f"expected a str or an iterable of {what}, not {type(given).__name__}") from error
+
+
+def checked(text: Any, what: str) -> str:
+    """Return a text that can be encoded as UTF-8; ArgumentError, which says `what` it is, for anything else."""
+    if not isinstance(text, str):
+        raise ArgumentError(f"{what} is {type(text).__name__}, not str")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"{what} is not valid Unicode: {error.reason}") from error
+    return text
 
 
 class Vocabulary(Mapping[str, int]):

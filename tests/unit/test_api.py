@@ -628,6 +628,19 @@ def test_models_that_cannot_be(store, options):
         store.model(**options)
 
 
+@pytest.mark.parametrize("wrong", [5, None, [5], [None], b"ab", "a \ud800", ["a \ud800"], [["a", 5, 6]], [["a\ud800"]]])
+def test_texts_that_cannot_be(store, wrong):
+    """What is no text, or none that can be written, is an ArgumentError that names it, whichever call it is given to."""
+    path = str(store.path)
+    with store.model() as model, kvps.Classifier({"a": path, "b": path}) as classifier:
+        calls = [model.score, model.perplexity, model.perplexities, model.next, model.complete, model.generate, store.counts,
+                 model.score_words, model.explain, model.measure, classifier.classify, classifier.evaluate,
+                 lambda text: model.log10(text, "a"), lambda text: model.log10("a", text)]
+        for call in calls:
+            with pytest.raises(kvps.ArgumentError):
+                call(wrong)
+
+
 @pytest.mark.parametrize("threads", [-3, 0, 1.5, "2"])
 def test_threads_that_cannot_be(store, threads, tmp_path):
     """Every call that takes a number of threads refuses one below 1, and what is no whole number."""
