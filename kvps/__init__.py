@@ -7,6 +7,10 @@
     restore(place, into)      make one of a checkpoint
     check(path, level)        look for damage
     audit(path, smoothing)    verify that a model is a distribution
+    merge(out, stores)        make a store of the counts of others
+    mix(out, models, dev)     weights by which models together foresee a text best
+    import_arpa(out, source)  make a model of an ARPA file
+    export(model, out)        write one, or counts
     connect(address)          the tables of a store that kvps serve serves
 
 To read the source, begin with api/ (these names), then store/FORMAT.md with store/format.py (what is stored),
@@ -39,8 +43,11 @@ if TYPE_CHECKING:
     from kvps.api import check as check
     from kvps.api import connect as connect
     from kvps.api import create as create
+    from kvps.api import export as export
     from kvps.api import from_counts as from_counts
+    from kvps.api import import_arpa as import_arpa
     from kvps.api import load as load
+    from kvps.api import merge as merge
     from kvps.api import mix as mix
     from kvps.api import open as open
     from kvps.api import restore as restore
@@ -62,7 +69,7 @@ __version__ = "0.1.0"  # as in pyproject.toml
 
 _API = ("Change", "Classified", "Classifier", "Completion", "Confusion", "CountTable", "Evaluation", "ExplainedWord", "Finding",
         "Model", "NextWords", "Part", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect",
-        "create", "from_counts", "load", "mix", "open", "restore")
+        "create", "export", "from_counts", "import_arpa", "load", "merge", "mix", "open", "restore")
 _ERRORS = ("ArgumentError", "CorruptionError", "DataError", "DiscountError", "InputGone", "KvpsError", "Stopped",
            "StoreError", "StoreFull", "StoreLocked", "Unreachable", "VersionMismatch", "VocabularyFull")
 __all__ = ["__version__", "errors", *_API, *_ERRORS]

@@ -10,9 +10,10 @@ A store opened for reading takes the owner lock for the time of each call that w
 open and take turns; opened with writable=True it keeps the lock until it is closed.
 What a call does is written in kvps/jobs/ (writing) and kvps/lm/ (reading); this module joins them.
 """
+from kvps.api.exchange import export, import_arpa
 from kvps.api.mixing import Classifier, mix
 from kvps.api.model import Model, WordScore, load
-from kvps.api.store import Change, Store, audit, check, connect, create, from_counts, open, restore
+from kvps.api.store import Change, Store, audit, check, connect, create, from_counts, merge, open, restore
 from kvps.api.words import Vocabulary
 from kvps.lm.classify import Classified, Confusion
 from kvps.lm.completion import Completion
@@ -26,4 +27,4 @@ from kvps.store.findings import Finding
 
 __all__ = ["Change", "Classified", "Classifier", "Completion", "Confusion", "CountTable", "Evaluation", "ExplainedWord", "Finding",
            "Model", "NextWords", "Part", "Score", "Statistics", "Store", "Vocabulary", "WordScore", "audit", "check", "connect",
-           "create", "from_counts", "load", "mix", "open", "restore"]
+           "create", "export", "from_counts", "import_arpa", "load", "merge", "mix", "open", "restore"]

@@ -133,6 +133,33 @@ def from_counts(path: Path_, files: Iterable[Path_], *, shards: int = DEFAULT_SH
     return open(path, tokenizer=tokenizer)
 
 
+def merge(out: Path_, stores: Iterable[Path_], weights: Iterable[int] | None = None, *, shards: int = DEFAULT_SHARDS,
+          tokenizer: Spec | None = None, threads: int | None = None, progress: Progress = jobs.no_progress) -> Store:
+    """Make a store whose counts are the sums of those of others, exactly, and open it; the others stay as they are.
+
+    It is what counting the texts of all into one store would have made, with their labels, and knows which text was counted.
+    Needs room for three times the counts.
+
+    Args:
+        out: must not exist, or be an empty directory.
+        stores: directories of stores of one order, tokenizer and kind of vocabulary; the same one may come twice.
+        weights: whole numbers from 1 on, one for each store: its counts are added so often. By default 1.
+        shards: of the new store.
+        tokenizer: as in open(), for the new store.
+        progress: of (stage, done, total) [n-grams].
+
+    Raises:
+        ArgumentError: stores that do not fit together, weights that are not possible, an address.
+        StoreError: something is at `out` already, or cannot be made there; otherwise as open(). DataError: a count too large.
+    """
+    from kvps.jobs.merge import merge
+
+    if isinstance(stores, (str, bytes, PathLike)):
+        raise ArgumentError(f"expected an iterable of stores, not one {type(stores).__name__}; put it in a list")
+    merge(out, list(stores), weights=None if weights is None else list(weights), shards=shards, threads=threads, progress=progress)
+    return open(out, tokenizer=tokenizer)
+
+
 def connect(address: str, *, keys: Path_ | None = None, tokenizer: Spec | None = None, retry_s: float = 2.0,
             patience_s: float = 60.0) -> RemoteStore:
     """Connect to the server of a store (kvps serve), or its actors on Ray; what is returned has the interface of a Store.

@@ -16,14 +16,6 @@ def _bounds(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
         raise click.BadParameter("expected numbers with commas between, such as 0,0,1") from None
 
 
-CHOICES = ("smoothing", "prune", "prune_entropy", "prune_to", "limit_vocab", "interpolate_unigrams", "vocab_pad", "labels")
-
-
-def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
-    """Return which of some options the user has given."""
-    return [name for name in names if ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
-
-
 @click.command("export")
 @options.store(written=False, name="model")
 @click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path(allow_dash=True))
@@ -45,10 +37,9 @@ def _given(ctx: click.Context, names: tuple[str, ...]) -> list[str]:
 @options.threads
 @options.temp
 @options.json
-@click.pass_context
-def command(ctx: click.Context, model: str, output: str, order: int | None, smoothing: str, prune: tuple[int, ...],
-            prune_entropy: float, prune_to: int | None, limit_vocab: str | None, interpolate_unigrams: bool, vocab_pad: int,
-            counts: bool, labels: list[str] | None, threads: int | None, temp: str | None, as_json: bool) -> None:
+def command(model: str, output: str, order: int | None, smoothing: str, prune: tuple[int, ...], prune_entropy: float,
+            prune_to: int | None, limit_vocab: str | None, interpolate_unigrams: bool, vocab_pad: int, counts: bool,
+            labels: list[str] | None, threads: int | None, temp: str | None, as_json: bool) -> None:
     """Write the model as an ARPA file, or its counts.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
@@ -66,50 +57,20 @@ def command(ctx: click.Context, model: str, output: str, order: int | None, smoo
     """
     from kvps.cli.output import many, name_warnings, tell
     from kvps.cli.progress import Progress
-    from kvps.errors import ArgumentError
-    from kvps.lm import opening
-    from kvps.lm.arpa import Choices, export
-    from kvps.lm.mixture import MixtureFile
+    from kvps.jobs.export import export
+    from kvps.lm.arpa import Choices
     from kvps.store import files
     from kvps.units import format_bytes
 
     began = time.monotonic()
     name_warnings()
-    if counts:
-        given = _given(ctx, CHOICES)
-        if given:
-            raise click.UsageError(f"--{given[0].replace('_', '-')} is for ARPA files, not for --counts")
-    elif output == "-":
+    if output == "-" and not counts:
         output = files.STDOUT
-    elif Path(output).is_dir():
-        raise click.UsageError(f"{output}: is a folder, expected the name of a file")
-    scratch = temp and Path(temp)
-    with opening.open_model_place(model) as store:
-        if isinstance(store, MixtureFile):
-            given = _given(ctx, (*CHOICES, "counts"))
-            if given:
-                raise click.UsageError(f"--{given[0].replace('_', '-')} is for stores: {model} is a mixture")
-            from kvps.jobs.models import model_at
-            from kvps.lm.mixed_arpa import export as export_mixture
-
-            with Progress(["exporting"], unit=" n-grams") as progress:
-                ready = model_at(store, following=True, threads=threads, scratch=scratch)
-                result = export_mixture(store, ready, output, order=order, threads=threads, scratch=scratch,
-                                        progress=progress.stage("exporting"))
-        elif isinstance(store, opening.ModelFile):
-            raise ArgumentError(f"{model}: was imported; the ARPA file that it was made from has all that it holds")
-        elif counts:
-            from kvps.lm.google import export_counts
-
-            with Progress(["exporting"], unit=" orders") as progress:
-                result = export_counts(store, output, order=order, threads=threads, scratch=scratch,
-                                       progress=progress.stage("exporting"))
-        else:
-            vocabulary = None if limit_vocab is None else Path(limit_vocab).read_text("utf-8", "surrogateescape")
-            choices = Choices(smoothing, prune, vocabulary, interpolate_unigrams, vocab_pad, prune_entropy, prune_to)
-            with Progress(["exporting"], unit=" n-grams") as progress:
-                result = export(store, output, order=order, labels=labels, choices=choices, threads=threads, scratch=scratch,
-                                progress=progress.stage("exporting"))
+    vocabulary = None if limit_vocab is None else Path(limit_vocab).read_text("utf-8", "surrogateescape")
+    choices = Choices(smoothing, prune, vocabulary, interpolate_unigrams, vocab_pad, prune_entropy, prune_to)
+    with Progress(["exporting"], unit=" orders" if counts else " n-grams") as progress:
+        result = export(model, output, order=order, choices=choices, counts=counts, labels=labels, threads=threads,
+                        scratch=temp and Path(temp), progress=progress.stage("exporting"))
     if files.is_stream(output) and not counts:
         return
     n_ngrams = many(sum(result["ngrams"].values()), "n-grams")

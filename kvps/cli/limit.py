@@ -6,12 +6,11 @@ import time
 import click
 
 from kvps.cli import options
-from kvps.cli.merge import folders
 
 
 @click.command("limit")
-@click.argument("output", metavar="OUT", callback=folders)
-@click.argument("store", metavar="STORE", callback=folders)
+@click.argument("output", metavar="OUT")
+@click.argument("store", metavar="STORE")
 @click.option("--vocab", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
               help="Keep the words of this file, which stand between white space.")
 @click.option("--min-count", type=int, metavar="N", help="Keep the words that occur N times or more.")

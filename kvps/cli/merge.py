@@ -15,19 +15,9 @@ def _weights(ctx: click.Context, param: click.Parameter, value: str | None) -> l
         raise click.BadParameter("expected whole numbers with commas between, such as 1,3") from None
 
 
-def folders(ctx: click.Context, param: click.Parameter, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-    """Refuse addresses."""
-    from kvps.ps.places import address
-
-    for store in value if isinstance(value, tuple) else (value,):
-        if address(store) is not None:
-            raise click.UsageError(f"{store}: this works on the files of stores; name folders")
-    return value
-
-
 @click.command("merge")
-@click.argument("output", metavar="OUT", callback=folders)
-@click.argument("stores", nargs=-1, required=True, metavar="STORE...", callback=folders)
+@click.argument("output", metavar="OUT")
+@click.argument("stores", nargs=-1, required=True, metavar="STORE...")
 @click.option("--weights", metavar="W1,W2,...", callback=_weights,
               help="Whole numbers, one for each STORE: its counts are added so often. By default 1.")
 @click.option("--shards", type=int, default=4, show_default=True, metavar="N", help="Of the new store.")

@@ -16,7 +16,7 @@ import numpy as np
 
 from kvps.errors import ArgumentError, DataError
 from kvps.jobs.assemble import Progress
-from kvps.jobs.merge import Source, assembled
+from kvps.jobs.merge import Source, assembled, refuse_addresses
 from kvps.lm.walks import summed_unigrams, walk_all
 from kvps.store import creation, files
 from kvps.store.directory import open_store
@@ -45,6 +45,7 @@ def limit(out: str | Path, store: str | Path, *, words: Iterable[str] | None = N
         raise ArgumentError(f"expected a list of words, got one {type(words).__name__}; put it in a list")
     if min_count is not None and min_count < 1:
         raise ArgumentError(f"a minimum count of {min_count} is not possible, expected 1 or more")
+    refuse_addresses(out, store)
     out = Path(os.path.abspath(out))
     creation.refuse_place(out, force=False)
     with contextlib.ExitStack() as stack:
@@ -52,7 +53,7 @@ def limit(out: str | Path, store: str | Path, *, words: Iterable[str] | None = N
         n_words, order = len(source.words), source.store.identity["order"]
         with ThreadPoolExecutor(thread_count(threads)) as pool:
             _, counts = summed_unigrams(walk_all(source.snapshot, order, n_words, 1, pool))
-        named = set() if words is None else {_word(word) for word in words} - set(SPECIALS)
+        named = set() if words is None else {word_bytes(word) for word in words} - set(SPECIALS)
         vocabulary = Vocabulary()
         source.ids = np.full(n_words, UNK, np.uint32)
         source.ids[:FIRST_WORD] = np.arange(FIRST_WORD)
@@ -83,7 +84,7 @@ def words_of_file(path: str | Path) -> list[str]:
                         offset=exc.start) from exc
 
 
-def _word(word: str) -> bytes:
+def word_bytes(word: str) -> bytes:
     """Return the bytes of a word that a text can have."""
     try:
         encoded = word.encode()

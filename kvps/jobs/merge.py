@@ -17,6 +17,7 @@ from kvps.errors import ArgumentError, DataError
 from kvps.jobs.assemble import MAX_COUNT, Assembly, Progress, Some, history_row
 from kvps.jobs.dealing import gathered_keys
 from kvps.jobs.train import DEFAULT_SHARDS, check_shape
+from kvps.ps.places import address
 from kvps.ps.runs import bits_for, merged
 from kvps.store import creation
 from kvps.store import format as fmt
@@ -40,9 +41,10 @@ def merge(out: str | Path, stores: Sequence[str | Path], *, weights: Sequence[in
     Returns:
         {"path", "version", "order", "tokens", "sentences", "ngrams": distinct ones of the highest order}.
     """
-    out, chosen = Path(os.path.abspath(out)), list(weights or [1] * len(stores))
-    if not stores or len(chosen) != len(stores) or any(weight < 1 for weight in chosen):
-        raise ArgumentError(f"expected one weight of 1 or more for each of {len(stores)} stores, found {chosen}")
+    refuse_addresses(out, *stores)
+    out, chosen = Path(os.path.abspath(out)), [1] * len(stores) if weights is None else list(weights)
+    if not stores or len(chosen) != len(stores) or not all(isinstance(weight, int) and weight >= 1 for weight in chosen):
+        raise ArgumentError(f"expected a weight for each of {len(stores)} stores, a whole number of 1 or more, found {chosen}")
     creation.refuse_place(out, force=False)
     with contextlib.ExitStack() as stack:
         sources = [Source(stack, stack.enter_context(open_store(store)), weight)
@@ -66,6 +68,13 @@ def merge(out: str | Path, stores: Sequence[str | Path], *, weights: Sequence[in
         return assembled(out, sources, vocabulary, identity, "merge", [
             f"{source.store.path} (version {source.snapshot.version}, merged {source.weight} times)" for source in sources],
             shards, threads, progress)
+
+
+def refuse_addresses(*places: str | Path) -> None:
+    """Raise ArgumentError where one of some places is that of a server."""
+    for place in places:
+        if address(place) is not None:
+            raise ArgumentError(f"{place}: this works on the files of stores; name folders")
 
 
 class Source:

@@ -70,7 +70,7 @@ def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_rat
     Returns:
         {"path", "order", "ngrams": {order: n}, "bytes": of the model file}.
     """
-    if path.exists() and path.samefile(source):
+    if path.exists() and os.path.exists(source) and path.samefile(source):
         raise ArgumentError(f"{path}: is the ARPA file itself; name another file for its model")
     for seed in range(8):
         with contextlib.suppress(SeedCollision), contextlib.ExitStack() as stack:

@@ -208,6 +208,12 @@ def test_python(texts, transport):
             assert remote.history() == local.history()
             assert remote.statistics == local.statistics
             assert remote.labels == local.labels
+        for name, place_of_it in (("there", there), ("here", store)):
+            kvps.export(place_of_it, texts / f"{name}.arpa", prune=[0, 1])
+        assert (texts / "there.arpa").read_bytes() == (texts / "here.arpa").read_bytes()
+        for refusal in (lambda: kvps.merge(texts / "sum", [there]), lambda: remote.limit(texts / "few", min_count=2)):
+            with pytest.raises(kvps.ArgumentError, match="name folders"):
+                refusal()
         with remote.table("t", kind="count", key_bytes=8) as table:
             table.push([1, 2, 1])
         assert remote.tables()["t"]["entries"] == 2
