@@ -38,7 +38,7 @@ def import_arpa(out: str | PathLike[str], source: str | PathLike[str], *, tokeni
     from kvps.lm.arpa_read import import_arpa
 
     words = Tokenizer.from_spec(tokenizer, lowercase, normalize=normalize, split_sentences=split_sentences, trusted=True)
-    return import_arpa(source, Path(out), tokenizer=words, max_ratio=max_ratio, list_ngrams=list_ngrams,
+    return import_arpa(Path(source), Path(out), tokenizer=words, max_ratio=max_ratio, list_ngrams=list_ngrams,
                        threads=threads or cpu_count(), progress=progress)
 
 

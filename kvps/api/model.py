@@ -5,12 +5,12 @@ import functools
 import itertools
 import secrets
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 
@@ -18,21 +18,24 @@ from kvps.api.words import FetchedVocabulary, LocalVocabulary, Ngram, Sentence, 
 from kvps.errors import ArgumentError, StoreError
 from kvps.jobs.models import model_at
 from kvps.lm import cache, completion, mixture, opening
+from kvps.lm.completion import Completion
 from kvps.lm.evaluate import document_perplexities
+from kvps.lm.explain import ExplainedWord
 from kvps.lm.followers import context_of
-from kvps.lm.foresight import MAX_WORDS, Foresight
-from kvps.lm.model import CompiledModel, batches
-from kvps.lm.pools import windowed
+from kvps.lm.foresight import MAX_WORDS, Foresight, NextWords
+from kvps.lm.model import BATCH_BYTES, CompiledModel, batches
+from kvps.lm.pools import spread, windowed
 from kvps.lm.prediction import Evaluation
 from kvps.lm.prediction import evaluate as measured
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
-from kvps.text.tokenize import PLAIN, Spec, store_tokenizer
+from kvps.text.tokenize import PLAIN, Spec, Tokenizer, store_tokenizer
 from kvps.units import MAX_BEAM, MAX_DRAWN_WORDS, check_number, cpu_count, thread_count
 
 DEFAULT_SMOOTHING = DEFAULT
-DOCUMENTS = 256                # scored at once
+
+R = TypeVar("R")
 
 
 class WordScore(NamedTuple):
@@ -60,7 +63,7 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
         stale: while another process compiles, "wait" for it, or "ok": take an older version.
         labels: use only the text of these labels, "-" being text without one.
         tokenizer: as in open().
-        threads: for compiling; by default the CPUs that affinity and cgroup allow.
+        threads: for compiling, and for answering where many are asked for; by default the CPUs that affinity and cgroup allow.
 
     Raises:
         ArgumentError: a smoothing, order or tokenizer that is not possible; otherwise as open().
@@ -162,6 +165,12 @@ class Model:
                             threads=self._threads)
         return LocalVocabulary(counts, self.path)
 
+    @overload
+    def score(self, sentences: str) -> float: ...
+
+    @overload
+    def score(self, sentences: Iterable[Sentence]) -> np.ndarray: ...
+
     def score(self, sentences: Sentence | Iterable[Sentence]) -> float | np.ndarray:
         """Return the log10 probability of each sentence with its </s>, float64 (n,); of one str, a float.
 
@@ -180,29 +189,35 @@ class Model:
         return bool(self._directory.identity["tokenizer"] == PLAIN.to_json())
 
     def _scores(self, model: CompiledModel, sentences: Iterable[Sentence]) -> np.ndarray:
-        def score(batch: tuple[bytes, list[int] | None]) -> np.ndarray:
-            text, parts = batch
+        def score(text: bytes, parts: list[int] | None) -> np.ndarray:
             found = model.score_columns(text)
             scores = np.where(found["zero_probability_tokens"] > 0, -np.inf, found["log10_probability"])
             return scores if parts is None else np.add.reduceat(scores, np.cumsum([0, *parts[:-1]]))
 
-        texts = self._batches(sentences)
-        first = list(itertools.islice(texts, 2))
-        threads = self._threads or cpu_count()
-        if len(first) < 2 or threads == 1:     # no batch, or a single one: starting threads would take longer
-            found = [score(batch) for batch in itertools.chain(first, texts)]
-        else:
-            with ThreadPoolExecutor(threads) as pool:
-                found = list(windowed(pool, score, itertools.chain(first, texts), 2 * threads))
-        return np.concatenate([np.empty(0), *found])
+        return np.concatenate([np.empty(0), *self._spread(score, sentences)])
 
-    def score_words(self, sentences: Sentence | Iterable[Sentence]) -> list[Any]:
+    @overload
+    def score_words(self, sentences: str) -> list[WordScore]: ...
+
+    @overload
+    def score_words(self, sentences: Iterable[Sentence]) -> list[list[WordScore]]: ...
+
+    def score_words(self, sentences: Sentence | Iterable[Sentence]) -> list[WordScore] | list[list[WordScore]]:
         """Return a list of WordScore per sentence, </s> being its last; of one str, its list alone."""
         model = self._model()
-        found = [[WordScore(word.decode(), p, order, oov) for word, _, p, order, oov in tokens]
-                 for text, parts in self._batches([sentences] if isinstance(sentences, str) else sentences)
-                 for tokens in _joined(model.score_words(text), parts)]
+
+        def score(text: bytes, parts: list[int] | None) -> list[list[WordScore]]:
+            return _joined(([WordScore(word.decode(), p, order, oov) for word, _, p, order, oov in tokens]
+                            for tokens in model.score_words(text)), parts)
+
+        found = list(itertools.chain.from_iterable(self._spread(score, listed(sentences, "sentences"))))
         return found[0] if isinstance(sentences, str) else found
+
+    @overload
+    def perplexities(self, documents: str) -> float: ...
+
+    @overload
+    def perplexities(self, documents: Iterable[str]) -> np.ndarray: ...
 
     def perplexities(self, documents: str | Iterable[str]) -> float | np.ndarray:
         """Return the perplexity of each document over all of its sentences, float64 (n,); of one str, a float.
@@ -212,17 +227,24 @@ class Model:
         """
         if isinstance(documents, str):
             return float(self.perplexities([documents])[0])
-        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
+        model, words = self._model(), self._tokenizer
         texts = (checked(document, f"document {i}") and document + "\n"
                  for i, document in enumerate(listed(documents, "documents"), 1))
-        found: list[float] = []
-        while batch := list(itertools.islice(texts, DOCUMENTS)):
-            found += document_perplexities(self._model(), [
-                words.prepare(text.encode(), name=f"document {len(found) + i}", first_line=1)
-                for i, text in enumerate(batch, 1)])
-        return np.array(found, np.float64)
 
-    def explain(self, sentences: Sentence | Iterable[Sentence]) -> list[Any]:
+        def score(batch: tuple[int, list[str]]) -> list[float]:
+            return document_perplexities(model, [words.prepare(text.encode(), name=f"document {i}", first_line=1)
+                                                 for i, text in enumerate(batch[1], batch[0])])
+
+        return np.array([*itertools.chain.from_iterable(spread(score, _numbered(texts), self._threads or cpu_count()))],
+                        np.float64)
+
+    @overload
+    def explain(self, sentences: str) -> list[ExplainedWord]: ...
+
+    @overload
+    def explain(self, sentences: Iterable[Sentence]) -> list[list[ExplainedWord]]: ...
+
+    def explain(self, sentences: Sentence | Iterable[Sentence]) -> list[ExplainedWord] | list[list[ExplainedWord]]:
         """Return a list of ExplainedWord per sentence, </s> being its last; of one str, its list alone.
 
         An ExplainedWord has word, log10, probability, order, ngram, oov, and parts: for each order what its n-gram gives to the
@@ -230,15 +252,15 @@ class Model:
         they are.
         """
         model = self._model()
-        found = [words for text, parts in self._batches([sentences] if isinstance(sentences, str) else sentences)
-                 for words in _joined(model.explain(text), parts)]
+        found = list(itertools.chain.from_iterable(self._spread(
+            lambda text, parts: _joined(model.explain(text), parts), listed(sentences, "sentences"))))
         return found[0] if isinstance(sentences, str) else found
 
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
         """Return tokens, OOVs, log10 probability, and perplexity with and without OOVs, of all sentences together."""
         model, total = self._model(), Score()
-        for text in self._texts([sentences] if isinstance(sentences, str) else sentences):
-            total += model.score_text(text)
+        for part in self._spread(lambda text, _: model.score_text(text), listed(sentences, "sentences")):
+            total += part
         return total
 
     def measure(self, sentences: Sentence | Iterable[Sentence]) -> Evaluation:
@@ -251,7 +273,7 @@ class Model:
         Raises:
             StoreError: as next().
         """
-        return measured(self._following(), self._texts([sentences] if isinstance(sentences, str) else sentences),
+        return measured(self._following(), (self._prepared(batch)[0] for batch in batches(listed(sentences, "sentences"))),
                         self._threads or cpu_count())
 
     def perplexity(self, sentences: Sentence | Iterable[Sentence]) -> float:
@@ -265,7 +287,13 @@ class Model:
         """
         return self._model().log10(checked(word, "a word"), words_of(context, 1))
 
-    def next(self, contexts: Ngram | Iterable[Ngram], k: int | None = 10) -> Any:
+    @overload
+    def next(self, contexts: str, k: int | None = 10) -> NextWords: ...
+
+    @overload
+    def next(self, contexts: Iterable[Ngram], k: int | None = 10) -> list[NextWords]: ...
+
+    def next(self, contexts: Ngram | Iterable[Ngram], k: int | None = 10) -> NextWords | list[NextWords]:
         """Return the k best next words after each context, as a list of NextWords; of one str, its NextWords alone.
 
         NextWords has words, probabilities float64 (k,) and cumulative float64 (k,), best first, equal ones in byte order; all
@@ -281,14 +309,21 @@ class Model:
         if k is not None and k < 1:
             raise ArgumentError(f"the number of words is 1 or more, or None for all, not {k}")
         model = self._following()
-        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-        asked = [context_of(checked(context, f"context {i}"), words) if isinstance(context, str) else words_of(context, i)
+        asked = [context_of(checked(context, f"context {i}"), self._tokenizer) if isinstance(context, str) else words_of(context, i)
                  for i, context in enumerate(listed(contexts, "contexts"), 1)]
         found = list(model.next_words(asked, k, self._threads or cpu_count()))
         return found[0] if isinstance(contexts, str) else found
 
+    @overload
+    def complete(self, texts: str, k: int = 10, *, min_count: int = 0, max_words: int = completion.MAX_WORDS,
+                 beam: int = completion.BEAM) -> list[Completion]: ...
+
+    @overload
+    def complete(self, texts: Iterable[str], k: int = 10, *, min_count: int = 0, max_words: int = completion.MAX_WORDS,
+                 beam: int = completion.BEAM) -> list[list[Completion]]: ...
+
     def complete(self, texts: str | Iterable[str], k: int = 10, *, min_count: int = 0, max_words: int = completion.MAX_WORDS,
-                 beam: int = completion.BEAM) -> list[Any]:
+                 beam: int = completion.BEAM) -> list[Completion] | list[list[Completion]]:
         """Return a list of the k most probable Completions of each text, best first; of one str, its list alone.
 
         A text is the beginning of a sentence, as it is being typed: where it does not end with a blank, its last word may be half
@@ -304,10 +339,9 @@ class Model:
         """
         check_number("a min count", min_count, 0)
         check_number("a beam", beam, 1, MAX_BEAM)
-        model = self._following()
-        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
+        model, words = self._following(), self._tokenizer
 
-        def answer(text: str) -> list[completion.Completion]:
+        def answer(text: str) -> list[Completion]:
             typed, partial = completion.split_typed(text, context_of(checked(text, "a text"), words, from_begin=True))
             found = model.complete(typed, partial, k, beam=beam, max_words=max_words, min_count=min_count)
             return [row._replace(text=words.joined(row.text.split(" "))) for row in found]
@@ -340,8 +374,7 @@ class Model:
         """
         check_number("a top k", 1 if top_k is None else top_k, 1)
         check_number("a number of words", max_words, 1, MAX_DRAWN_WORDS)
-        model = self._following()
-        words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
+        model, words = self._following(), self._tokenizer
         begun = context_of(checked(prompt, "a prompt"), words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
         drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,
                                seed=secrets.randbits(64) if seed is None else seed, threads=self._threads or cpu_count())
@@ -383,23 +416,40 @@ class Model:
                 self._compiled = model = made
             return model
 
-    def _texts(self, sentences: Iterable[Sentence]) -> Iterator[bytes]:
-        """Yield tokenised lines, a batch of sentences at a time."""
-        return (text for text, _ in self._batches(sentences))
+    @functools.cached_property
+    def _tokenizer(self) -> Tokenizer:
+        """What makes words of text; lists of words do without."""
+        return store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
 
-    def _batches(self, sentences: Iterable[Sentence]) -> Iterator[tuple[bytes, list[int] | None]]:
-        """Yield tokenised lines, a batch at a time, and how many lines each str has become; None where it is one of each."""
-        for kind, line, text in batches(sentences):
-            parts = None
-            if kind == "text":
-                words = store_tokenizer(self.path, self._directory.identity["tokenizer"], self._named)
-                text, parts = words.prepare(text, name="(iterable)", first_line=line), words.sentences_of(text)
-            yield text, parts
+    def _spread(self, function: Callable[[bytes, list[int] | None], R], sentences: Iterable[Sentence]) -> Iterator[R]:
+        """Yield function(text, parts) of each batch of sentences, in order, all threads at work; see _prepared()."""
+        return spread(lambda batch: function(*self._prepared(batch)), batches(sentences), self._threads or cpu_count())
+
+    def _prepared(self, batch: tuple[str, int, bytes]) -> tuple[bytes, list[int] | None]:
+        """Return the tokenised lines of a batch, and how many lines each str has become; None where it is one of each."""
+        kind, line, text = batch
+        if kind == "words":
+            return text, None
+        return self._tokenizer.prepare(text, name="(iterable)", first_line=line), self._tokenizer.sentences_of(text)
 
 
-def _joined(rows: Iterable[list], parts: list[int] | None) -> Iterable[list]:
+def _numbered(documents: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    """Yield documents a batch at a time, with the number of the first."""
+    batch: list[str] = []
+    n_characters = 0
+    for number, document in enumerate(documents, 1):
+        batch.append(document)
+        n_characters += len(document) + 1
+        if n_characters >= BATCH_BYTES:
+            yield number - len(batch) + 1, batch
+            batch, n_characters = [], 0
+    if batch:
+        yield number - len(batch) + 1, batch
+
+
+def _joined(rows: Iterable[list[R]], parts: list[int] | None) -> list[list[R]]:
     """Return the rows of tokens with those of one str together, which the store's tokenizer has made so many sentences of."""
     if parts is None:
-        return rows
+        return list(rows)
     left = iter(rows)
     return [list(itertools.chain.from_iterable(itertools.islice(left, n))) for n in parts]

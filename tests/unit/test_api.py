@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import tomllib
+import typing
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ import pytest
 import reference
 
 import kvps
+from kvps._vocabulary import encode_frozen
 from kvps.jobs import train as jobs
 from kvps.lm import arpa
 from kvps.store import files
@@ -97,6 +99,16 @@ def test_public_methods_are_typed_and_documented(cls):
         assert member.__doc__, member
         assert signature.return_annotation is not signature.empty, member
         assert all(p.annotation is not p.empty for p in signature.parameters.values() if p.name != "self"), member
+
+
+@pytest.mark.parametrize("name", ["score", "score_words", "perplexities", "explain", "next", "complete"])
+def test_answers_have_types(name):
+    """What a model answers has one type for one text and another for many, and neither is Any."""
+    found = [inspect.signature(member) for member in (*typing.get_overloads(getattr(kvps.Model, name)), getattr(kvps.Model, name))]
+
+    assert len(found) == 3 and len({tuple(signature.parameters) for signature in found}) == 1
+    assert len({signature.return_annotation for signature in found}) == 3
+    assert not any("Any" in signature.return_annotation for signature in found)
 
 
 # ---- writing
@@ -598,6 +610,40 @@ def test_score_words(store):
         assert [t.order for t in tokens][:2] == [2, 3]
         assert math.fsum(t.log10 for t in tokens) == pytest.approx(model.score("the cat zebra"))
         assert model.score_words(["the cat zebra", []]) == [tokens, model.score_words("")]
+
+
+@pytest.mark.parametrize("ask", [kvps.Model.evaluate, kvps.Model.perplexity, kvps.Model.score, kvps.Model.score_words,
+                                 kvps.Model.explain, kvps.Model.perplexities], ids=lambda ask: ask.__name__)
+def test_many_sentences_use_all_threads(ask, store, monkeypatch):
+    """Several threads give what one gives, to the last bit and in order, and take sentences no further ahead than they work."""
+    texts = [" ".join(TEXT[i % len(TEXT)].split()[i % 3:]) + " zebra" * (i % 2) for i in range(200)]
+    if ask is not kvps.Model.perplexities:
+        texts[50:60] = [text.split() for text in texts[50:60]]
+    monkeypatch.setattr("kvps.lm.model.BATCH_BYTES", 1)      # a sentence each
+    monkeypatch.setattr("kvps.api.model.BATCH_BYTES", 1)
+    monkeypatch.setattr("kvps.lm.model.CHUNK", 1)
+    once = 2 if ask is kvps.Model.explain else 1             # times that a sentence is encoded
+
+    def watched(*arguments):
+        workers.append(threading.get_ident())
+        ahead.append(len(taken) - len(workers) // once)
+        return encode_frozen(*arguments)
+
+    def given():
+        for text in texts:
+            taken.append(text)
+            yield text
+
+    for module in ("kvps.lm.model", "kvps.lm.scorer"):
+        monkeypatch.setattr(f"{module}.encode_frozen", watched)
+    found = []
+    for threads in (1, 3):
+        workers, taken, ahead = [], [], []
+        with store.model(threads=threads) as model:
+            found.append(ask(model, given()))
+            assert (set(workers) == {threading.get_ident()}) == (threads == 1)
+            assert (taken, len(workers)) == (texts, once * len(texts)) and max(ahead) <= 2 * threads + 4
+    assert np.array_equal(*found, equal_nan=True) if isinstance(found[0], np.ndarray) else found[0] == found[1]
 
 
 def test_log10(store):
