@@ -5,7 +5,7 @@ import contextlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from os import PathLike
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, overload
 
 from kvps.api.words import Sentence, checked, listed
 from kvps.errors import ArgumentError
@@ -57,25 +57,35 @@ class Classifier:
     """
 
     def __init__(self, models: Mapping[str, str | PathLike[str]], *, prior: Mapping[str, float] | str | None = None,
-                 smoothing: str = DEFAULT, order: int | None = None, exact: bool = False, stale: str = "wait",
-                 tokenizer: str | None = None, threads: int | None = None) -> None:
+                 smoothing: str = DEFAULT, order: int | None = None, labels: Iterable[str] | None = None, exact: bool = False,
+                 stale: str = "wait", tokenizer: str | None = None, threads: int | None = None) -> None:
         """Open the models.
 
         Args:
             models: by class, the directory of a store, an address, an ARPA file, or the file of an imported model or of a mixture.
             prior: how probable each class is, by name, in any unit; "uniform"; by default as many sentences as its store has.
             smoothing, order, exact, stale, tokenizer, threads: as in load(), of all models.
+            labels: as in load(), of all models: not the classes, but the parts of a store's text.
 
         Raises:
             ArgumentError: fewer than two classes; priors that are not possible, or not known by default.
         """
+        if isinstance(labels, (str, bytes)):
+            raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
         self._threads = thread_count(threads)
         self._stack = contextlib.ExitStack()
         self._classes = self._stack.enter_context(classifying.classes(
-            models, prior, smoothing=smoothing, order=order, exact=exact, stale=stale, tokenizer=tokenizer, threads=threads))
+            models, prior, smoothing=smoothing, order=order, labels=None if labels is None else list(labels), exact=exact,
+            stale=stale, tokenizer=tokenizer, threads=threads))
         self.labels: list[str] = self._classes.labels
 
-    def classify(self, documents: str | Iterable[str]) -> Any:
+    @overload
+    def classify(self, documents: str) -> Classified: ...
+
+    @overload
+    def classify(self, documents: Iterable[str]) -> list[Classified]: ...
+
+    def classify(self, documents: str | Iterable[str]) -> Classified | list[Classified]:
         """Return the Classified of each document; of one str, its alone.
 
         A Classified has label (of the most probable class), probability (of it, given the document), and log10: by class, that of

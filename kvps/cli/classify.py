@@ -1,6 +1,8 @@
 """kvps classify: which of several models documents are from."""
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
 from kvps.cli import options
@@ -23,18 +25,13 @@ def _prior(ctx: click.Context, param: click.Parameter, value: str | None) -> dic
                                                     "they are told apart.")
 @click.option("--prior", metavar="LABEL=P,...|uniform", callback=_prior,
               help="How probable each class is; by default as many sentences as its store has.")
-@options.order
-@options.smoothing
-@options.threads
-@options.exact
-@options.stale
-@options.json
+@options.scoring
 @options.tokenizer
 @options.encoding_errors
 @options.max_ratio
 def command(models: tuple[str, ...], inputs: tuple[str, ...], field: str | None, label_field: str | None,
-            prior: dict[str, float] | str | None, tokenizer: str | None, encoding_errors: str, max_ratio: int, as_json: bool,
-            **choices: object) -> None:
+            prior: dict[str, float] | str | None, temp: str | None, tokenizer: str | None, encoding_errors: str, max_ratio: int,
+            as_json: bool, **choices: object) -> None:
     """Tell which of several models documents are from.
 
     Use it to sort documents into classes: train a store on the text of each. MODEL is a store, an address, or a file made by
@@ -60,7 +57,7 @@ def command(models: tuple[str, ...], inputs: tuple[str, ...], field: str | None,
     name_warnings()
     records = field is not None or label_field is not None or all(".jsonl" in name for name in inputs)
     found = passing(inputs, records=records, max_ratio=max_ratio)
-    with classes(_named(models), prior, tokenizer=tokenizer, **choices) as ready:
+    with classes(_named(models), prior, tokenizer=tokenizer, scratch=temp and Path(temp), **choices) as ready:
         confusion = Confusion(list(ready.labels))
         read = documents(found, records=records, field=field or "text", label_field=label_field)
         for document, row in ready.classify(read, choices["threads"] or cpu_count(), encoding_errors):

@@ -87,10 +87,10 @@ def test_version_is_the_project_s():
     assert (ROOT / "kvps" / "py.typed").exists()
 
 
-@pytest.mark.parametrize("cls", [kvps.Store, kvps.Model, kvps.Vocabulary])
+@pytest.mark.parametrize("cls", [kvps.Store, kvps.Model, kvps.Vocabulary, kvps.Classifier])
 def test_public_methods_are_typed_and_documented(cls):
     """Every public function, method and property has a docstring, and every parameter and result a type."""
-    members = [kvps.create, kvps.open, kvps.load]
+    members = [kvps.create, kvps.open, kvps.load, kvps.mix, kvps.merge, kvps.export, kvps.import_arpa, kvps.from_counts]
     for name, member in vars(cls).items():
         if not name.startswith("_"):
             members.append(member.fget if isinstance(member, property) else member)
@@ -101,10 +101,12 @@ def test_public_methods_are_typed_and_documented(cls):
         assert all(p.annotation is not p.empty for p in signature.parameters.values() if p.name != "self"), member
 
 
-@pytest.mark.parametrize("name", ["score", "score_words", "perplexities", "explain", "next", "complete"])
-def test_answers_have_types(name):
-    """What a model answers has one type for one text and another for many, and neither is Any."""
-    found = [inspect.signature(member) for member in (*typing.get_overloads(getattr(kvps.Model, name)), getattr(kvps.Model, name))]
+@pytest.mark.parametrize("method", [
+    kvps.Model.score, kvps.Model.score_words, kvps.Model.perplexities, kvps.Model.explain, kvps.Model.next, kvps.Model.complete,
+    kvps.Classifier.classify], ids=lambda method: method.__name__)
+def test_answers_have_types(method):
+    """What is answered to one text has one type, what is answered to many another, and neither is Any."""
+    found = [inspect.signature(member) for member in (*typing.get_overloads(method), method)]
 
     assert len(found) == 3 and len({tuple(signature.parameters) for signature in found}) == 1
     assert len({signature.return_annotation for signature in found}) == 3

@@ -100,6 +100,28 @@ def test_command(folder):
     assert "how probable" in refusal and refusal.count("\n") == 1
 
 
+def test_labels_of_text(folder, tmp_path):
+    """With labels only their text tells the classes apart, and makes the prior; scratch files may lie elsewhere."""
+    for name, text in TEXTS.items():
+        with kvps.create(tmp_path / name, order=2) as store:
+            store.train(["a dog ran aground"] * (40 if name == "ships" else 1), threads=1)
+            store.update(text, threads=1, label="good")
+    models, documents = {name: tmp_path / name for name in TEXTS}, ["a dog ran aground", "the ship", "the dog sat"]
+    with kvps.Classifier({name: folder / f"{name}.kvps" for name in TEXTS}) as classifier:
+        expected = classifier.classify(documents)
+    with kvps.Classifier(models, labels=iter(["good"])) as labelled, kvps.Classifier(models) as all_of_it:
+        assert labelled.classify(documents) == expected
+        assert all_of_it.classify(documents) != expected
+        assert labelled.labels == list(TEXTS)
+    (tmp_path / "scratch").mkdir()
+    lines = run("classify", *models.values(), "--labels", "good", "-T", tmp_path / "scratch", "--json",
+                text="\n".join(documents) + "\n").stdout.splitlines()
+    assert [json.loads(line)["log10"] for line in lines] == [row.log10 for row in expected]
+    with pytest.raises(ArgumentError, match="not one text"):
+        kvps.Classifier(models, labels="good")
+    assert "zz" in run("classify", *models.values(), "--labels", "zz", code=1, text="a\n").stderr
+
+
 def test_nothing_for_unknown_words(folder):
     """Where no class can have made a document, its probability is undefined and printed as null."""
     both = [folder / "animals.kvps", folder / "ships.kvps"]
