@@ -141,7 +141,7 @@ class Classes:
                                 f"{', '.join(f'{name}={value}' for name, value in prior.items()) or 'none'}")
         return [prior[label] for label in self.labels]
 
-    def classify(self, documents: Iterable[Document], threads: int = 1, encoding_errors: str = "strict") -> Iterator[
+    def classify(self, documents: Iterable[Document], threads: int = 1, encoding_errors: str | None = None) -> Iterator[
             tuple[Document, Classified]]:
         """Yield each document with what it was taken for; the same for any number of threads."""
         def work(batch: list[Document]) -> list[tuple[Document, Classified]]:
@@ -151,7 +151,7 @@ class Classes:
             for found in windowed(pool, work, _batches(documents), 2 * threads):
                 yield from found
 
-    def _joint(self, documents: Sequence[Document], errors: str) -> np.ndarray:
+    def _joint(self, documents: Sequence[Document], errors: str | None) -> np.ndarray:
         """Return log10 p(class) p(document | class), float64 (n, n_classes)."""
         found = np.empty((len(documents), len(self._models)))
         texts: dict[Tokenizer, list[bytes]] = {}       # most classes make words alike

@@ -152,7 +152,7 @@ class Tokenizer:
         self,
         data: bytes,
         *,
-        errors: str = "strict",
+        errors: str | None = None,
         name: str = "(text)",
         first_line: int | None = None,
         offset: int = 0,
@@ -162,17 +162,18 @@ class Tokenizer:
 
         Args:
             data: whole lines; the last may lack its newline.
-            errors: "strict" refuses bytes that are not UTF-8, "replace" makes each ill-formed sequence U+FFFD.
+            errors: "strict" refuses bytes that are not UTF-8, "replace" makes each ill-formed sequence U+FFFD; None is "strict"
+                where the user has no choice, so that none is offered.
             name: of the input, for messages.
             first_line: the number of the first line, where known.
             offset: of data[0] in the input.
             locate: Split.locate, which says exactly where a byte of `data` stands; instead of the two above.
 
         Raises:
-            DataError: bytes that are not UTF-8 (strict), or a word of MODULE:FUNC's or wordpunct's that is empty or has
+            DataError: bytes that are not UTF-8, or a word of MODULE:FUNC's or wordpunct's that is empty or has
                 a separator in it; with line and offset.
         """
-        if errors not in ("strict", "replace"):
+        if errors not in (None, "strict", "replace"):
             raise ArgumentError(f'encoding errors are "strict" or "replace", not "{errors}"')
 
         def place(index: int) -> tuple[int | None, int]:
@@ -182,9 +183,9 @@ class Tokenizer:
             return line, offset + index
 
         invalid = first_invalid_utf8(data)
-        if invalid >= 0 and errors == "strict":
+        if invalid >= 0 and errors != "replace":
             hint = next((_packed_hint(name, suffix) for magic, suffix in MAGIC.items() if offset == 0 and data.startswith(magic)),
-                        "convert it, or pass --encoding-errors replace")
+                        "convert it, or pass --encoding-errors replace" if errors else "convert it first")
             raise _refusal(name, place(invalid), f"not UTF-8 (byte 0x{data[invalid]:02x}); {hint}")
         if self.spec == "whitespace" and not (self.lowercase or self.normalize or self.split_sentences):
             return data if invalid < 0 else data.decode("utf-8", "replace").encode()

@@ -406,6 +406,15 @@ def test_failure_as_json(store, tmp_path):
     assert "--encoding-errors replace" in answer["message"]
 
 
+@pytest.mark.parametrize("command", [("next",), ("complete",), ("explain",), ("generate", "--prompt")])
+def test_what_a_command_does_not_take_is_not_offered(command, store):
+    """Bytes that are not UTF-8, where there is no --encoding-errors, are refused without naming it."""
+    arguments = [store, *command[1:], os.fsdecode(b"the caf\xe9")]
+    message = refused(command[0], *arguments)
+
+    assert "not UTF-8 (byte 0xe9); convert it first" in message and "--encoding-errors" not in message
+
+
 def test_scoring_bad_input(store, tmp_path):
     """Scoring refuses text that cannot be used as training does."""
     for what in ("missing", "invalid UTF-8", "truncated .gz", "folder without a file"):

@@ -184,9 +184,9 @@ def test_not_utf8():
 
     reason = r"x: line 3 \(byte 7\): not UTF-8 \(byte 0xe9\); .*--encoding-errors replace"
     with pytest.raises(DataError, match=reason) as caught:
-        tokenizer.prepare(b"a\nb\ncaf\xe9\n", name="x", first_line=1)
+        tokenizer.prepare(b"a\nb\ncaf\xe9\n", errors="strict", name="x", first_line=1)
     assert (caught.value.line, caught.value.offset) == (3, 7)
-    with pytest.raises(DataError, match=r"x: byte 1003: not UTF-8"):
+    with pytest.raises(DataError, match=r"x: byte 1003: not UTF-8 \(byte 0xe9\); convert it first$"):
         tokenizer.prepare(b"caf\xe9\n", name="x", offset=1000)
 
 
