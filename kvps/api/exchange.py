@@ -10,7 +10,7 @@ from kvps.errors import ArgumentError
 from kvps.lm.smoothing import DEFAULT
 from kvps.text.streams import DEFAULT_MAX_RATIO
 from kvps.text.tokenize import Spec, Tokenizer
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 
 def import_arpa(out: str | PathLike[str], source: str | PathLike[str], *, tokenizer: Spec = "whitespace", lowercase: bool = False,
@@ -39,7 +39,7 @@ def import_arpa(out: str | PathLike[str], source: str | PathLike[str], *, tokeni
 
     words = Tokenizer.from_spec(tokenizer, lowercase, normalize=normalize, split_sentences=split_sentences, trusted=True)
     return import_arpa(Path(source), Path(out), tokenizer=words, max_ratio=max_ratio, list_ngrams=list_ngrams,
-                       threads=threads or cpu_count(), progress=progress)
+                       threads=thread_count(threads), progress=progress)
 
 
 def export(model: str | PathLike[str], out: str | PathLike[str], order: int | None = None, *, smoothing: str = DEFAULT,

@@ -330,8 +330,10 @@ class Model:
         there. A Completion has text (all of it), probability (that it goes on so, given what was typed), and ended.
 
         Args:
-            min_count: each word that is added has been seen at least so often after the longest part of what stands before it
-                that was seen at all, so that rare sentences never come up; 0: any word may come.
+            min_count: each word that is added counts so much or more after the longest part of what stands before it that was
+                seen at all (at most order - 1 words), so that rare sentences never come up: so often it was seen there; but with
+                (modified) Kneser-Ney, where that part is shorter and does not begin the sentence, with so many different words
+                before the two, which is never more. 0: any word may come.
             max_words: that are added. beam: how many beginnings go on at once, up to 1,000; see kvps.lm.completion.
 
         Raises:

@@ -14,7 +14,7 @@ from kvps.units import MANY, MAX_BEAM
 @click.argument("texts", nargs=-1, required=True, metavar="TEXT...")
 @click.option("-k", "--top", "k", type=int, default=10, show_default=True, metavar="N", help="The N most probable completions.")
 @click.option("--min-count", type=click.IntRange(0, MANY), default=0, show_default=True, metavar="N",
-              help="Only words that were seen so often after what stands before them: rare sentences never come up.")
+              help="Only words that count N or more after what stands before them (above): rare sentences never come up.")
 @click.option("--max-words", type=int, default=5, show_default=True, metavar="N", help="Add at most N words.")
 @click.option("--beam", type=click.IntRange(1, MAX_BEAM), default=5, show_default=True, metavar="N",
               help="How many beginnings go on at once: more finds more, and takes longer.")
@@ -28,8 +28,10 @@ def command(model: str, texts: tuple[str, ...], k: int, min_count: int, max_word
     end with a blank, its last word may be half there. - reads lines from stdin and answers each at once. Prints the
     probability that the text goes on so, given what was typed, and the text, with a tab between.
 
-    With --min-count N a word is added only if it was seen N times after the longest part of what stands before it that was
-    seen at all.
+    With --min-count N a word is added only if it counts N or more after the longest part of what stands before it that was
+    seen at all, of at most order - 1 words. What counts is how often it was seen there; but with modified-kneser-ney and
+    kneser-ney, where that part is shorter and does not begin the sentence, how many different words were seen before the two,
+    as these smoothings count. That is never more, so what was seen fewer than N times never comes up with any smoothing.
 
     \b
     Example:

@@ -43,8 +43,10 @@ def complete(model: Foresight, typed: Sequence[str], partial: str, k: int = 10, 
         partial: the beginning of the word that is being typed; "": none.
         beam: how many beginnings go on.
         max_words: that are added, the half one counting; what has not ended by then is as good as what has.
-        min_count: each word that is added has been seen at least so often after the longest part of what stands before it that
-            was seen at all (at most order - 1 words). 0: any word of the vocabulary may come.
+        min_count: each word that is added counts so much or more after the longest part of what stands before it that was seen at
+            all (at most order - 1 words): so often it was seen there; but with (modified) Kneser-Ney, where that part is shorter
+            and does not begin the sentence, with so many different words before the two, which is never more. 0: any word of the
+            vocabulary may come.
 
     Raises:
         ArgumentError: a number that is not possible; stupid back-off.

@@ -113,7 +113,7 @@ class Foresight(abc.ABC):
         """As top(), of words that may go on with a text: neither <s> nor <unk>.
 
         low, high: only words whose place in byte order is in [low, high).
-        min_count: only words seen so often after the longest context that was seen at all; 0: any.
+        min_count: only words of at least this count, as the smoothing has it, after the longest context that was seen; 0: any.
         """
 
     @abc.abstractmethod

@@ -81,6 +81,22 @@ def test_rare_queries_never_surface(store):
         assert model.complete("zebra ", min_count=1) == []
 
 
+@pytest.mark.parametrize("smoothing", ["mkn", "kn", "witten-bell", "lidstone:0.1"])
+def test_what_min_count_counts(smoothing, tmp_path):
+    """It counts what was seen, but where Kneser-Ney has backed off and no sentence begins, the different words before."""
+    with kvps.create(tmp_path / "store", order=3) as store:
+        store.train(["x a b"] * 6 + ["y a b"] * 4 + ["a b"] * 3, threads=1)
+        with store.model(smoothing) as model:
+            def most(text):
+                return max(n for n in range(1, 20) if n == 1 or model.complete(text, min_count=n, max_words=1))
+
+            continued = smoothing in ("mkn", "kn")
+            assert most("x a ") == 6                         # order - 1 words
+            assert most("a ") == 3                           # <s> a, which begins the sentence
+            assert most("") == 6
+            assert most("zebra a ") == (3 if continued else 13)          # x, y and <s> before a b
+
+
 def test_many_texts(store):
     """Texts are answered in order, on all threads, each as alone; of the same probability by their bytes."""
     texts = ["how to ma", "w", "", "how far", "makers"] * 8
