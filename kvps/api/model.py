@@ -5,7 +5,7 @@ import functools
 import itertools
 import secrets
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
@@ -27,6 +27,7 @@ from kvps.lm.model import BATCH_BYTES, CompiledModel, batches
 from kvps.lm.pools import spread, windowed
 from kvps.lm.prediction import Evaluation
 from kvps.lm.prediction import evaluate as measured
+from kvps.lm.rescore import Hypothesis, check_feature, hypothesis, rescored
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
@@ -256,6 +257,40 @@ class Model:
             lambda text, parts: _joined(model.explain(text), parts), listed(sentences, "sentences"))))
         return found[0] if isinstance(sentences, str) else found
 
+    @overload
+    def rescore(self, hypotheses: Iterable[str], feature: str = "kvps", weight: float = 1.0, *,
+                field: str = "text") -> Iterator[str]: ...
+
+    @overload
+    def rescore(self, hypotheses: Iterable[Mapping[str, Any]], feature: str = "kvps", weight: float = 1.0, *,
+                field: str = "text") -> Iterator[dict[str, Any]]: ...
+
+    def rescore(self, hypotheses: Iterable[str | Mapping[str, Any]], feature: str = "kvps", weight: float = 1.0, *,
+                field: str = "text") -> Iterator[str | dict[str, Any]]:
+        """Yield the hypotheses of n-best lists with a feature more and new scores, each list's best first.
+
+        The feature is the natural logarithm of the probability of a text with its </s>, -inf where that is 0. The score grows by
+        weight times it, or times what it changed by where it is there already. Hypotheses in a row with the same id are a list;
+        those of equal score stay in their order. Memory is bounded by some lists.
+
+        Args:
+            hypotheses: each a line of Moses, `id ||| text ||| features ||| score`, or of JSON, or a dict with "id", the text, and
+                "score" or none; given back as what it was. Blank lines are passed over.
+            feature: its name; a field of a dict or of JSON, where infinite is null.
+            weight: of the feature in the score.
+            field: of a dict or of JSON, the one that holds the text.
+
+        Raises:
+            ArgumentError: a feature's name or weight that is not possible; what is neither line nor dict.
+            DataError: a line or dict that is no hypothesis, or a score that is no finite number, also one of a text of probability
+                0 where weight is not 0; `line` says which, from 1.
+        """
+        check_feature(feature, weight, field)
+        if isinstance(hypotheses, (str, Mapping)):
+            raise ArgumentError("expected an iterable of hypotheses, not a single one; put it in a list")
+        found = (_hypothesis(given, feature, field, number) for number, given in enumerate(listed(hypotheses, "hypotheses"), 1))
+        return rescored(self._model(), found, self._tokenizer, weight=weight, threads=self._threads or cpu_count())
+
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
         """Return tokens, OOVs, log10 probability, and perplexity with and without OOVs, of all sentences together."""
         model, total = self._model(), Score()
@@ -447,6 +482,20 @@ def _numbered(documents: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
             batch, n_characters = [], 0
     if batch:
         yield number - len(batch) + 1, batch
+
+
+def _hypothesis(given: str | Mapping[str, Any], feature: str, field: str, number: int) -> Hypothesis | None:
+    """Return the hypothesis of a line or dict, which is given back as such."""
+    if isinstance(given, Mapping):
+        return hypothesis(given, feature, field, "(iterable)", number)
+    line = checked(given, f"hypothesis {number}").removesuffix("\n")
+    if "\n" in line:
+        raise ArgumentError(f"hypothesis {number} is one line, found a newline in {line!r:.80}")
+    found = hypothesis(line.encode(), feature, field, "(iterable)", number)
+    if found is not None:
+        written = found.line
+        found.line = lambda feature, score: written(feature, score).decode()
+    return found
 
 
 def _joined(rows: Iterable[list[R]], parts: list[int] | None) -> list[list[R]]:

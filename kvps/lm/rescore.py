@@ -5,7 +5,8 @@ Two formats, told apart by each line:
     JSON lines   {"id": ..., "text": ..., "score": ...}             the feature becomes a field
 A list is what comes in a row with the same id. The feature is the natural logarithm of the probability of the text with its
 </s>, as decoders have it. The new score is the old one plus weight times the feature; where the feature is there already, plus
-weight times what it changed by. What has no score gets weight times the feature.
+weight times what it changed by. What has no score gets weight times the feature. From Python a hypothesis may be a dict with the
+fields of a JSON line, and is one again.
 
 The feature of what has probability 0 is -inf, null in JSON. No score holds a part of that: where it is there already, it counts
 as not there. Scores are finite; where one would not be, the line is refused, and a weight of 0 leaves scores as they are.
@@ -14,13 +15,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING
+import numbers
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 from kvps.errors import ArgumentError, DataError
 from kvps.lm.evaluate import document_scores
-from kvps.lm.pools import windowed
+from kvps.lm.pools import spread
 from kvps.text.corpus import Input
 from kvps.text.documents import record_of, text_of, with_fields
 from kvps.text.piped import numbered_lines
@@ -43,7 +44,7 @@ class Hypothesis:
     text: bytes                                # one line
     score: float                               # 0 where there is none
     feature: float                             # what the list says already, 0 where it does not
-    line: Callable[[float, float], bytes]      # of feature and score, with these
+    line: Callable[[float, float], Any]        # of feature and score, with these
     path: str = ""                             # of the input it is from, for messages
     number: int = 0                            # of its line there
 
@@ -66,19 +67,29 @@ def rescore(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, 
             threads: int = 1, encoding_errors: str = "strict") -> Iterator[bytes]:
     """Yield the lines of n-best lists with the feature `name` and new scores, each list's best hypothesis first.
 
-    Hypotheses of equal score stay in their order. Memory is bounded by some lists.
-
     Args:
         inputs: of plain lines (kvps.text.piped.passing).
         field: of a JSON record, the one that holds the text.
 
     Raises:
-        ArgumentError: as check_feature().
-        DataError: a line that is neither, or whose score or feature is no finite number, or would not be; it names the line.
+        ArgumentError: as check_feature(). DataError: as hypothesis() and rescored().
     """
     check_feature(name, weight, field)
+    found = (hypothesis(line, name, field, source.name, number)
+             for source in inputs for number, line in numbered_lines(source, BATCH_BYTES))
+    return rescored(model, found, tokenizer, weight=weight, threads=threads, encoding_errors=encoding_errors)
 
-    def work(batch: list[Hypothesis]) -> list[bytes]:
+
+def rescored(model: CompiledModel, hypotheses: Iterable[Hypothesis | None], tokenizer: Tokenizer, *, weight: float,
+             threads: int = 1, encoding_errors: str | None = None) -> Iterator[Any]:
+    """Yield what hypotheses become with the feature and new scores, each list's best first; None of them is passed over.
+
+    Hypotheses of equal score stay in their order. Memory is bounded by some lists.
+
+    Raises:
+        DataError: a score would be no finite number; it names the line.
+    """
+    def work(batch: list[Hypothesis]) -> list[Any]:
         texts = [tokenizer.prepare(found.text, errors=encoding_errors, name=found.place) for found in batch]
         scored = []
         for found, sums in zip(batch, document_scores(model, texts), strict=True):
@@ -92,9 +103,8 @@ def rescore(model: CompiledModel, inputs: list[Input], tokenizer: Tokenizer, *, 
                 start = i
         return lines
 
-    with ThreadPoolExecutor(threads) as pool:
-        for lines in windowed(pool, work, _batches(_hypotheses(inputs, name, field)), 2 * threads):
-            yield from lines
+    for lines in spread(work, _batches(found for found in hypotheses if found is not None), threads):
+        yield from lines
 
 
 def _combined(found: Hypothesis, feature: float, weight: float) -> float:
@@ -121,16 +131,27 @@ def _batches(hypotheses: Iterable[Hypothesis]) -> Iterator[list[Hypothesis]]:
         yield batch
 
 
-def _hypotheses(inputs: list[Input], name: str, field: str) -> Iterator[Hypothesis]:
-    for source in inputs:
-        for number, line in numbered_lines(source, BATCH_BYTES):
-            try:
-                found = _json(line, name, field) if line.lstrip(b" \t\xef\xbb\xbf").startswith(b"{") else _moses(line, name)
-            except ValueError as error:
-                raise DataError(f"{source.name}: line {number}: {error}", path=source.name, line=number) from error
-            if found is not None:
-                found.path, found.number = source.name, number
-                yield found
+def hypothesis(given: bytes | Mapping[str, Any], name: str, field: str, path: str, number: int) -> Hypothesis | None:
+    """Return the hypothesis that a line is, or a record that a program gives; None for a blank line.
+
+    path, number: where it stands, for messages.
+
+    Raises:
+        DataError: it is none, or its score or feature is no finite number.
+    """
+    found: Hypothesis | None
+    try:
+        if isinstance(given, Mapping):
+            found = _record(given, name, field)
+        elif given.lstrip(b" \t\xef\xbb\xbf").startswith(b"{"):
+            found = _json(given, name, field)
+        else:
+            found = _moses(given, name)
+    except (ValueError, OverflowError) as error:       # a whole number that is no float
+        raise DataError(f"{path}: line {number}: {error}", path=path, line=number) from error
+    if found is not None:
+        found.path, found.number = path, number
+    return found
 
 
 def _moses(line: bytes, name: str) -> Hypothesis | None:
@@ -162,16 +183,23 @@ def _json(line: bytes, name: str, field: str) -> Hypothesis | None:
     record = record_of(line)
     if record is None:
         return None
-    if "id" not in record:
-        raise ValueError('no field "id", which tells the lists apart')
-    score, old = (0.0 if record.get(key) is None else record[key] for key in ("score", name))
-    if not isinstance(score, float) or not isinstance(old, float):
-        raise ValueError(f'"score" and "{name}" are numbers or null')
+    found = _record(record, name, field)
 
     def write(feature: float, score: float) -> bytes:
         return with_fields(line, record, {name: feature if math.isfinite(feature) else None, "score": score})
 
-    return Hypothesis(json.dumps(record["id"]), text_of(record, field, "space"), _finite(score, "score"), _part(old, name), write)
+    return dataclasses.replace(found, group=json.dumps(found.group), line=write)
+
+
+def _record(record: Mapping[str, Any], name: str, field: str) -> Hypothesis:
+    """Return the hypothesis of a record, which is written as a dict."""
+    if "id" not in record:
+        raise ValueError('no field "id", which tells the lists apart')
+    score, old = (0.0 if record.get(key) is None else record[key] for key in ("score", name))
+    if not all(isinstance(found, numbers.Real) and not isinstance(found, bool) for found in (score, old)):
+        raise ValueError(f'"score" and "{name}" are numbers or null')
+    return Hypothesis(record["id"], text_of(record, field, "space"), _finite(float(score), "score"), _part(float(old), name),
+                      lambda feature, score: {**record, name: feature, "score": score})
 
 
 def _part(feature: float, name: str) -> float:

@@ -183,6 +183,8 @@ def test_python(texts, transport):
             assert model.log10("c", "a b") == local.log10("c", "a b")
             assert model.perplexity(lines) == local.perplexity(lines)
             assert model.explain(lines) == local.explain(lines)
+            lists = [{"id": i // 3, "text": line} for i, line in enumerate(lines)]
+            assert list(model.rescore(lists)) == list(local.rescore(lists))
             assert model.complete(["a ", "w"], 3) == local.complete(["a ", "w"], 3)
             assert model.generate("w1", 300, seed=1, max_words=400) == local.generate("w1", 300, seed=1, max_words=400)
             for odd in ({"temperature": math.nan}, {"top_p": math.inf}):           # JSON has no such numbers

@@ -1,4 +1,4 @@
-"""N-best lists with the model's opinion: kvps rescore."""
+"""N-best lists with the model's opinion: kvps rescore and Model.rescore."""
 import gzip
 import json
 import math
@@ -8,6 +8,7 @@ from click.testing import CliRunner
 
 import kvps
 from kvps.cli import main
+from kvps.errors import ArgumentError, DataError, StoreError
 from kvps.lm import rescore as rescoring
 
 TEXT = ["the cat sat on the mat", "the dog sat", "a cat saw the dog on the mat", "the mat"]
@@ -146,3 +147,78 @@ def test_usage(arguments, store):
 def test_feature_is_no_field(name, store):
     """A feature named like a field of a hypothesis would take its place, and is refused before a model is made."""
     assert f'"{name}" would take the place' in rescore(store, "--feature", name, "--field", "line", "--order", "9", code=2)
+
+
+RECORDS = [{"id": 7, "text": "cat the sat", "score": -1, "n": (1, 2)}, {"id": 7, "text": "the\ncat sat"},
+           {"id": "b", "text": "the dog", "score": None, "lm": -1.0}, {"id": "b", "text": "zebra", "score": 2, "lm": None}]
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_lines_from_python(threads, store, monkeypatch):
+    """Model.rescore makes of lines of both formats what the command prints, however they are cut."""
+    lines = MOSES.splitlines() + [json.dumps(record) for record in RECORDS] + ["", "1 ||| caf\u00e9"]
+    expected = rescore(store, "--feature", "lm", "--weight", "0.5", text="\n".join(lines) + "\n")
+    for size in (1 << 19, 1):
+        monkeypatch.setattr(rescoring, "BATCH_BYTES", size)
+        with store.model(threads=threads) as model:
+            assert list(model.rescore((line + "\n" for line in lines), "lm", 0.5)) == expected
+            assert list(model.rescore([])) == []
+
+
+def test_dicts_from_python(store, ln):
+    """A dict is given back as one, with what else it has, best first; it is not changed, and -inf is a number there."""
+    before = [dict(record) for record in RECORDS]
+    with store.model() as model, store.model("mle") as frequencies:
+        found = list(model.rescore(RECORDS, "lm", 2))
+        impossible = list(frequencies.rescore([{"id": 1, "body": "zebra", "score": 5}], weight=0, field="body"))
+
+    good, bad, dog, zebra = ln("the cat sat"), ln("cat the sat"), ln("the dog"), ln("zebra")
+    assert before == RECORDS
+    assert found[0] == {"id": 7, "text": "the\ncat sat", "lm": pytest.approx(good), "score": pytest.approx(2 * good)}
+    assert found[1] == {**RECORDS[0], "lm": pytest.approx(bad), "score": pytest.approx(2 * bad - 1)}
+    assert sorted(found[2:], key=lambda row: row["text"]) == [
+        {**RECORDS[2], "lm": pytest.approx(dog), "score": pytest.approx(2 * (dog + 1))},
+        {**RECORDS[3], "lm": pytest.approx(zebra), "score": pytest.approx(2 * zebra + 2)}]
+    assert found[2]["score"] >= found[3]["score"]
+    assert impossible == [{"id": 1, "body": "zebra", "score": 5, "kvps": -math.inf}]
+
+
+def test_other_models_from_python(store, tmp_path):
+    """An imported model and a mixture rescore as what they are made of."""
+    kvps.export(store.path, tmp_path / "a.arpa")
+    kvps.mix(tmp_path / "mix", [store.path, tmp_path / "a.arpa"], TEXT)
+    with store.model() as model:
+        expected = [(row["text"], pytest.approx(row["score"], abs=1e-5)) for row in model.rescore(RECORDS)]
+    for place in ("a.arpa", "mix"):
+        with kvps.load(tmp_path / place) as model:
+            assert [(row["text"], row["score"]) for row in model.rescore(RECORDS)] == expected
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("0 ||| a", "put it in a list"), ({"id": 1, "text": "a"}, "put it in a list"), (None, "iterable of hypotheses"),
+    ([3], "hypothesis 1 is int"), (["0 ||| a\n0 ||| b"], "found a newline"), (["\ud800"], "hypothesis 1 is not valid Unicode")])
+def test_hypotheses_that_are_none(given, message, store):
+    """What is neither line nor dict is an ArgumentError."""
+    with store.model() as model, pytest.raises(ArgumentError, match=message):
+        list(model.rescore(given))
+
+
+@pytest.mark.parametrize(("given", "message"), [
+    ("no list", "neither a JSON object nor"), ({"text": "a"}, 'no field "id"'), ({"id": 1}, 'no field "text"'),
+    ({"id": 1, "text": 3}, "not a string"), ({"id": 1, "text": "a", "score": "x"}, "are numbers"),
+    ({"id": 1, "text": "a", "score": True}, "are numbers"), ({"id": 1, "text": "a", "score": math.nan}, "finite"),
+    ({"id": 1, "text": "a", "score": 10**400}, "too large"), ({"id": 1, "text": "\ud800"}, "not UTF-8 .*; convert it first$")])
+def test_bad_hypotheses_from_python(given, message, store):
+    """What is no hypothesis is a DataError with its number."""
+    with store.model() as model, pytest.raises(DataError, match=rf"\(iterable\): line 2: .*{message}"):
+        list(model.rescore([{"id": 1, "text": "a"}, given]))
+
+
+def test_arguments_from_python(store):
+    """Names and weights that are not possible are refused at once, and so is a model that is closed."""
+    with store.model() as model:
+        for arguments in (("a b",), ("id",), ("lm", math.nan)):
+            with pytest.raises(ArgumentError, match="a feature"):
+                model.rescore([], *arguments)
+    with pytest.raises(StoreError, match="closed"):
+        model.rescore([])
