@@ -82,7 +82,7 @@ def export(model: str | PathLike[str], out: str | PathLike[str], order: int | No
     choices = Choices(smoothing, prune, None if limit_vocab is None else _vocabulary(limit_vocab), interpolate_unigrams,
                       vocab_pad, prune_entropy, prune_to)
     return export(model, out, order=order, choices=choices, counts=counts, labels=None if labels is None else list(labels),
-                  threads=threads, progress=progress)
+                  threads=thread_count(threads), progress=progress)
 
 
 def _vocabulary(words: Iterable[str]) -> str:

@@ -32,7 +32,7 @@ from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.text.tokenize import PLAIN, Spec, Tokenizer, store_tokenizer
-from kvps.units import MAX_BEAM, MAX_DRAWN_WORDS, check_number, cpu_count, thread_count
+from kvps.units import MAX_BEAM, MAX_DRAWN_WORDS, check_number, thread_count
 
 DEFAULT_SMOOTHING = DEFAULT
 
@@ -236,7 +236,7 @@ class Model:
             return document_perplexities(model, [words.prepare(text.encode(), name=f"document {i}", first_line=1)
                                                  for i, text in enumerate(batch[1], batch[0])])
 
-        return np.array([*itertools.chain.from_iterable(spread(score, _numbered(texts), self._threads or cpu_count()))],
+        return np.array([*itertools.chain.from_iterable(spread(score, _numbered(texts), self._threads))],
                         np.float64)
 
     @overload
@@ -289,7 +289,7 @@ class Model:
         if isinstance(hypotheses, (str, Mapping)):
             raise ArgumentError("expected an iterable of hypotheses, not a single one; put it in a list")
         found = (_hypothesis(given, feature, field, number) for number, given in enumerate(listed(hypotheses, "hypotheses"), 1))
-        return rescored(self._model(), found, self._tokenizer, weight=weight, threads=self._threads or cpu_count())
+        return rescored(self._model(), found, self._tokenizer, weight=weight, threads=self._threads)
 
     def evaluate(self, sentences: Sentence | Iterable[Sentence]) -> Score:
         """Return tokens, OOVs, log10 probability, and perplexity with and without OOVs, of all sentences together."""
@@ -309,7 +309,7 @@ class Model:
             StoreError: as next().
         """
         return measured(self._following(), (self._prepared(batch)[0] for batch in batches(listed(sentences, "sentences"))),
-                        self._threads or cpu_count())
+                        self._threads)
 
     def perplexity(self, sentences: Sentence | Iterable[Sentence]) -> float:
         """Return the perplexity of sentences: tokens are words and one </s> each; inf where one has probability 0."""
@@ -346,7 +346,7 @@ class Model:
         model = self._following()
         asked = [context_of(checked(context, f"context {i}"), self._tokenizer) if isinstance(context, str) else words_of(context, i)
                  for i, context in enumerate(listed(contexts, "contexts"), 1)]
-        found = list(model.next_words(asked, k, self._threads or cpu_count()))
+        found = list(model.next_words(asked, k, self._threads))
         return found[0] if isinstance(contexts, str) else found
 
     @overload
@@ -385,9 +385,8 @@ class Model:
 
         if isinstance(texts, str):
             return answer(texts)
-        threads = self._threads or cpu_count()
-        with ThreadPoolExecutor(threads) as pool:
-            return list(windowed(pool, answer, listed(texts, "texts"), 2 * threads))
+        with ThreadPoolExecutor(self._threads) as pool:
+            return list(windowed(pool, answer, listed(texts, "texts"), 2 * self._threads))
 
     def generate(self, prompt: Ngram = "", count: int = 1, *, temperature: float = 1.0, top_k: int | None = None,
                  top_p: float | None = None, seed: int | None = None, max_words: int = MAX_WORDS) -> list[str]:
@@ -414,7 +413,7 @@ class Model:
         model, words = self._following(), self._tokenizer
         begun = context_of(checked(prompt, "a prompt"), words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
         drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,
-                               seed=secrets.randbits(64) if seed is None else seed, threads=self._threads or cpu_count())
+                               seed=secrets.randbits(64) if seed is None else seed, threads=self._threads)
         return [words.joined([*begun, *sentence.words]) for sentence in drawn]
 
     def close(self) -> None:
@@ -460,7 +459,7 @@ class Model:
 
     def _spread(self, function: Callable[[bytes, list[int] | None], R], sentences: Iterable[Sentence]) -> Iterator[R]:
         """Yield function(text, parts) of each batch of sentences, in order, all threads at work; see _prepared()."""
-        return spread(lambda batch: function(*self._prepared(batch)), batches(sentences), self._threads or cpu_count())
+        return spread(lambda batch: function(*self._prepared(batch)), batches(sentences), self._threads)
 
     def _prepared(self, batch: tuple[str, int, bytes]) -> tuple[bytes, list[int] | None]:
         """Return the tokenised lines of a batch, and how many lines each str has become; None where it is one of each."""

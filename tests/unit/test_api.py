@@ -695,7 +695,8 @@ def test_threads_that_cannot_be(store, threads, tmp_path):
     path = str(store.path)
     for call in (store.model, store.compact, store.purge, lambda **more: store.reshard(3, **more),
                  lambda **more: list(store.dump(1, **more)), lambda **more: store.limit(tmp_path / "l", min_count=2, **more),
-                 lambda **more: kvps.audit(path, **more), lambda **more: kvps.mix(tmp_path / "m", [path, path], TEXT, **more),
+                 lambda **more: kvps.audit(path, **more), lambda **more: kvps.export(path, tmp_path / "m.arpa", **more),
+                 lambda **more: kvps.mix(tmp_path / "m", [path, path], TEXT, **more),
                  lambda **more: kvps.Classifier({"a": path, "b": path}, **more)):
         with pytest.raises(kvps.ArgumentError, match="a number of threads of .* is not possible"):
             call(threads=threads)
