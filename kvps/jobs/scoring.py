@@ -16,7 +16,7 @@ from kvps.lm import cache
 from kvps.lm.completion import BEAM, Completion
 from kvps.lm.completion import MAX_WORDS as MAX_ADDED
 from kvps.lm.explain import ExplainedWord, Part
-from kvps.lm.followers import load_following
+from kvps.lm.followers import FollowingModel, load_following
 from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords
 from kvps.lm.model import CompiledModel, rows_of, shares_by_rows
 from kvps.lm.prediction import Evaluation
@@ -112,6 +112,10 @@ class RemoteModel:
                                 low=low, high=high, min_count=min_count)
         return found["ids"], found["p"], found["found"]
 
+    def draw_word(self, context: Sequence[int], seed: int) -> int:
+        """As FollowingModel.draw_word()."""
+        return self._store.run(draw_word, **self._asked, context=[int(word) for word in context], seed=seed)
+
     @functools.cached_property
     def ranks(self) -> np.ndarray:
         """The place of each word in byte order, uint32."""
@@ -185,7 +189,7 @@ def _opened(store: StoreDirectory, asked: dict[str, Any]) -> CompiledModel:
     return model
 
 
-def _following(store: StoreDirectory, asked: dict[str, Any]) -> Foresight:
+def _following(store: StoreDirectory, asked: dict[str, Any]) -> FollowingModel:
     """Return the model that was opened as one that knows next words."""
     model = _opened(store, dict(asked))
     if not model.follows:
@@ -194,6 +198,7 @@ def _following(store: StoreDirectory, asked: dict[str, Any]) -> Foresight:
         if model.version != version:
             raise _gone(store, version, model.version)
         _models[key] = model
+    assert isinstance(model, FollowingModel)       # of a store
     return model
 
 
@@ -266,6 +271,11 @@ def extend(store: StoreDirectory, *, contexts: list[list[int]], k: int, low: int
     return {"ids": ids, "p": p, "found": found}
 
 
+def draw_word(store: StoreDirectory, *, context: list[int], seed: int, **asked: Any) -> int:
+    """Return a word id drawn after a context of ids."""
+    return _following(store, asked).draw_word(context, seed)
+
+
 def next_words(store: StoreDirectory, *, contexts: list[list[str]], k: int | None, **asked: Any) -> list:
     """Return the words and probabilities of what Foresight.next_words() yields."""
     return [[found.words, found.probabilities.tolist()] for found in _following(store, asked).next_words(contexts, k)]
@@ -298,4 +308,4 @@ def foresee(store: StoreDirectory, *, text: np.ndarray, **asked: Any) -> dict:
 
 # What a client may have run here.
 FUNCTIONS = (open_model, score_text, score_sentences, score_words, score_tokens, score_rows, log10, vocabulary, explain,
-             distribution, ranks, mass, extend, next_words, complete, generate, foresee)
+             distribution, ranks, mass, extend, draw_word, next_words, complete, generate, foresee)

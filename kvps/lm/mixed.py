@@ -19,7 +19,6 @@ import numpy as np
 from kvps._vocabulary import FrozenWords, WordTable
 from kvps.errors import ArgumentError
 from kvps.lm.explain import ExplainedWord
-from kvps.lm.followers import FollowingModel
 from kvps.lm.foresight import Choices, Promising, Whole, sorted_words
 from kvps.lm.mixture import MixtureFile
 from kvps.lm.model import columns_of, columns_of_words, rows_of
@@ -213,7 +212,7 @@ class MixedModel(Whole):
 
     def drawn(self, said: Sequence[int], random: np.random.Generator, choices: Choices) -> int | None:
         """As Whole.drawn(): as the distribution is, by a model that is drawn by its weight."""
-        if choices == Choices(1.0, None, None) and all(isinstance(part.model, FollowingModel) for part in self.parts):
+        if choices == Choices(1.0, None, None) and all(hasattr(part.model, "draw_word") for part in self.parts):
             for _ in range(TRIES):
                 i = int(np.searchsorted(self._reached, random.random(), "right"))
                 word = self.parts[i].model.draw_word(self._read_by(i, said), int(random.integers(1 << 63)))

@@ -31,7 +31,7 @@ def run(*arguments):
     ({"prune_entropy": 0.01}, ["--prune-entropy", 0.01]), ({"prune_to": 20}, ["--prune-to", 20]),
     ({"limit_vocab": ["the", "cat", "never"]}, ["--limit-vocab", "words"]),
     ({"interpolate_unigrams": False}, ["--no-interpolate-unigrams"]), ({"vocab_pad": 99}, ["--vocab-pad", 99]),
-    ({"labels": iter(["-"])}, ["--labels", "-"])], ids=str)
+    ({"labels": ("-",)}, ["--labels", "-"])], ids=str)
 def test_export_writes_what_the_command_does(choices, options, folder):
     """Every choice that the command has is one of kvps.export, which writes the same bytes."""
     (folder / "words").write_text("the cat never\n")
