@@ -17,7 +17,7 @@ from kvps.lm.completion import BEAM, Completion
 from kvps.lm.completion import MAX_WORDS as MAX_ADDED
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.followers import FollowingModel, load_following
-from kvps.lm.foresight import MAX_WORDS, Drawn, Foresight, NextWords
+from kvps.lm.foresight import MAX_WORDS, Drawn, NextWords
 from kvps.lm.model import CompiledModel, rows_of, shares_by_rows
 from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
