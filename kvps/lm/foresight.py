@@ -31,6 +31,7 @@ from kvps.text.vocabulary import BOS, EOS, UNK, text_of_word
 # Contexts answered at once, and words that one answer may have.
 CONTEXTS, WORDS = 64, 1 << 20
 SENTENCES = 32                         # drawn at once
+HEADS = 1 << 14                        # best words after single words that are kept
 FEW = 100                              # words that are looked up one by one before all are: so many, or this part of all
 ROUNDED = 1 + 1e-9                     # probabilities that come two ways may differ so much
 GROUP = 64                             # shares whose maximum is taken, to leave most of them out
@@ -375,6 +376,7 @@ class ImportedModel(CompiledModel, Whole):
         self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))[self.by_rank]
         self._alone[self.ranks[BOS]] = 0
         self._places = self.ranks.astype(np.intp)      # what indexing takes without a copy
+        self._heads: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
@@ -401,6 +403,19 @@ class ImportedModel(CompiledModel, Whole):
         out[self.ranks[BOS]] = 0
         return out
 
+    def _head(self, last_first: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the m best words that are listed after a context, and their probabilities; those after one word are kept."""
+        key = (int(last_first[0]), m)
+        if len(last_first) == 1 and key in self._heads:
+            return self._heads[key]
+        found, bits = best_rows(self._lists[len(last_first) - 1], last_first, m, self._pages)
+        head = found, _probabilities(bits - np.uint32(1))
+        if len(last_first) == 1:               # the long lists
+            if len(self._heads) >= HEADS:
+                self._heads.clear()
+            self._heads[key] = head
+        return head
+
     @functools.cached_property
     def _best_alone(self) -> np.ndarray:
         """The words by their probability after no context."""
@@ -422,8 +437,7 @@ class ImportedModel(CompiledModel, Whole):
                     found = self._best_alone[:m + 1]
                     p = self._alone[self.ranks[found]]
                 else:
-                    found, bits = best_rows(self._lists[depth - 1], last_first[:depth], m + 1, self._pages)
-                    p = _probabilities(bits - np.uint32(1))
+                    found, p = self._head(last_first[:depth], m + 1)
                 words.append(found[:m])
                 which += [i] * len(words[-1])
                 most = max(most, weight * p[m]) if len(p) > m else most
