@@ -145,11 +145,15 @@ class ModifiedKneserNey:
         return self.gamma.get(tuple(gram), 1.0)
 
     def arpa(self):
-        """Yield (n-gram, log10 probability, log10 back-off) for every line of the ARPA file; no back-off at the top."""
+        """Yield (n-gram, log10 probability, log10 back-off) for every line of the ARPA file; no back-off at the top.
+
+        Of a back-off of 0, where the discounts of a small text are 0, it is -99.
+        """
         for n, counts in self.adjusted.items():
             for gram in counts:
-                backoff = math.log10(self.backoff(gram)) if n < self.order else None
-                yield gram, math.log10(self.p(gram[-1], gram[:-1])), backoff
+                backoff = self.backoff(gram)
+                yield (gram, math.log10(self.p(gram[-1], gram[:-1])),
+                       None if n == self.order else math.log10(backoff) if backoff > 0 else -99.0)
 
 
 class Nltk:

@@ -7,7 +7,7 @@ import sys
 import pytest
 import reference
 from click.testing import CliRunner
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import kvps
@@ -101,6 +101,7 @@ def test_counted_unk_in_every_answer(tmp_path_factory, text, kept, order):
 
 @settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(TEXT, st.sets(st.sampled_from(WORDS), max_size=5), st.integers(1, 4))
+@example([["the", "the", "a", "the", "b", "b", "b"], *[["x\x85", "the", "a", "the", "b", "b", "b"]] * 2], {"the", "a", "x\x85"}, 4)
 def test_arpa_of_a_closed_vocabulary(tmp_path_factory, text, kept, order):
     """The ARPA file has <unk> with its counts, as a word and in contexts, and scores as the store when it is imported."""
     folder = tmp_path_factory.mktemp("limit")
