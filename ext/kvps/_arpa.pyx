@@ -6,15 +6,19 @@ import numpy as np
 
 cimport cython
 
+from libc.math cimport isinf
 from libc.string cimport memcpy
 
-from kvps._keys cimport VALUE_BITS, fetch, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
+from kvps._keys cimport VALUE_BITS, fetch, low32, mix, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
+from kvps._model cimport Tables
 from kvps._sort cimport sort_keys
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
 
 cdef enum:
     PIECE_BYTES = 1 << 20      # of lines, where words are not longer
     NUMBER_BYTES = 24          # longest number written: a sign, 20 digits, a point
+    MAX_DECIMALS = 20          # of a number that was read: of what is smaller still, less is right than a float has
+    NO_BACKOFF = 0xFFFFFFFF
     AHEAD = 8                  # lines: words are fetched before they are needed
     SLOT = 16                  # bytes of a slot, copied without a call; what is too much is written over
     LONG = 255
@@ -78,6 +82,50 @@ cdef inline byte_t* put_log10(byte_t* p, double x) noexcept nogil:
     return p + 1
 
 
+cdef byte_t* put_float(byte_t* p, float given) noexcept nogil:
+    """Write a number with as few decimals as it takes to read the same float again."""
+    cdef double x = given, scale = 1
+    cdef uint64_t scaled
+    cdef byte_t digits[MAX_DECIMALS]
+    cdef int n = 0, exponent = 0, i
+    if x < 0:
+        p[0] = 45
+        p += 1
+        x = -x
+    if isinf(x):
+        p[0], p[1], p[2] = 105, 110, 102       # "inf"
+        return p + 3
+    while x >= 1e9:
+        x /= 10
+        exponent += 1
+    scaled = <uint64_t>(x + 0.5)
+    # A float has nine digits that matter, so `scaled` stays within 64 bits.
+    while n < MAX_DECIMALS and <float>(<double>scaled / scale) != <float>x:
+        n += 1
+        scale *= 10
+        scaled = <uint64_t>(x * scale + 0.5)
+    for i in range(n):
+        digits[i] = <byte_t>(48 + scaled % 10)
+        scaled //= 10
+    p = put_integer(p, scaled)
+    if n > 0:
+        p[0] = 46
+        p += 1
+    while n > 0:
+        n -= 1
+        p[0] = digits[n]
+        p += 1
+    if exponent > 0:
+        p[0] = 101
+        p = put_integer(p + 1, exponent)
+    return p
+
+
+cdef inline byte_t* put_number(byte_t* p, uint32_t bits, bint exact) noexcept nogil:
+    cdef float value = (<float*>&bits)[0]
+    return put_float(p, value) if exact else put_log10(p, value)
+
+
 cdef struct strings:
     # Words by number: a slot of 16 bytes holds a word of up to 15 and its length; LONG: it is in the blob.
     const byte_t* slots
@@ -122,7 +170,7 @@ cdef inline byte_t* put_words(byte_t* p, const byte_t* end, strings* words, pack
 
 
 cdef index_t arpa_block(const packed_t* keys, index_t n, const packed_t* contexts, index_t n_contexts, int k, int bits,
-                        bint has_backoff, float default, uint32_t eos, strings* words,
+                        bint has_backoff, float default, uint32_t eos, bint exact, strings* words,
                         index_t* done, index_t* joined, byte_t* out, index_t room) noexcept nogil:
     """Write lines from keys[*done] on until the room ends; return the bytes written, and move *done and *joined on."""
     cdef byte_t* p = out
@@ -130,16 +178,15 @@ cdef index_t arpa_block(const packed_t* keys, index_t n, const packed_t* context
     cdef byte_t* q
     cdef int j
     cdef packed_t ngram
-    cdef float backoff
-    cdef uint32_t bits32, mask = <uint32_t>((<uint64_t>1 << bits) - 1)
+    cdef float none = 0
+    cdef uint32_t backoff, mask = <uint32_t>((<uint64_t>1 << bits) - 1)
     while done[0] < n:
         if p >= end:
             break
         if n - done[0] > AHEAD:                # its last words are anywhere, the others mostly those of the line before
             for j in range(2):
                 fetch(words.slots + SLOT * <index_t>(low32(shr(keys[done[0] + AHEAD], VALUE_BITS + j * bits)) & mask))
-        bits32 = low32(keys[done[0]])
-        q = put_log10(p, (<float*>&bits32)[0])
+        q = put_number(p, low32(keys[done[0]]), exact)
         q[0] = 9
         q = put_words(q + 1, end, words, keys[done[0]], k, bits)
         if q == NULL:
@@ -147,14 +194,13 @@ cdef index_t arpa_block(const packed_t* keys, index_t n, const packed_t* context
         if has_backoff:
             # Both lists are sorted, so one pass joins them.
             ngram = shr(keys[done[0]], VALUE_BITS)
-            backoff = default if low32(ngram) & mask != eos else 0
+            backoff = (<uint32_t*>&default)[0] if low32(ngram) & mask != eos else (<uint32_t*>&none)[0]
             while joined[0] < n_contexts and shr(contexts[joined[0]], VALUE_BITS) < ngram:
                 joined[0] += 1
             if joined[0] < n_contexts and shr(contexts[joined[0]], VALUE_BITS) == ngram:
-                bits32 = low32(contexts[joined[0]])
-                backoff = (<float*>&bits32)[0]
+                backoff = low32(contexts[joined[0]])
             q[0] = 9
-            q = put_log10(q + 1, backoff)
+            q = put_number(q + 1, backoff, exact)
         q[0] = 10
         p = q + 1
         done[0] += 1
@@ -309,13 +355,14 @@ cdef class _Text:
 
 
 def arpa_lines(const uint64_t[::1] keys, const uint64_t[::1] contexts, int k, int bits, float default, uint32_t eos,
-               Strings words):
+               Strings words, *, bint exact=False):
     """Return the lines `log10_p TAB words [TAB log10_backoff]` of an ARPA file, a list of uint8.
 
     Args:
         keys: sorted keys in text order, with log10 p as float32.
         contexts: the same of those among them that are contexts, with log10 of the back-off; None at the highest order.
         default: the back-off of n-grams that are not among `contexts`; those that end in `eos` have 0.
+        exact: with as many decimals as read back as the same floats, instead of seven.
     """
     cdef index_t width = text_key_width(k, bits), n = keys.shape[0] // width, n_contexts = 0, used, done = 0, joined = 0
     cdef bint has_backoff = contexts is not None
@@ -331,13 +378,13 @@ def arpa_lines(const uint64_t[::1] keys, const uint64_t[::1] contexts, int k, in
         with nogil:
             if width == 1:
                 used = arpa_block[u64](<const u64*>data, n, <const u64*>data_contexts, n_contexts, k, bits, has_backoff, default,
-                                       eos, &text, &done, &joined, &out.room[0], out.room.shape[0])
+                                       eos, exact, &text, &done, &joined, &out.room[0], out.room.shape[0])
             elif width == 2:
                 used = arpa_block[u128](<const u128*>data, n, <const u128*>data_contexts, n_contexts, k, bits, has_backoff,
-                                        default, eos, &text, &done, &joined, &out.room[0], out.room.shape[0])
+                                        default, eos, exact, &text, &done, &joined, &out.room[0], out.room.shape[0])
             else:
                 used = arpa_block[u256](<const u256*>data, n, <const u256*>data_contexts, n_contexts, k, bits, has_backoff,
-                                        default, eos, &text, &done, &joined, &out.room[0], out.room.shape[0])
+                                        default, eos, exact, &text, &done, &joined, &out.room[0], out.room.shape[0])
         if done == n:
             return out.whole(used)
         out.more(used, &text)
@@ -406,3 +453,36 @@ def raise_to_longer(const uint64_t[::1] keys, float[::1] weights, int k, const u
                 weights[i] = longer_weights[j]
     if i == n and n_longer:
         raise ValueError("an n-gram without its context")
+
+
+def given_backoffs(Tables tables not None, const uint32_t[:, ::1] rows):
+    """Return log10 of the back-offs of n-grams of an imported model, float32 (n,); 0 where there is none.
+
+    rows: uint32 (n, k) of word ids, k below the order of the model.
+    """
+    cdef index_t i, n = rows.shape[0]
+    cdef int j, k = <int>rows.shape[1]
+    cdef uint64_t hash, value
+    cdef uint32_t number
+    if tables.n_numbers <= NO_BACKOFF or not 1 <= k < tables.order:
+        raise ValueError(f"{k}-grams of a model of order {tables.order}, {tables.n_numbers} numbers of totals")
+    backoffs = np.zeros(n, np.float32)
+    if n == 0:
+        return backoffs
+    tables.refuse_unknown(np.asarray(rows).reshape(-1))
+    cdef uint32_t[::1] out = backoffs.view(np.uint32)
+    with nogil:
+        for i in range(n):
+            number = <uint32_t>NO_BACKOFF
+            if k == 1:
+                number = tables.unigram_contexts[rows[i, 0]] - 1
+            else:
+                hash = tables.seed
+                for j in range(k - 2, -1, -1):
+                    hash = mix(hash, rows[i, j])
+                hash = mix(hash, rows[i, k - 1])
+                tables.find_entry(hash, tables.bucket_of(hash), &value, &number)
+            if number != <uint32_t>NO_BACKOFF:
+                out[i] = number
+    tables.refuse_damage()
+    return backoffs

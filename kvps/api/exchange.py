@@ -25,7 +25,7 @@ def import_arpa(out: str | PathLike[str], source: str | PathLike[str], *, tokeni
         tokenizer, lowercase, normalize, split_sentences: what makes words of the text that the model is to score, as in create().
         max_ratio: how many times as long as a compressed file its text may be; 0 for no limit.
         list_ngrams: keep a list of the n-grams too, 4 bytes for each of their words and 4 more: next words and completions come
-            fast, and export() of a mixture needs it. Scoring does not.
+            fast, and export() needs it. Scoring does not.
         progress: of (done, total) [bytes of the file].
 
     Returns:
@@ -47,13 +47,16 @@ def export(model: str | PathLike[str], out: str | PathLike[str], order: int | No
            limit_vocab: Iterable[str] | None = None, interpolate_unigrams: bool = True, vocab_pad: int = 0, counts: bool = False,
            labels: Iterable[str] | None = None, threads: int | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> dict[str, Any]:
-    """Write the last version of a store as an ARPA file, or a mixture, or the counts of a store.
+    """Write the last version of a store as an ARPA file, or an imported model, or a mixture, or the counts of a store.
 
     Pruning and vocabulary are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, and no
     discount changes. A mixture has the n-grams of its models together, each with the probability that the mixture gives to it.
+    An imported model has its own probabilities; where n-grams go, back-offs let contexts add up to what they did.
 
     Args:
-        model: a store's directory, the address of a server, or the file of a mixture, which takes order, threads and progress only.
+        model: a store's directory, the address of a server, an imported model or ARPA file, which takes order,
+            prune_entropy, prune_to, limit_vocab, threads and progress only, or the file of a mixture, which takes order, threads
+            and progress only.
         out: the ARPA file, compressed where its name ends in .gz; with `counts` a new folder, that from_counts() reads.
         order: highest order; the model's by default.
         smoothing: NAME or NAME:VALUE: modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb).
@@ -71,7 +74,7 @@ def export(model: str | PathLike[str], out: str | PathLike[str], order: int | No
         {"path", "version", "order", "smoothing" (not with `counts`), "ngrams": {order: n}, "bytes"}.
 
     Raises:
-        ArgumentError: choices that are not possible, or not for this model; an imported model; a folder of counts that is there.
+        ArgumentError: choices that are not possible, or not for this model; a folder of counts that is there.
         StoreError: `out` cannot be written, or a store of the mixture changed meanwhile.
     """
     from kvps.jobs.export import export

@@ -46,13 +46,16 @@ def command(model: str, output: str, order: int | None, smoothing: str, prune: t
     it is computed, and takes its name when it is complete; a name that ends in .gz is compressed, - is stdout. Pruning and
     vocabulary are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
     At the same size --prune-to mostly leaves a better model than --prune does. Of a mixture it has the n-grams of its models
-    together, each with the probability that the mixture gives to it.
+    together, each with the probability that the mixture gives to it. An imported model or ARPA file is written with its own
+    numbers, or less of it: -o, --prune-to, --prune-entropy and --limit-vocab; new back-offs let its contexts add up to what
+    they did.
 
     \b
     Example:
       kvps export novels.kvps novels.arpa.gz
       kvps export novels.kvps novels.o3.arpa -o 3 --prune 0,0,1
       kvps export novels.kvps small.arpa --prune-to 1000000
+      kvps export news.arpa.gz news.small.arpa --prune-to 1000000
       kvps export novels.kvps novels.counts --counts
     """
     from kvps.cli.output import many, name_warnings, tell

@@ -18,7 +18,7 @@ from kvps.cli import options
               help="Refuse a compressed file whose text is more than N times as long; 0 for no limit.")
 @click.option("--list-ngrams/--no-list-ngrams", default=True, show_default=True,
               help="Keep a list of the n-grams too, 4 bytes for each of their words and 4 more: next words and completions come "
-                   "fast, and kvps export of a mixture needs it. Scoring does not.")
+                   "fast, and kvps export needs it. Scoring does not.")
 @options.threads
 @options.temp
 @options.json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from kvps.errors import ArgumentError
 from kvps.jobs.models import model_at
-from kvps.lm import arpa, google, mixed_arpa, opening
+from kvps.lm import arpa, given_arpa, google, mixed_arpa, opening
 from kvps.lm.arpa import Choices
 from kvps.lm.mixture import MixtureFile
 from kvps.units import thread_count
@@ -17,12 +17,12 @@ from kvps.units import thread_count
 def export(model: str | os.PathLike[str], out: str | os.PathLike[str], *, order: int | None = None, choices: Choices | None = None,
            counts: bool = False, labels: Iterable[str] | None = None, threads: int | None = None, scratch: Path | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
-    """Write the last version of a store, or a mixture, to an ARPA file, gzipped where its name ends in .gz.
+    """Write the last version of a store, an imported model, or a mixture, to an ARPA file, gzipped where its name ends in .gz.
 
     Args:
-        model: a store's folder, an address, or the file of a mixture.
+        model: a store's folder, an address, an imported model, or the file of a mixture.
         order: highest order, at most the model's, which is the default.
-        choices: what of a store goes into the ARPA file.
+        choices: what of a store goes into the ARPA file; of an imported model those that take no counts.
         counts: write raw counts instead, to a new folder (kvps.lm.google).
         labels: only the text of these; of a store's ARPA file.
         scratch: folder for temporary files, the store's own by default.
@@ -45,7 +45,12 @@ def export(model: str | os.PathLike[str], out: str | os.PathLike[str], *, order:
     how = {"order": order, "threads": thread_count(threads), "scratch": scratch, "progress": progress}
     with opening.open_model_place(model) as store:
         if isinstance(store, opening.ModelFile):
-            raise ArgumentError(f"{model}: was imported; the ARPA file that it was made from has all that it holds")
+            if refused := [name for name in ("labels", "smoothing", "prune", "interpolate_unigrams", "vocab_pad") if name in given]:
+                named = f"--{refused[0].replace('_', '-')}"
+            if counts or refused:
+                raise ArgumentError(f"{named} takes counts, which {model} does not have: it was imported; --prune-to, "
+                                    "--prune-entropy, --limit-vocab and -o leave out n-grams of it")
+            return given_arpa.export(store, out, choices=choices, **how)
         if isinstance(store, MixtureFile):
             if counts or given:
                 raise ArgumentError(f"{named} is for stores: {model} is a mixture")

@@ -203,6 +203,8 @@ def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
 class Estimates:
     """The probabilities and back-offs of one version, in partitions."""
 
+    exact = False              # numbers are written with seven decimals
+
     def __init__(self, store: StoreDirectory, snapshot: StoreSnapshot, top: int, choices: Choices, pool: ThreadPoolExecutor,
                  stack: contextlib.ExitStack, scratch: Path) -> None:
         """Run steps 1 and 2."""
@@ -224,7 +226,7 @@ class Estimates:
         discounts, types = self.smoothing.back_off_discounts(
             statistics.discounts_or_warn(choices.fallback) if modified else [[0.0] * 4] * (top + 1))
         self.discounts, self._types = np.array(discounts), types
-        allowed = np.ones(n_words, np.uint8) if choices.limit_vocab is None else _marked(vocabulary, choices.limit_vocab)
+        allowed = np.ones(n_words, np.uint8) if choices.limit_vocab is None else marked(vocabulary, choices.limit_vocab)
         self.alive = (occurs > (cuts[1] if cuts else 0)) & (allowed > 0)
         self.alive[:FIRST_WORD] = True                 # the specials are never pruned
         self.unigram_p = _unigram_probabilities(
@@ -323,7 +325,8 @@ class Estimates:
                       default: float = default) -> tuple[list[np.ndarray], int]:
                 contexts = self.contexts[k].read(partition) if k < self.top else None
                 keys = part.read(partition)
-                return arpa_lines(keys, contexts, k, self.bits, default, eos, strings), len(keys) // part.width
+                pieces = arpa_lines(keys, contexts, k, self.bits, default, eos, strings, exact=self.exact)
+                return pieces, len(keys) // part.width
 
             for pieces, n in windowed(self.pool, lines, range(part.n), window):
                 yield from map(memoryview, pieces)
@@ -339,16 +342,21 @@ class Estimates:
         with np.errstate(divide="ignore"):             # a discount of 0
             return float(np.log10((self.discounts[k + 1, 1] + self._types) / (1 + self._types)))
 
-    def _unigrams(self) -> list[np.ndarray]:
-        """The unigram section: <unk>, <s> and </s> first, then the words in byte order."""
+    def log10_of_words(self) -> np.ndarray:
+        """Return log10 p of each word id; <s> is given."""
         with np.errstate(divide="ignore"):             # <unk> may have none
             log10_p = np.log10(self.unigram_p)
         log10_p[BOS] = 0
+        return log10_p
+
+    def _unigrams(self) -> list[np.ndarray]:
+        """The unigram section: <unk>, <s> and </s> first, then the words in byte order."""
+        log10_p = self.log10_of_words()
         alive = np.flatnonzero(self.alive[FIRST_WORD:]).astype(np.uint32) + FIRST_WORD
         alive = alive[np.argsort(self.words.rank[alive])]
         ids = np.concatenate([np.array([UNK, BOS, EOS], np.uint32), alive])
         return arpa_lines(_keys(log10_p[ids]), _keys(self.unigram_backoffs[ids]) if self.top > 1 else None, 1, BITS, 0.0, 0,
-                          self.words.strings(ids))
+                          self.words.strings(ids), exact=self.exact)
 
 
 def _keys(numbers: np.ndarray) -> np.ndarray:
@@ -357,7 +365,7 @@ def _keys(numbers: np.ndarray) -> np.ndarray:
     return pack_text_keys(places, numbers.astype(np.float32).view(np.uint32), BITS)
 
 
-def _marked(vocabulary: Vocabulary, text: str) -> np.ndarray:
+def marked(vocabulary: Vocabulary, text: str) -> np.ndarray:
     """Return uint8 by word id: 1 for the specials, and for the words of a text."""
     marks = np.zeros(len(vocabulary), np.uint8)
     marks[:FIRST_WORD] = 1

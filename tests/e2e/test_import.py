@@ -9,7 +9,9 @@ import sys
 import threading
 import tracemalloc
 
+import numpy as np
 import pytest
+from arpas import read_arpa
 from click.testing import CliRunner
 
 import kvps
@@ -169,6 +171,33 @@ def test_any_model(tmp_path, rng, repeat):
                 context = [w if w != "unseen" else "<unk>" for w in history[-(model.order - 1):]] if model.order > 1 else []
                 assert found == pytest.approx(log10(context, word.decode()), abs=1e-5)
                 history.append(word.decode())
+
+
+@pytest.mark.parametrize("repeat", [20, pytest.param(500, marks=pytest.mark.slow)])
+def test_any_model_is_exported_again(tmp_path, rng, repeat):
+    """An imported model is written with every number of its file, to the last bit of a float; of a lower order, too."""
+    path, out = tmp_path / "random.arpa", tmp_path / "out.arpa"
+    odd = ["-99", "-100", "-inf", "-1e-7", "-3e12", "-0.0625", "-1.17549435e-9", "-0", "-12345678"]
+    for _ in range(repeat):
+        order = rng.randint(1, 6)
+        text, _ = random_arpa(rng, order, rng.randint(1, 12), closed=rng.random() < 0.3)
+        lines = [line if "\t" not in line or rng.random() < 0.9 else f"{rng.choice(odd)}\t{line.partition(chr(9))[2]}"
+                 for line in text.split("\n")]
+        path.write_text("\n".join(lines), encoding="utf-8")
+        model = read(path, tmp_path / "model")
+        top = rng.choice([None, rng.randint(1, model.order)])
+        made = kvps.export(tmp_path / "model", out, top)
+        before, after = read_arpa(path), read_arpa(out)
+        top = top or model.order
+        assert made["ngrams"] == {k: len(before[k]) for k in range(1, top + 1)}
+        for k, ngrams in after.items():
+            assert set(ngrams) == set(before[k])
+            for ngram, (p, backoff) in ngrams.items():
+                expected = before[k][ngram][0], before[k][ngram][1] if k < top else 0.0
+                assert [np.float32(p), np.float32(backoff)] == pytest.approx(np.float32(expected).tolist(), rel=0, abs=1e-20), ngram
+        assert len(after) == top
+        again = read(out, tmp_path / "again")
+        assert again.score_text(b"w0 w1 w2\n") == CompiledModel(tmp_path / "model", order=top).score_text(b"w0 w1 w2\n")
 
 
 # Twenty ways in which files differ from lmplz's; as kenlm 0.3.0 has them.

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from arpas import p_in, read_arpa
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stores import new_store
@@ -196,27 +197,6 @@ def test_arpa_of_a_mixture(first, second, data):
 def test_arpa_of_many_mixtures(first, second, data):
     """The same of many more."""
     check_arpa(first, second, data)
-
-
-def read_arpa(path):
-    """Return {order: {n-gram: (log10 p, log10 back-off)}} of an ARPA file."""
-    listed = {}
-    for line in path.read_text().split("\n"):
-        if line.endswith("-grams:"):
-            listed[k := int(line[1])] = {}
-        elif "\t" in line:
-            p, ngram, *backoff = line.split("\t")
-            listed[k][tuple(ngram.split(" "))] = float(p), float(backoff[0]) if backoff else 0.0
-    return listed
-
-
-def p_in(listed, ground, context, word):
-    """Return the probability that an ARPA file means."""
-    if not context:
-        return ground[word,]
-    if (*context, word) in listed.get(len(context) + 1, {}):
-        return 10 ** listed[len(context) + 1][*context, word][0]
-    return 10 ** listed[len(context)].get(context, (0, 0))[1] * p_in(listed, ground, context[1:], word)
 
 
 def check_promising(place, contexts, rng, monkeypatch):

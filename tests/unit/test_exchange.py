@@ -77,8 +77,10 @@ def test_a_mixture_is_written(folder):
                              ({"labels": ["sea"]}, "--labels is for stores"), ({"vocab_pad": 9}, "--vocab-pad is for stores")):
         with pytest.raises(ArgumentError, match=message):
             kvps.export(folder / "mix", folder / "x.arpa", **choices)
-    with pytest.raises(ArgumentError, match="was imported"):
-        kvps.export(folder / "mix.kvm", folder / "x.arpa")
+    with pytest.raises(ArgumentError, match="--counts takes counts, .*was imported"):
+        kvps.export(folder / "mix.kvm", folder / "x", counts=True)
+    kvps.export(folder / "mix.kvm", folder / "again.arpa")
+    assert (folder / "again.arpa").read_bytes() == (folder / "mix.arpa").read_bytes()
 
 
 def test_counts_there_and_back(folder):

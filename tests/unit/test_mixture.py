@@ -145,7 +145,10 @@ def test_arpa(folder):
     assert json.loads(run("export", folder / "mix", folder / "o2.arpa", "-o", 2, "--json").stdout)["order"] == 2
     for options in (["--prune", "0,1"], ["--counts"], ["--smoothing", "wb"], ["--labels", "a"]):
         assert "is a mixture" in run("export", folder / "mix", folder / "x.arpa", *options, code=2).stderr
-    assert "was imported" in run("export", folder / "ships.kvm", folder / "x.arpa", code=2).stderr
+    for options, name in (["--counts"], "counts"), (["--prune", "0,1"], "prune"), (["--smoothing", "wb"], "smoothing"):
+        told = run("export", folder / "ships.kvm", folder / "x.arpa", *options, code=2).stderr
+        assert f"--{name} takes counts" in told and "was imported" in told and told.count("\n") == 1
+    assert "is the model itself" in run("export", folder / "ships.kvm", folder / "ships.kvm", code=2).stderr
     run("import", folder / "ships.kvm", folder / "ships.arpa", "--no-list-ngrams")
     run("mix", folder / "mix", folder / "animals", folder / "ships.kvm", "--dev", folder / "dev.txt")
     assert "import it again without --no-list-ngrams" in run("export", folder / "mix", folder / "x.arpa", code=2).stderr

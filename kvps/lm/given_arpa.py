@@ -1,0 +1,292 @@
+"""Write an imported model as an ARPA file again: the same numbers, or fewer orders, words or n-grams.
+
+The probabilities of n-grams that stay are those of the model. Where some go, the back-off of their context is what is left after
+it over what that leaves there,
+
+    backoff(h) = (sum(h) - sum of p(w | h)) / (sum(h') - sum of p(w | h'))    over the words w that stay listed after h
+
+in which sum(h) is what all words had after h together, 1 in a proper model, h' is h without its first word, and p(w | h') is that
+of the new file: so contexts sum to what they did. Words that go leave their probability, where they stand alone, to <unk>.
+
+What an n-gram is worth: pruning.py, but without counts: the share of its context in the text is the probability of these words
+in the model, as SRILM has it, a sentence beginning as often as one ends, and no order is favoured. Kneser-Ney's shorter n-grams do
+not say how often words occur; a store, which has counts, prunes better (of a model of order 3 with 52,000 n-grams 20,000 were kept,
+with a perplexity of 179 instead of 169).
+
+    STEP 1  by entropy: weights of all n-grams, and the threshold
+    STEP 2  the list of each order, the shortest first, by which the n-grams of a context stand together: choose, add up, and
+            deal what stays by first word into partitions through scratch files
+    STEP 3  as of any model: sort, join n-grams with their back-offs, write (arpa.py)
+
+Where n-grams go, 16 bytes of each below the highest order that stays, and 32 of each context, are kept in memory.
+"""
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from kvps._arpa import given_backoffs, pack_text_keys
+from kvps.errors import ArgumentError
+from kvps.lm.arpa import WINDOW, Choices, Estimates, gzipped, marked, written
+from kvps.lm.balance import hash_rows
+from kvps.lm.model import CompiledModel
+from kvps.lm.opening import ModelFile, load
+from kvps.lm.ordered import Partitions, Words, text_order
+from kvps.lm.pruning import Weights
+from kvps.lm.smoothing import DEFAULT, parse
+from kvps.ps.runs import bits_for
+from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
+from kvps.units import cpu_count
+
+NOT_PREDICTED = -99.0          # log10 of a back-off of 0
+ROUNDING = 1e-6                # what is left of a sum of probabilities with seven digits, when nothing is
+
+
+def export(place: ModelFile, path: str | Path, *, order: int | None = None, choices: Choices | None = None,
+           threads: int | None = None, scratch: Path | None = None, write: Callable[[bytes], object] | None = None,
+           progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
+    """Write an imported model to an ARPA file, gzipped where its name ends in .gz; as arpa.export().
+
+    Raises:
+        ArgumentError: a choice that takes counts.
+    """
+    chosen = choices or Choices()
+    top = place.identity["order"] if order is None else order
+    if chosen != Choices(limit_vocab=chosen.limit_vocab, prune_entropy=chosen.prune_entropy, prune_to=chosen.prune_to):
+        raise ArgumentError(f"{place.path}: was imported, and has no counts for {chosen}")
+    chosen.cuts(top)                           # refuses what is not possible
+    if os.path.exists(path) and any(os.path.samefile(path, own) for own in (place.path, place.file)):
+        raise ArgumentError(f"{os.fspath(path)}: is the model itself; name another file for the ARPA file")
+    model = load(place, CompiledModel, parse(DEFAULT), order)
+    threads = threads or cpu_count()
+
+    def pieces() -> Iterator[bytes]:
+        with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+            made = _Given(place, model, top, chosen, pool, stack, scratch or place.path.absolute().parent)
+            yield json.dumps({"version": model.version, "order": top, "smoothing": str(model.smoothing),
+                              "ngrams": made.sizes}).encode() + b"\n"
+            lines = made.file(WINDOW * threads, progress)
+            yield from gzipped(lines) if str(path).endswith(".gz") else lines
+
+    return written(pieces(), path, write)
+
+
+class _ByHash:
+    """Numbers of n-grams of one length, float64, by a hash of their words."""
+
+    def __init__(self) -> None:
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
+        self._hashes, self._numbers = np.empty(0, np.uint64), np.empty(0)
+
+    def add(self, rows: np.ndarray, numbers: np.ndarray) -> None:
+        """Add some; they are found after sort()."""
+        self._parts.append((hash_rows(rows), numbers))
+
+    def sort(self) -> None:
+        """Say that there are no more."""
+        if self._parts:
+            hashes, numbers = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
+            order = np.argsort(hashes)
+            self._hashes, self._numbers, self._parts = hashes[order], numbers[order], []
+
+    def get(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return which n-grams are there, and their numbers, 0 for others."""
+        if not len(self._hashes):
+            return np.zeros(len(rows), bool), np.zeros(len(rows))
+        wanted = hash_rows(rows)
+        at = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+        found = self._hashes[at] == wanted
+        return found, np.where(found, self._numbers[at], 0)
+
+
+class _Given(Estimates):
+    """The probabilities and back-offs of an imported model, in partitions."""
+
+    exact = True
+
+    def __init__(self, place: ModelFile, model: CompiledModel, top: int, choices: Choices, pool: ThreadPoolExecutor,
+                 stack: contextlib.ExitStack, scratch: Path) -> None:
+        """Run steps 1 and 2."""
+        vocabulary, n_words = Vocabulary(), len(model.unigrams)
+        for i in range(FIRST_WORD, n_words):
+            vocabulary.table.add(model.words.word(i))
+        self._place, self._model, self.top, self.pool = place, model, top, pool
+        self.words, self.bits = Words(vocabulary), bits_for(n_words)
+        self._default_of = lambda k: 0.0
+        self.alive = np.ones(n_words, bool) if choices.limit_vocab is None else marked(vocabulary, choices.limit_vocab) > 0
+        self._log10_p = _given_log10(np.asarray(model.unigrams))
+        self._p = 10.0 ** self._log10_p
+        self._p[BOS] = 0                       # it is given
+        self._thin_p = np.where(self.alive, self._p, 0)
+        self._thin_p[UNK] += self._p[~self.alive].sum()
+        if not self.alive.all():
+            self._log10_p[UNK] = np.log10(self._thin_p[UNK])
+        self.sizes = {1: int(self.alive.sum())}
+        self.unigram_backoffs = np.zeros(n_words, np.float32)
+        self.ngrams, self.contexts = {}, {}
+        if top == 1:
+            return
+        sizes = {k: sum(map(len, place.listed(k))) for k in range(2, top + 1)}
+        mass = self._p.copy()
+        mass[BOS] = self._p[EOS]               # a sentence begins as often as one ends
+        mass = mass[self.words.by_rank]
+
+        def dealt(holder: contextlib.ExitStack, orders: range) -> dict[int, Partitions]:
+            # As many partitions in each order, so that n-grams meet their contexts.
+            return {k: Partitions(holder, k, self.bits, max(sizes.values()), 1, mass, scratch) for k in orders}
+
+        weights, threshold = None, 0.0
+        if choices.by_entropy:
+            weights = Weights(stack, np.array([[0, 0, *sizes.values()]]), top, scratch)
+            with contextlib.ExitStack() as meanwhile:
+                numbers = dealt(meanwhile, range(2, top + 1))
+                for k, part in numbers.items():
+                    n = 0
+                    for rows, log10_p in self._listed(k):
+                        weights.put(0, k, self._worth(rows, log10_p))
+                        self._add(part, rows, np.arange(n, n + len(rows), dtype=np.uint32))
+                        n += len(rows)
+                    part.finish(0)
+                weights.raise_all(numbers, self.bits, pool)
+            threshold = (math.log1p(choices.prune_entropy) if choices.prune_to is None
+                         else weights.threshold_for(choices.prune_to - self.sizes[1]))
+        self.ngrams, self.contexts = dealt(stack, range(2, top + 1)), dealt(stack, range(2, top))
+        if weights is None and self.alive.all():
+            self._take_all()
+        else:
+            self._take_some(lambda k, rows, n: self.alive[rows].all(axis=1) if weights is None
+                            else weights.of(0)[k][n:n + len(rows)] >= threshold)
+        for part in (*self.ngrams.values(), *self.contexts.values()):
+            part.finish(0)
+        self.sizes |= {k: part.n_keys() for k, part in self.ngrams.items()}
+
+    def log10_of_words(self) -> np.ndarray:
+        """As Estimates.log10_of_words()."""
+        return self._log10_p
+
+    def _take_all(self) -> None:
+        """Run step 2 where nothing goes."""
+        self.unigram_backoffs = self._given_backoffs(np.arange(len(self._p), dtype=np.uint32).reshape(-1, 1))
+        for k, part in self.ngrams.items():
+            for rows, log10_p in self._listed(k):
+                self._add(part, rows, log10_p)
+                if k < self.top:
+                    backoffs = self._given_backoffs(rows).astype(np.float32)
+                    self._add(self.contexts[k], rows[backoffs != 0], backoffs[backoffs != 0])
+
+    def _take_some(self, kept_of: Callable[[int, np.ndarray, int], np.ndarray]) -> None:
+        """Run step 2; kept_of: which n-grams stay, of the order, some of them, and the number of the first of these."""
+        self._kept, self._backoffs, self._sums = ({k: _ByHash() for k in range(1, self.top)} for _ in range(3))
+        for k in range(2, self.top + 1):
+            n = 0
+            for rows, log10_p in self._by_context(k):
+                kept = kept_of(k, rows, n)
+                n += len(rows)
+                self._add(self.ngrams[k], rows[kept], log10_p[kept])
+                if k < self.top:
+                    self._kept[k].add(rows[kept], 10.0 ** log10_p[kept].astype(np.float64))
+                contexts, backoffs = self._renormalised(rows, log10_p, kept)
+                self._backoffs[k - 1].add(contexts, 10.0 ** backoffs)
+                if k == 2:
+                    self.unigram_backoffs[contexts[:, 0]] = backoffs
+                else:
+                    some = np.abs(backoffs) > 1e-9
+                    self._add(self.contexts[k - 1], contexts[some], backoffs[some].astype(np.float32))
+            for numbers in (self._backoffs[k - 1], self._sums[k - 1], *([self._kept[k]] if k < self.top else [])):
+                numbers.sort()
+
+    def _renormalised(self, rows: np.ndarray, log10_p: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return those contexts of n-grams that stay, and log10 of their back-offs, float64."""
+        starts = np.flatnonzero(np.concatenate([[True], (rows[1:, :-1] != rows[:-1, :-1]).any(axis=1)]))
+        contexts, predicted = rows[starts, :-1], rows[:, -1] != BOS
+
+        def added(p: np.ndarray) -> np.ndarray:
+            return np.add.reduceat(np.where(predicted, p, 0), starts)
+
+        given = self._given_backoffs(contexts)
+        p, lower = 10.0 ** log10_p.astype(np.float64), 10.0 ** self._model.score_rows(rows[:, 1:])
+        thin = np.zeros(len(rows))
+        thin[kept] = self._thin(rows[kept, 1:])
+        rest = self._sum_after(contexts[:, 1:]) - added(lower)         # of words that are not listed, after the shorter context
+        rest = np.where(rest < ROUNDING, 0, rest)
+        gone = added(np.where(kept, 0, p))
+        self._sums[rows.shape[1] - 1].add(contexts, added(p) + 10.0 ** given * rest)
+        left, below = gone + 10.0 ** given * rest, self._sum_after(contexts[:, 1:], written=True) - added(thin)
+        stay = self.alive[contexts[:, 0]] if rows.shape[1] == 2 else self._kept[rows.shape[1] - 1].get(contexts)[0]
+        if (lost := np.flatnonzero(stay & (below <= ROUNDING) & (gone > ROUNDING))).size:
+            words = b" ".join(self._model.words.word(int(i)) for i in contexts[lost[0]]).decode("utf-8", "backslashreplace")
+            raise ArgumentError(f"{self._place.path}: after {words!r} all words that stay are listed, <unk> too, so that nothing "
+                                "can get what the others had; limit the vocabulary of the store")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            backoffs = np.where(left <= 0, NOT_PREDICTED, np.log10(left / below))
+        # Where every word is listed, nothing backs off; where nothing has changed, neither has what is left.
+        same = (np.add.reduceat(~kept, starts) == 0) & (np.abs(added(lower) - added(thin)) < 1e-12)
+        return contexts[stay], np.where(same | (below <= ROUNDING), given, backoffs)[stay]
+
+    def _thin(self, rows: np.ndarray) -> np.ndarray:
+        """Return p(last word | the words before it) in what is written, float64, of n-grams below the one at work."""
+        if rows.shape[1] == 1:
+            return self._thin_p[rows[:, 0]]
+        found, p = self._kept[rows.shape[1]].get(rows)
+        there, backoffs = self._backoffs[rows.shape[1] - 1].get(rows[:, :-1])
+        return np.where(found, p, np.where(there, backoffs, 1) * self._thin(rows[:, 1:]))
+
+    def _sum_after(self, contexts: np.ndarray, *, written: bool = False) -> np.ndarray:
+        """Return what all words have together after contexts: in the model that was imported, or in what is written."""
+        if contexts.shape[1] == 0:
+            return np.full(len(contexts), self._p.sum())
+        found, sums = self._sums[contexts.shape[1]].get(contexts)
+        if written:
+            found &= self._backoffs[contexts.shape[1]].get(contexts)[0]
+        return np.where(found, sums, self._sum_after(contexts[:, 1:], written=written))
+
+    def _given_backoffs(self, rows: np.ndarray) -> np.ndarray:
+        """Return log10 of the back-offs of n-grams in the model that was imported, float64."""
+        return given_backoffs(self._model.tables, np.ascontiguousarray(rows)).astype(np.float64)
+
+    def _worth(self, rows: np.ndarray, log10_p: np.ndarray) -> np.ndarray:
+        """Return what n-grams are worth, float32."""
+        n, k = rows.shape
+        found, _ = self._model.score_ids(rows.reshape(-1), np.tile(np.arange(k, dtype=np.uint8), n))
+        before = found.reshape(n, k)[:, :-1]
+        before[rows[:, 0] == BOS, 0] = self._log10_p[EOS]
+        p, share = 10.0 ** log10_p.astype(np.float64), 10.0 ** before.sum(axis=1)
+        backed = 10.0 ** (self._given_backoffs(rows[:, :-1]) + self._model.score_rows(rows[:, 1:]))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            worth = np.where(p > backed, share * p * np.log(p / backed), 0)
+        return worth.astype(np.float32)
+
+    def _listed(self, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield the k-grams in text order of their words, uint32 (n, k), and their log10 p, float32."""
+        for some in self._place.listed(k):
+            yield np.ascontiguousarray(some[:, text_order(k)]), _given_log10(some[:, k])
+
+    def _by_context(self, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The same, all those of a context at once."""
+        rows, log10_p = np.empty((0, k), np.uint32), np.empty(0, np.float32)
+        for more, more_p in self._listed(k):
+            rows, log10_p = np.concatenate([rows, more]), np.concatenate([log10_p, more_p])
+            differ = np.flatnonzero((rows[:, :-1] != rows[-1, :-1]).any(axis=1))
+            end = int(differ[-1]) + 1 if len(differ) else 0
+            if end:
+                yield rows[:end], log10_p[:end]
+                rows, log10_p = rows[end:], log10_p[end:]
+        if len(rows):
+            yield rows, log10_p
+
+    def _add(self, partitions: Partitions, rows: np.ndarray, numbers: np.ndarray) -> None:
+        """Add n-grams of word ids, in text order, with numbers of 32 bits."""
+        if len(rows):
+            partitions.add(0, pack_text_keys(np.ascontiguousarray(self.words.rank[rows]), numbers.view(np.uint32), self.bits))
+
+
+def _given_log10(codes: np.ndarray) -> np.ndarray:
+    """Return the log10 probabilities that a model file has, float32; a new array."""
+    return -(codes - 1).astype(np.uint32).view(np.float32)
