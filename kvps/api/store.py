@@ -221,15 +221,15 @@ def audit(path: Path_, smoothing: str = DEFAULT_SMOOTHING, order: int | None = N
     """Verify a model on itself: contexts sum to 1, counts agree over orders, and counts of counts with the counts.
 
     Args:
-        path: of a store's folder, or of an imported model (contexts of one word only).
+        path: of a store's folder, of an imported model, or of an ARPA file.
         smoothing, order: of the model, as in load().
         contexts: of each length, how many to add the probabilities of all words up after.
         seed: chooses them.
         full: compare the count of every n-gram in the model with the store's, and add every context up.
 
     Raises:
-        ArgumentError: stupid back-off; `full` for a smoothing without back-offs, or an imported model. StoreError: `path` is no
-            model, or changed meanwhile.
+        ArgumentError: stupid back-off; `full` for a smoothing without back-offs, or an imported model without lists; a mixture.
+            StoreError: `path` is no model, or changed meanwhile.
     """
     from kvps.jobs.audit import audit
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from kvps._statistics import Walk
 from kvps.lm.balance import DRAIN_BLOCKS, hash_rows, mixed
+from kvps.lm.given import log10_of, start_is_given
 from kvps.lm.model import CompiledModel
 from kvps.lm.ordered import text_order
 from kvps.lm.smoothing import GIVEN
@@ -45,15 +46,18 @@ def words_of(model: CompiledModel) -> np.ndarray:
     """Return the ids of the words that share the probability after a context, uint32."""
     there = np.asarray(model.unigrams) > 0
     there[[UNK, EOS]] = True
-    # As the first word of a sentence it is given; nltk.lm's smoothings count it like any other.
-    there[BOS] = model.smoothing != GIVEN and model.smoothing.name != "modified-kneser-ney"
+    # As the first word of a sentence it is given; nltk.lm's smoothings count it like any other, and some ARPA files do.
+    there[BOS] = (not start_is_given(log10_of(np.asarray(model.unigrams))) if model.smoothing == GIVEN
+                  else model.smoothing.name != "modified-kneser-ney")
     return np.flatnonzero(there).astype(np.uint32)
 
 
 def sum_after(model: CompiledModel, context: Sequence[int], words: np.ndarray) -> float:
     """Return the sum of the probabilities of some words after a context of at most order - 1."""
     d = len(context)
-    if d == 0 and model.smoothing != GIVEN:
+    if d == 0 and model.smoothing == GIVEN:
+        return float((10.0 ** log10_of(np.asarray(model.unigrams)[words]).astype(np.float64)).sum())
+    if d == 0:
         alone = np.empty(len(model.unigrams))
         model.tables.unigram_probabilities(alone)
         return float(alone[words].sum())

@@ -32,21 +32,18 @@ from pathlib import Path
 
 import numpy as np
 
-from kvps._arpa import given_backoffs, pack_text_keys
+from kvps._arpa import pack_text_keys
 from kvps.errors import ArgumentError
 from kvps.lm.arpa import WINDOW, Choices, Estimates, gzipped, marked, written
-from kvps.lm.balance import hash_rows
+from kvps.lm.given import NO_LOG, ROUNDING, ByHash, Given
 from kvps.lm.model import CompiledModel
 from kvps.lm.opening import ModelFile, load
-from kvps.lm.ordered import Partitions, Words, text_order
+from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pruning import Weights
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.ps.runs import bits_for
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
-
-NOT_PREDICTED = -99.0          # log10 of a back-off of 0
-ROUNDING = 1e-6                # what is left of a sum of probabilities with seven digits, when nothing is
 
 
 def export(place: ModelFile, path: str | Path, *, order: int | None = None, choices: Choices | None = None,
@@ -78,34 +75,6 @@ def export(place: ModelFile, path: str | Path, *, order: int | None = None, choi
     return written(pieces(), path, write)
 
 
-class _ByHash:
-    """Numbers of n-grams of one length, float64, by a hash of their words."""
-
-    def __init__(self) -> None:
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-        self._hashes, self._numbers = np.empty(0, np.uint64), np.empty(0)
-
-    def add(self, rows: np.ndarray, numbers: np.ndarray) -> None:
-        """Add some; they are found after sort()."""
-        self._parts.append((hash_rows(rows), numbers))
-
-    def sort(self) -> None:
-        """Say that there are no more."""
-        if self._parts:
-            hashes, numbers = (np.concatenate(parts) for parts in zip(*self._parts, strict=True))
-            order = np.argsort(hashes)
-            self._hashes, self._numbers, self._parts = hashes[order], numbers[order], []
-
-    def get(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return which n-grams are there, and their numbers, 0 for others."""
-        if not len(self._hashes):
-            return np.zeros(len(rows), bool), np.zeros(len(rows))
-        wanted = hash_rows(rows)
-        at = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-        found = self._hashes[at] == wanted
-        return found, np.where(found, self._numbers[at], 0)
-
-
 class _Given(Estimates):
     """The probabilities and back-offs of an imported model, in partitions."""
 
@@ -121,11 +90,10 @@ class _Given(Estimates):
         self.words, self.bits = Words(vocabulary), bits_for(n_words)
         self._default_of = lambda k: 0.0
         self.alive = np.ones(n_words, bool) if choices.limit_vocab is None else marked(vocabulary, choices.limit_vocab) > 0
-        self._log10_p = _given_log10(np.asarray(model.unigrams))
-        self._p = 10.0 ** self._log10_p
-        self._p[BOS] = 0                       # it is given
-        self._thin_p = np.where(self.alive, self._p, 0)
-        self._thin_p[UNK] += self._p[~self.alive].sum()
+        self._given = given = Given(place, model)
+        self._log10_p = given.log10_p.copy()
+        self._thin_p = np.where(self.alive, given.p, 0)
+        self._thin_p[UNK] += given.p[~self.alive].sum()
         if not self.alive.all():
             self._log10_p[UNK] = np.log10(self._thin_p[UNK])
         self.sizes = {1: int(self.alive.sum())}
@@ -134,8 +102,8 @@ class _Given(Estimates):
         if top == 1:
             return
         sizes = {k: sum(map(len, place.listed(k))) for k in range(2, top + 1)}
-        mass = self._p.copy()
-        mass[BOS] = self._p[EOS]               # a sentence begins as often as one ends
+        mass = given.p.copy()
+        mass[BOS] = given.p[EOS]               # a sentence begins as often as one ends
         mass = mass[self.words.by_rank]
 
         def dealt(holder: contextlib.ExitStack, orders: range) -> dict[int, Partitions]:
@@ -149,7 +117,7 @@ class _Given(Estimates):
                 numbers = dealt(meanwhile, range(2, top + 1))
                 for k, part in numbers.items():
                     n = 0
-                    for rows, log10_p in self._listed(k):
+                    for rows, log10_p in self._given.listed(k):
                         weights.put(0, k, self._worth(rows, log10_p))
                         self._add(part, rows, np.arange(n, n + len(rows), dtype=np.uint32))
                         n += len(rows)
@@ -173,20 +141,20 @@ class _Given(Estimates):
 
     def _take_all(self) -> None:
         """Run step 2 where nothing goes."""
-        self.unigram_backoffs = self._given_backoffs(np.arange(len(self._p), dtype=np.uint32).reshape(-1, 1))
+        self.unigram_backoffs = self._given.backoffs(np.arange(len(self.alive), dtype=np.uint32).reshape(-1, 1))
         for k, part in self.ngrams.items():
-            for rows, log10_p in self._listed(k):
+            for rows, log10_p in self._given.listed(k):
                 self._add(part, rows, log10_p)
                 if k < self.top:
-                    backoffs = self._given_backoffs(rows).astype(np.float32)
+                    backoffs = self._given.backoffs(rows).astype(np.float32)
                     self._add(self.contexts[k], rows[backoffs != 0], backoffs[backoffs != 0])
 
     def _take_some(self, kept_of: Callable[[int, np.ndarray, int], np.ndarray]) -> None:
         """Run step 2; kept_of: which n-grams stay, of the order, some of them, and the number of the first of these."""
-        self._kept, self._backoffs, self._sums = ({k: _ByHash() for k in range(1, self.top)} for _ in range(3))
+        self._kept, self._backoffs = ({k: ByHash() for k in range(1, self.top)} for _ in range(2))
         for k in range(2, self.top + 1):
             n = 0
-            for rows, log10_p in self._by_context(k):
+            for rows, log10_p in self._given.by_context(k):
                 kept = kept_of(k, rows, n)
                 n += len(rows)
                 self._add(self.ngrams[k], rows[kept], log10_p[kept])
@@ -199,36 +167,28 @@ class _Given(Estimates):
                 else:
                     some = np.abs(backoffs) > 1e-9
                     self._add(self.contexts[k - 1], contexts[some], backoffs[some].astype(np.float32))
-            for numbers in (self._backoffs[k - 1], self._sums[k - 1], *([self._kept[k]] if k < self.top else [])):
+            self._given.done(k)
+            for numbers in (self._backoffs[k - 1], *([self._kept[k]] if k < self.top else [])):
                 numbers.sort()
 
     def _renormalised(self, rows: np.ndarray, log10_p: np.ndarray, kept: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return those contexts of n-grams that stay, and log10 of their back-offs, float64."""
-        starts = np.flatnonzero(np.concatenate([[True], (rows[1:, :-1] != rows[:-1, :-1]).any(axis=1)]))
-        contexts, predicted = rows[starts, :-1], rows[:, -1] != BOS
-
-        def added(p: np.ndarray) -> np.ndarray:
-            return np.add.reduceat(np.where(predicted, p, 0), starts)
-
-        given = self._given_backoffs(contexts)
-        p, lower = 10.0 ** log10_p.astype(np.float64), 10.0 ** self._model.score_rows(rows[:, 1:])
+        found = self._given.add_up(rows, log10_p)
         thin = np.zeros(len(rows))
         thin[kept] = self._thin(rows[kept, 1:])
-        rest = self._sum_after(contexts[:, 1:]) - added(lower)         # of words that are not listed, after the shorter context
-        rest = np.where(rest < ROUNDING, 0, rest)
-        gone = added(np.where(kept, 0, p))
-        self._sums[rows.shape[1] - 1].add(contexts, added(p) + 10.0 ** given * rest)
-        left, below = gone + 10.0 ** given * rest, self._sum_after(contexts[:, 1:], written=True) - added(thin)
-        stay = self.alive[contexts[:, 0]] if rows.shape[1] == 2 else self._kept[rows.shape[1] - 1].get(contexts)[0]
+        gone = found.total(np.where(kept, 0, 10.0 ** log10_p.astype(np.float64)))
+        left = gone + 10.0 ** found.backoffs * found.rest
+        below = self._given.sums_after(found.contexts[:, 1:], self._backoffs) - found.total(thin)
+        stay = self.alive[found.contexts[:, 0]] if rows.shape[1] == 2 else self._kept[rows.shape[1] - 1].get(found.contexts)[0]
         if (lost := np.flatnonzero(stay & (below <= ROUNDING) & (gone > ROUNDING))).size:
-            words = b" ".join(self._model.words.word(int(i)) for i in contexts[lost[0]]).decode("utf-8", "backslashreplace")
+            words = b" ".join(self._model.words.word(int(i)) for i in found.contexts[lost[0]]).decode("utf-8", "backslashreplace")
             raise ArgumentError(f"{self._place.path}: after {words!r} all words that stay are listed, <unk> too, so that nothing "
                                 "can get what the others had; limit the vocabulary of the store")
         with np.errstate(divide="ignore", invalid="ignore"):
-            backoffs = np.where(left <= 0, NOT_PREDICTED, np.log10(left / below))
+            backoffs = np.where(left <= 0, NO_LOG, np.log10(left / below))
         # Where every word is listed, nothing backs off; where nothing has changed, neither has what is left.
-        same = (np.add.reduceat(~kept, starts) == 0) & (np.abs(added(lower) - added(thin)) < 1e-12)
-        return contexts[stay], np.where(same | (below <= ROUNDING), given, backoffs)[stay]
+        same = (np.add.reduceat(~kept, found.starts) == 0) & (np.abs(found.lower - found.total(thin)) < 1e-12)
+        return found.contexts[stay], np.where(same | (below <= ROUNDING), found.backoffs, backoffs)[stay]
 
     def _thin(self, rows: np.ndarray) -> np.ndarray:
         """Return p(last word | the words before it) in what is written, float64, of n-grams below the one at work."""
@@ -238,19 +198,6 @@ class _Given(Estimates):
         there, backoffs = self._backoffs[rows.shape[1] - 1].get(rows[:, :-1])
         return np.where(found, p, np.where(there, backoffs, 1) * self._thin(rows[:, 1:]))
 
-    def _sum_after(self, contexts: np.ndarray, *, written: bool = False) -> np.ndarray:
-        """Return what all words have together after contexts: in the model that was imported, or in what is written."""
-        if contexts.shape[1] == 0:
-            return np.full(len(contexts), self._p.sum())
-        found, sums = self._sums[contexts.shape[1]].get(contexts)
-        if written:
-            found &= self._backoffs[contexts.shape[1]].get(contexts)[0]
-        return np.where(found, sums, self._sum_after(contexts[:, 1:], written=written))
-
-    def _given_backoffs(self, rows: np.ndarray) -> np.ndarray:
-        """Return log10 of the back-offs of n-grams in the model that was imported, float64."""
-        return given_backoffs(self._model.tables, np.ascontiguousarray(rows)).astype(np.float64)
-
     def _worth(self, rows: np.ndarray, log10_p: np.ndarray) -> np.ndarray:
         """Return what n-grams are worth, float32."""
         n, k = rows.shape
@@ -258,35 +205,12 @@ class _Given(Estimates):
         before = found.reshape(n, k)[:, :-1]
         before[rows[:, 0] == BOS, 0] = self._log10_p[EOS]
         p, share = 10.0 ** log10_p.astype(np.float64), 10.0 ** before.sum(axis=1)
-        backed = 10.0 ** (self._given_backoffs(rows[:, :-1]) + self._model.score_rows(rows[:, 1:]))
+        backed = 10.0 ** (self._given.backoffs(rows[:, :-1]) + self._given.lower(rows))
         with np.errstate(divide="ignore", invalid="ignore"):
             worth = np.where(p > backed, share * p * np.log(p / backed), 0)
         return worth.astype(np.float32)
-
-    def _listed(self, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the k-grams in text order of their words, uint32 (n, k), and their log10 p, float32."""
-        for some in self._place.listed(k):
-            yield np.ascontiguousarray(some[:, text_order(k)]), _given_log10(some[:, k])
-
-    def _by_context(self, k: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The same, all those of a context at once."""
-        rows, log10_p = np.empty((0, k), np.uint32), np.empty(0, np.float32)
-        for more, more_p in self._listed(k):
-            rows, log10_p = np.concatenate([rows, more]), np.concatenate([log10_p, more_p])
-            differ = np.flatnonzero((rows[:, :-1] != rows[-1, :-1]).any(axis=1))
-            end = int(differ[-1]) + 1 if len(differ) else 0
-            if end:
-                yield rows[:end], log10_p[:end]
-                rows, log10_p = rows[end:], log10_p[end:]
-        if len(rows):
-            yield rows, log10_p
 
     def _add(self, partitions: Partitions, rows: np.ndarray, numbers: np.ndarray) -> None:
         """Add n-grams of word ids, in text order, with numbers of 32 bits."""
         if len(rows):
             partitions.add(0, pack_text_keys(np.ascontiguousarray(self.words.rank[rows]), numbers.view(np.uint32), self.bits))
-
-
-def _given_log10(codes: np.ndarray) -> np.ndarray:
-    """Return the log10 probabilities that a model file has, float32; a new array."""
-    return -(codes - 1).astype(np.uint32).view(np.float32)

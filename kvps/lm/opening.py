@@ -32,31 +32,37 @@ class ModelFile:
 
     Attributes:
         path: what was named. file: the model; another one where an ARPA file was named.
+        lists: whether it has lists of its n-grams.
     """
 
     def __init__(self, path: str | os.PathLike[str], file: Path | None = None) -> None:
         """Look at the description of a file."""
         self.path = Path(path)
         self.file = file or self.path
-        meta, _ = container.read(self.file)
+        meta, arrays = container.read(self.file)
         if meta["format"] != container.MODEL_FORMAT or meta["kind"] != "arpa":
             raise VersionMismatch(f"{path}: a model of kind {meta['kind']} and format {meta['format']}, expected an imported "
                                   f"one of format {container.MODEL_FORMAT}; name the store, or import it again", path=str(path),
                                   found=meta["format"], expected=container.MODEL_FORMAT)
         self.identity = {"order": meta["order"], "tokenizer": meta["tokenizer"]}
+        self.lists = meta["order"] == 1 or "listed.2" in arrays
         self.root = self
 
     def state(self) -> dict[str, int]:
         """Return {"version": 0}."""
         return {"version": 0}
 
+    def need_lists(self) -> None:
+        """Raise ArgumentError where there are no lists."""
+        if not self.lists:
+            raise ArgumentError(f"{self.path}: does not list its n-grams; import it again without --no-list-ngrams")
+
     def listed(self, k: int) -> Iterator[np.ndarray]:
         """Yield the list of k-grams, uint32 (n, k + 1), some at once; ArgumentError where there is none."""
         import numpy as np  # here: scoring text does without it
 
+        self.need_lists()
         _, arrays = container.read(self.file)
-        if f"listed.{k}" not in arrays:
-            raise ArgumentError(f"{self.path}: does not list its n-grams; import it again without --no-list-ngrams")
         pages, rows = container.pages(self.file, arrays), arrays[f"listed.{k}"]
         for at in range(0, len(rows), (k + 1) * LISTED):
             some = rows[at:at + (k + 1) * LISTED]

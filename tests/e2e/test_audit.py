@@ -1,5 +1,6 @@
 """An audit passes what is right, and tells what was altered: a count, a sum, a statistic, a byte, a probability."""
 import json
+import math
 import shutil
 
 import numpy as np
@@ -122,7 +123,7 @@ def test_counts_of_no_text(tmp_path, monkeypatch):
 
 
 def test_imported_models(store, tmp_path):
-    """An imported model is looked at after single words; one whose back-off was altered does not add up to 1."""
+    """An imported model is looked at as a store is; one whose back-off was altered does not add up to 1, as it was named."""
     path, _ = store
     run = CliRunner()
     assert run.invoke(main, ["export", str(path), str(tmp_path / "a.arpa")]).exit_code == 0
@@ -136,10 +137,58 @@ def test_imported_models(store, tmp_path):
     assert run.invoke(main, ["import", str(tmp_path / "b.kvm"), str(tmp_path / "b.arpa")]).exit_code == 0
     bad = run.invoke(main, ["audit", str(tmp_path / "b.kvm"), "--json"])
     assert bad.exit_code == 3
-    first, last = map(json.loads, bad.stdout.splitlines())
+    first, *_, last = map(json.loads, bad.stdout.splitlines())
     assert "after 'c' add up to" in first["message"]
-    assert (last["damage"], last["contexts"]) == (1, 10)
-    assert run.invoke(main, ["audit", str(tmp_path / "b.kvm"), "--full"]).exit_code == 2
+    assert last["damage"] == len(bad.stdout.splitlines()) - 1
+    full = run.invoke(main, ["audit", str(tmp_path / "b.arpa"), "--full", "--contexts", "1", "--json"])
+    assert full.exit_code == 3
+    *told, last = map(json.loads, full.stdout.splitlines())
+    named = str(tmp_path / "b.arpa")
+    assert any(row["message"].startswith(f"{named}: the probabilities after 'c' add up") for row in told)
+    assert all(row["path"] == named and row["message"].startswith(f"{named}: ") for row in told)
+    with kvps.open(path) as opened:
+        contexts = {ngram[:-1] for k in (2, 3) for ngram, _ in opened.dump(k)}
+    assert last["contexts"] == 1 + len(contexts)
+    assert kvps.audit(tmp_path / "a.arpa", full=True).sound
+    sampled = kvps.audit(tmp_path / "a.kvm", contexts=3)
+    assert sampled.sound and sampled.contexts == 1 + 1 + 3 + 3
+    assert run.invoke(main, ["import", str(tmp_path / "b.kvm"), str(tmp_path / "b.arpa"), "--no-list-ngrams"]).exit_code == 0
+    assert "import it again without" in run.invoke(main, ["audit", str(tmp_path / "b.kvm"), "--full"]).stderr
+    assert run.invoke(main, ["mix", str(tmp_path / "mix"), str(tmp_path / "a.kvm"), "--dev", "-"], input="a b\n").exit_code == 0
+    for wrong, kind in ((str(tmp_path / "mix"), "mixture"), ("kvps://127.0.0.1:9", "address")):
+        told = run.invoke(main, ["audit", wrong])
+        assert told.exit_code == 2 and f"is a{'n' if kind == 'address' else ''} {kind}; an audit takes" in told.stderr
+
+
+@pytest.mark.parametrize("smoothing", ["witten-bell", "absolute-discounting", "padded"])
+def test_words_that_a_file_does_not_list(store, tmp_path, smoothing):
+    """A file that is not of all words, as <s> where it is counted, is no damage: what is missing is told, and contexts may lack it.
+
+    With a probability for <s> in it, it is whole; one that gives more than there is, or lacks more than that, is damaged.
+    """
+    path, _ = store
+    how = {"vocab_pad": 30} if smoothing == "padded" else {"smoothing": smoothing}
+    kvps.export(path, tmp_path / "a.arpa", **how)
+    found = kvps.audit(tmp_path / "a.arpa", full=True)
+    assert found.sound and 0.01 < found.largest_error < 0.9
+    (short,) = found.findings
+    assert short.severity == "warning" and "of words alone add up to 0." in str(short) and "rest belongs to words" in str(short)
+    run = CliRunner()
+    told = run.invoke(main, ["audit", str(tmp_path / "a.arpa")])
+    assert told.exit_code == 0 and ": sound;" in told.stdout and "damage" not in told.stdout
+    text = (tmp_path / "a.arpa").read_text()
+    assert "\n0\t<s>\t" in text
+    (tmp_path / "b.arpa").write_text(text.replace("\n0\t<s>\t", f"\n{math.log10(1 - short.found):.7f}\t<s>\t"))
+    whole = kvps.audit(tmp_path / "b.arpa", full=True)
+    assert not whole.findings and whole.largest_error < 1e-5
+    lines = text.split("\n")
+    bigrams = [i for i, line in enumerate(lines) if line.split("\t")[1:] and line.split("\t")[1].split(" ")[:-1] == ["c"]]
+    for log10_p in ("-9", "-0.1"):
+        for i in bigrams:
+            lines[i] = "\t".join([log10_p, *lines[i].split("\t")[1:]])
+        (tmp_path / "c.arpa").write_text("\n".join(lines))
+        damaged = kvps.audit(tmp_path / "c.arpa", full=True)
+        assert not damaged.sound and "'c' add up to" in str(damaged.findings[1])
 
 
 def test_from_the_command_line(store, tmp_path):
