@@ -54,19 +54,15 @@ def words_of(model: CompiledModel) -> np.ndarray:
 
 def sum_after(model: CompiledModel, context: Sequence[int], words: np.ndarray) -> float:
     """Return the sum of the probabilities of some words after a context of at most order - 1."""
-    d = len(context)
-    if d == 0 and model.smoothing == GIVEN:
+    if not context and model.smoothing == GIVEN:
         return float((10.0 ** log10_of(np.asarray(model.unigrams)[words]).astype(np.float64)).sum())
-    if d == 0:
+    if not context:
         alone = np.empty(len(model.unigrams))
         model.tables.unigram_probabilities(alone)
         return float(alone[words].sum())
-    total, n = 0.0, max(1, CHUNK_TOKENS // (d + 1))
-    for start in range(0, len(words), n):
-        part = words[start:start + n]
-        rows = np.empty((len(part), d + 1), np.uint32)
-        rows[:, :d], rows[:, d] = np.array(context, np.uint32), part
-        total += float(_last(model, rows).sum())
+    total = float(model.shares_of([np.array(context, np.uint32)], np.zeros(len(words), np.int64), words).sum())
+    if model.smoothing == GIVEN and BOS in words:      # which is no next word of an imported model
+        total += float(_last(model, np.array([[*context, BOS]], np.uint32))[0])
     return total
 
 
