@@ -1,7 +1,7 @@
 """Read the n-gram lines of an ARPA file: `log10_p TAB w1 ... wk [TAB log10_backoff]`, as KenLM accepts them.
 
 Words end at TAB, CR, LF or a space, several of which count as one; exactly one TAB stands before the first word. Blanks
-may stand before a number. The highest order has no back-off, or 0. Hashes of n-grams: _statistics.pyx.
+may stand before a number, and lines of blanks before a line. The highest order has no back-off, or 0. Hashes of n-grams: _statistics.pyx.
 """
 import numpy as np
 
@@ -24,7 +24,7 @@ cdef enum:
     HIGHEST_BACKOFF = 6
     INFINITE_BACKOFF = 7
     UNKNOWN_WORD = 8
-    TWICE = 9
+    BLANK = 9                  # nothing: the next line is to be looked at
 
 PROBLEMS = {
     NO_PROBABILITY: "expected a log10 probability at its begin; is the number of n-grams in the header right?",
@@ -35,8 +35,8 @@ PROBLEMS = {
     HIGHEST_BACKOFF: "n-grams of the highest order have no back-off",
     INFINITE_BACKOFF: "expected a finite back-off",
     UNKNOWN_WORD: "has a word that is not among the 1-grams",
-    TWICE: "the word is listed twice",
 }
+BLANK_LINE = BLANK
 
 
 cdef struct fields:
@@ -103,6 +103,10 @@ cdef int read_line(const byte_t* p, const byte_t* end, int k, bint highest, fiel
     f.log10_p = f.backoff = 0
     if end > p and (end - 1)[0] == 13:
         end -= 1
+    while p < end and is_blank(p[0]):
+        p += 1
+    if p == end:
+        return BLANK
     p = read_number(p, end, &number)
     if p == NULL:
         return NO_PROBABILITY
@@ -145,9 +149,11 @@ cdef inline uint32_t code_of(float log10_p) noexcept nogil:
 def read_unigrams(const byte_t[::1] text, index_t limit, table, bint highest, list codes, list backoffs):
     """Read up to `limit` whole lines of the 1-grams, adding words to a WordTable.
 
+    As in KenLM, of lines for one word the first counts, but the last for <unk>, which <UNK> is too.
+
     codes, backoffs: by word id, -1 where nothing is known yet; OUT code_of() the probability, and the bits of the back-off.
 
-    Return (lines read, bytes read, what is wrong with the line there or 0).
+    Return (lines read, bytes read, what is wrong with the line there, BLANK_LINE or 0).
     """
     cdef const byte_t* data = &text[0]
     cdef const byte_t* newline
@@ -166,10 +172,8 @@ def read_unigrams(const byte_t[::1] text, index_t limit, table, bint highest, li
         if word == len(codes):
             codes.append(-1)
             backoffs.append(0)
-        if codes[word] >= 0:
-            problem = TWICE
-            break
-        codes[word], backoffs[word] = code_of(f.log10_p), bits_of(f.backoff)
+        if codes[word] < 0 or word == 0:
+            codes[word], backoffs[word] = code_of(f.log10_p), bits_of(f.backoff)
         n += 1
         at = newline - data + 1
     return n, at, problem
@@ -231,7 +235,7 @@ def read_ngrams(const byte_t[::1] text, index_t limit, int k, bint highest, uint
         start: the hash of the empty context.
         slots, ends, blob: the words, as WordTable.frozen() has them.
 
-    Return (lines read, bytes read, what is wrong with the line there or 0, arrays); the arrays: hashes uint64 and codes
+    Return (lines read, bytes read, what is wrong with the line there, BLANK_LINE or 0, arrays); the arrays: hashes uint64 and codes
     uint32 of the n-grams, hashes uint64 and bits of the back-offs uint32 of those with a back-off that is not 0, the hashes of
     the n-grams that are their contexts, uint64 (where these are words, their ids), and their words, uint32 (n * k,).
     """

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from kvps._arpa import pack_text_keys
-from kvps._arpa_read import PROBLEMS, read_ngrams, read_unigrams
+from kvps._arpa_read import BLANK_LINE, PROBLEMS, read_ngrams, read_unigrams
 from kvps._buckets import fill_given, mark_contexts, slots_per_bucket
 from kvps._spill import Spill
 from kvps._statistics import chain_start
@@ -168,7 +168,7 @@ class _Reader(abc.ABC):
         self._unigrams()
         for k in range(2, self.order + 1):
             self._ngrams(k)
-        if (line := self._after_blanks()) is None or line.rstrip() != b"\\end\\":
+        if (line := self._after_blanks()) != b"\\end\\":
             raise self.lines.refusal(f"expected \\end\\ after the n-grams that the header counts, found {_shown(line)}",
                                      self.lines.line)
         if (line := self._after_blanks()) is not None:
@@ -183,13 +183,13 @@ class _Reader(abc.ABC):
         """Read what stands before the 1-grams: the numbers of n-grams."""
         while (line := self._after_blanks()) is not None and line.startswith(b"#"):
             pass
-        if line is None or line.rstrip() != b"\\data\\":
+        if line != b"\\data\\":
             if line is not None and line.startswith(b"mmap lm http://kheafield.com/code"):
                 raise self.lines.refusal("is a binary file of KenLM; import the ARPA file that it was made from", self.lines.line)
             raise self.lines.refusal(f"is no ARPA file: expected \\data\\, found {_shown(line)}", max(self.lines.line, 1))
         sizes: list[int] = []
         while (line := self.lines.next()) is not None and line.strip():
-            found = re.fullmatch(rb"ngram (\d{1,3})=[ \t]*(\d{1,18})[ \t]*", line)
+            found = re.fullmatch(rb"ngram +\+?(\d{1,3})=[ \t]*\+?(\d{1,18})(\D.*)?", line)     # what follows is ignored
             if found is None or int(found[1]) != len(sizes) + 1:
                 raise self.lines.refusal(f"expected ngram {len(sizes) + 1}=COUNT, or a blank line, found {_shown(line)}",
                                          self.lines.line)
@@ -203,7 +203,7 @@ class _Reader(abc.ABC):
     def _section(self, k: int, take: Callable[[np.ndarray, int], tuple[int, int, int]]) -> None:
         """Read the n-grams of an order: take(lines, how many are left) reads some."""
         line = self._after_blanks()
-        if line is None or line.rstrip() != b"\\%d-grams:" % k:
+        if line != b"\\%d-grams:" % k:
             raise self.lines.refusal(f"expected \\{k}-grams: after the {k - 1}-grams that the header counts, found {_shown(line)}",
                                      max(self.lines.line, 1))
         left = self.sizes[k - 1]
@@ -216,6 +216,7 @@ class _Reader(abc.ABC):
             left -= n
             if problem:
                 line = self.lines.next()
+            if problem and problem != BLANK_LINE:
                 raise self.lines.refusal(f"{PROBLEMS[problem]}: found {_shown(line)}, the {self.sizes[k - 1] - left + 1:,}th of "
                                          f"{self.sizes[k - 1]:,} {k}-grams", self.lines.line)
 
@@ -228,6 +229,7 @@ class _Reader(abc.ABC):
         for word in (BOS, EOS):
             if codes[word] < 0:
                 raise self.lines.refusal(f"expected {SPECIALS[word].decode()} among the 1-grams", self.lines.line)
+        self.sizes[0] = sum(code >= 0 for code in codes)       # a line for a word that was there says nothing
         if codes[UNK] < 0:
             log.warning("%s: has no <unk>; log10 p of unknown words is -100, as in KenLM", self.lines.name)
             codes[UNK] = int(np.float32(MISSING_UNK).view(np.uint32)) + 1

@@ -223,11 +223,22 @@ VARIANTS = {
     "no <unk>": (TINY.replace(b"-0.9\t<unk>\t0\n", b"").replace(b"1=5", b"1=4"), None),
     "<UNK>": (TINY.replace(b"<unk>", b"<UNK>"), None),
     "no <s>": (TINY.replace(b"<s>", b"s"), 11),
-    "too many claimed": (TINY.replace(b"2=4", b"2=5"), 18),
+    "too many claimed": (TINY.replace(b"2=4", b"2=5"), 19),
     "too few claimed": (TINY.replace(b"2=4", b"2=3"), 17),
-    "a billion claimed": (TINY.replace(b"3=2", b"3=1000000000"), 22),
+    "a billion claimed": (TINY.replace(b"3=2", b"3=1000000000"), 23),
     "unknown word": (TINY.replace(b"-0.4\ta b", b"-0.4\ta z"), 15),
     "no context": (TINY.replace(b"<s> a b", b"a a b"), 20),
+    "blank lines": (TINY.replace(b"-grams:\n", b"-grams:\n\n \t\r\n").replace(b"-0.3\tb a", b"\n\n-0.3\tb a"), None),
+    "a problem after blank lines": (TINY.replace(b"-grams:\n", b"-grams:\n\n").replace(b"<s> a b", b"a a b"), 23),
+    "<unk> and <UNK>": (TINY.replace(b"<unk>\t0\n", b"<unk>\t0\n-0.5\t<UNK>\t-0.1\n").replace(b"1=5", b"1=6"), None),
+    "<UNK> and <unk>": (TINY.replace(b"-0.9", b"-0.5\t<UNK>\t-0.1\n-0.9").replace(b"1=5", b"1=6"), None),
+    "a word twice": (TINY.replace(b"-0.8", b"-0.1\ta\t-0.1\n-0.2\t<s>\t-0.7\n-0.8").replace(b"1=5", b"1=7"), None),
+    "count with a point": (TINY.replace(b"2=4", b"2=4.0"), None),
+    "count and more": (TINY.replace(b"2=4", b"2=+4 bigrams"), None),
+    "count of letters": (TINY.replace(b"2=4", b"2=four"), 3),
+    "blank after data": (TINY.replace(b"\\data\\", b"\\data\\ "), 1),
+    "blank after grams": (TINY.replace(b"2-grams:", b"2-grams: "), 13),
+    "blank after end": (TINY.replace(b"\\end\\", b"\\end\\ "), 23),
     "twice": (TINY.replace(b"-0.3\tb a\t0.5", b"-0.3\ta b\t0.5"), 16),
     "a word too many": (TINY.replace(b"b a\t0.5", b"b a a\t0.5"), 16),
     "a word too few": (TINY.replace(b"b a\t0.5", b"a"), 16),
@@ -244,7 +255,9 @@ def test_variants(tmp_path, kenlm, name):
     path, out = tmp_path / "variant.arpa", tmp_path / "model"
     path.write_bytes(data)
     if line is None:
-        same_scores(kenlm, path, read(path, out), PROBES)
+        model = read(path, out)
+        same_scores(kenlm, path, model, PROBES)
+        assert model.statistics.ngrams == {1: 4 if name == "no <unk>" else 5, 2: 4, 3: 2}
         return
     if name != "twice":                        # KenLM takes the first
         with pytest.raises(OSError, match="Cannot read model"):
@@ -315,7 +328,7 @@ def test_memory_stays_small(tmp_path):
     (tmp_path / "claims.arpa").write_bytes(TINY.replace(b"2=4", b"2=999999999999999"))
     (tmp_path / "line.arpa").write_bytes(TINY.replace(b"-0.7\ta", b"-0.7\t" + b"a" * 100_000_000))
     (tmp_path / "bomb.arpa.gz").write_bytes(gzip.compress(TINY + b"\n" * 100_000_000, 9))
-    for name, told in (("claims.arpa", "line 18"), ("line.arpa", "line 10: is longer than"),
+    for name, told in (("claims.arpa", "line 19"), ("line.arpa", "line 10: is longer than"),
                        ("bomb.arpa.gz", "decompression bomb")):
         tracemalloc.start()
         with pytest.raises(DataError, match=told):
