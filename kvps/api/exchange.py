@@ -57,7 +57,8 @@ def export(model: str | PathLike[str], out: str | PathLike[str], order: int | No
         model: a store's directory, the address of a server, an imported model or ARPA file, which takes order,
             prune_entropy, prune_to, limit_vocab, threads and progress only, or the file of a mixture, which takes order, threads
             and progress only.
-        out: the ARPA file, compressed where its name ends in .gz; with `counts` a new folder, that from_counts() reads.
+        out: the ARPA file, compressed as its name says (.gz, .bz2, .xz, .zst); with `counts` a new folder, that
+            from_counts() reads.
         order: highest order; the model's by default.
         smoothing: NAME or NAME:VALUE: modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb).
         prune: by order, the last one for all higher ones: leave out n-grams that occur so often or less.

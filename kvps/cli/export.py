@@ -18,7 +18,7 @@ def _bounds(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 
 @click.command("export")
 @options.store(written=False, name="model")
-@click.argument("output", metavar="OUT.arpa[.gz]", type=click.Path(allow_dash=True))
+@click.argument("output", metavar="OUT.arpa[.gz|.zst]", type=click.Path(allow_dash=True))
 @options.order
 @click.option("--smoothing", default="modified-kneser-ney", show_default=True, metavar="NAME[:VALUE]",
               help="modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb).")
@@ -43,12 +43,13 @@ def command(model: str, output: str, order: int | None, smoothing: str, prune: t
     """Write the model as an ARPA file, or its counts.
 
     Use it to take a model to KenLM, SRILM, a speech recogniser or a decoder. The file is sorted by words, written as
-    it is computed, and takes its name when it is complete; a name that ends in .gz is compressed, - is stdout. Pruning and
-    vocabulary are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no discount changes.
-    At the same size --prune-to mostly leaves a better model than --prune does. Of a mixture it has the n-grams of its models
-    together, each with the probability that the mixture gives to it. An imported model or ARPA file is written with its own
-    numbers, or less of it: -o, --prune-to, --prune-entropy and --limit-vocab; new back-offs let its contexts add up to what
-    they did.
+    it is computed, compressed as its name says (.gz, .bz2, .xz, .zst), and takes its name when it is complete; - is stdout.
+    Pruning and vocabulary are lmplz's: counts are those of the text, the mass of what is left out goes to the back-offs, no
+    discount changes. At the same size --prune-to mostly leaves a better model than --prune does.
+
+    Of a mixture it has the n-grams of its models together, each with the probability that the mixture gives to it. An imported
+    model or ARPA file is written with its own numbers, or less of it: -o, --prune-to, --prune-entropy and --limit-vocab; new
+    back-offs let its contexts add up to what they did.
 
     \b
     Example:

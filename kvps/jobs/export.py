@@ -17,7 +17,7 @@ from kvps.units import thread_count
 def export(model: str | os.PathLike[str], out: str | os.PathLike[str], *, order: int | None = None, choices: Choices | None = None,
            counts: bool = False, labels: Iterable[str] | None = None, threads: int | None = None, scratch: Path | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
-    """Write the last version of a store, an imported model, or a mixture, to an ARPA file, gzipped where its name ends in .gz.
+    """Write the last version of a store, an imported model, or a mixture, to an ARPA file, compressed as its name says.
 
     Args:
         model: a store's folder, an address, an imported model, or the file of a mixture.

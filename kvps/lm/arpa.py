@@ -16,7 +16,6 @@ import json
 import logging
 import math
 import os
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -35,6 +34,7 @@ from kvps.lm.walks import split_sums, survey, walk_shard
 from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, StoreSnapshot
+from kvps.text.streams import SUFFIXES, compression_of, packed
 from kvps.text.tokenize import listed_words
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
@@ -119,7 +119,7 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
            choices: Choices | None = None, threads: int | None = None, scratch: Path | None = None,
            write: Callable[[bytes], object] | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
-    """Write the store's last version to an ARPA file, gzipped where its name ends in .gz.
+    """Write the store's last version to an ARPA file, compressed as its name says (.gz, .bz2, .xz, .zst).
 
     Args:
         write: takes the file's pieces instead of `path`.
@@ -129,7 +129,7 @@ def export(store: StoreDirectory, path: str | Path, *, order: int | None = None,
         {"path", "version", "order", "smoothing", "ngrams": {order: n}, "bytes": written}.
     """
     pieces = store.run(arpa_file, order=order, labels=None if labels is None else list(labels),
-                       choices=dataclasses.asdict(choices or Choices()), compress=os.fspath(path).endswith(".gz"),
+                       choices=dataclasses.asdict(choices or Choices()), compress=compression_of(path),
                        here={"threads": threads, "scratch": scratch, "progress": progress})
     return written(pieces, path, write)
 
@@ -163,7 +163,7 @@ def written(pieces: Iterator[bytes], path: str | Path, write: Callable[[bytes], 
 
 
 def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterable[str] | None = None,
-              choices: dict | None = None, compress: bool = False, threads: int | None = None, scratch: Path | None = None,
+              choices: dict | None = None, compress: str | None = None, threads: int | None = None, scratch: Path | None = None,
               progress: Callable[[int, int], None] = lambda done, total: None) -> Iterator[bytes]:
     """Yield a line of JSON, {"version", "order", "smoothing", "ngrams"}, and then the ARPA file of the last version in pieces.
 
@@ -171,7 +171,7 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
         order: highest order, at most the store's.
         labels: only the text of these, as in StoreDirectory.snapshot().
         choices: the fields of Choices.
-        compress: gzip the file, not the line before it.
+        compress: the file, not the line before it: gz, bz2, xz or zst.
         scratch: folder for temporary files, the store's own by default: of each n-gram and context the bits of its word ids,
             and 4 bytes.
         progress: called with (n-grams written, n-grams in all).
@@ -180,6 +180,8 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
     top = stored if order is None else order
     if not 1 <= top <= stored:
         raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
+    if compress not in (None, *SUFFIXES.values()):
+        raise ArgumentError(f"compression {compress!r:.80} is not possible: expected {', '.join(SUFFIXES.values())}, or none")
     try:
         chosen = Choices(**(choices or {}))
     except TypeError as exc:                   # from elsewhere
@@ -189,15 +191,7 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
         yield json.dumps({"version": snapshot.version, "order": top, "smoothing": str(model.smoothing),
                           "ngrams": model.sizes}).encode() + b"\n"
         pieces = model.file(WINDOW * (threads or cpu_count()), progress)
-        yield from gzipped(pieces) if compress else pieces
-
-
-def gzipped(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Yield the pieces of a .gz file."""
-    compress = zlib.compressobj(6, wbits=31)       # 31: with a gzip header
-    for piece in pieces:
-        yield compress.compress(piece)
-    yield compress.flush()
+        yield from packed(pieces, compress)
 
 
 class Estimates:

@@ -37,7 +37,7 @@ from kvps.lm.pools import windowed
 from kvps.lm.statistics import Statistics
 from kvps.ps.runs import bits_for
 from kvps.store import files
-from kvps.text.streams import DEFAULT_MAX_RATIO, SUFFIXES, failures_named, open_stream
+from kvps.text.streams import DEFAULT_MAX_RATIO, compression_of, failures_named, open_stream
 from kvps.text.tokenize import Tokenizer
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, SPECIALS, UNK
 
@@ -83,7 +83,7 @@ class _Lines:
     """The lines of a file: one at a time, or many as one block. `line` is the number of the last one taken."""
 
     def __init__(self, name: str, max_ratio: int, stack: contextlib.ExitStack, progress: Callable[[int, int], None]) -> None:
-        compression = SUFFIXES.get(os.path.splitext(name)[1])
+        compression = compression_of(name)
         if not os.path.exists(name):
             raise DataError(f"{name}: there is no such file", path=name)
         stack.enter_context(failures_named(name, compression))

@@ -34,7 +34,7 @@ import numpy as np
 
 from kvps._arpa import pack_text_keys
 from kvps.errors import ArgumentError
-from kvps.lm.arpa import WINDOW, Choices, Estimates, gzipped, marked, written
+from kvps.lm.arpa import WINDOW, Choices, Estimates, marked, written
 from kvps.lm.given import NO_LOG, ROUNDING, ByHash, Given
 from kvps.lm.model import CompiledModel
 from kvps.lm.opening import ModelFile, load
@@ -42,6 +42,7 @@ from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pruning import Weights
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.ps.runs import bits_for
+from kvps.text.streams import compression_of, packed
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
 from kvps.units import cpu_count
 
@@ -49,7 +50,7 @@ from kvps.units import cpu_count
 def export(place: ModelFile, path: str | Path, *, order: int | None = None, choices: Choices | None = None,
            threads: int | None = None, scratch: Path | None = None, write: Callable[[bytes], object] | None = None,
            progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
-    """Write an imported model to an ARPA file, gzipped where its name ends in .gz; as arpa.export().
+    """Write an imported model to an ARPA file, compressed as its name says; as arpa.export().
 
     Raises:
         ArgumentError: a choice that takes counts.
@@ -70,7 +71,7 @@ def export(place: ModelFile, path: str | Path, *, order: int | None = None, choi
             yield json.dumps({"version": model.version, "order": top, "smoothing": str(model.smoothing),
                               "ngrams": made.sizes}).encode() + b"\n"
             lines = made.file(WINDOW * threads, progress)
-            yield from gzipped(lines) if str(path).endswith(".gz") else lines
+            yield from packed(lines, compression_of(path))
 
     return written(pieces(), path, write)
 

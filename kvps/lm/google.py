@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kvps.errors import ArgumentError
-from kvps.lm.arpa import gzipped
 from kvps.lm.listing import dump
 from kvps.store import files
 from kvps.store.directory import StoreDirectory
+from kvps.text.streams import packed
 
 FILE_LINES = 10_000_000
 
@@ -52,7 +52,7 @@ def export_counts(store: StoreDirectory, out: str | Path, *, order: int | None =
             while lines.more():
                 name = f"{k}gm-{len(index):04}.gz" if k > 1 else "vocab.gz"
                 index.append(f"{name}\t".encode() + lines.first())
-                files.atomic_write(folder / name, gzipped(lines.some(FILE_LINES if k > 1 else None)), private=False)
+                files.atomic_write(folder / name, packed(lines.some(FILE_LINES if k > 1 else None), "gz"), private=False)
                 n_bytes += (folder / name).stat().st_size
             if k > 1:
                 files.atomic_write(folder / f"{k}gm.idx", b"".join(line + b"\n" for line in index), private=False)

@@ -26,7 +26,7 @@ import numpy as np
 from kvps._arpa import pack_text_keys
 from kvps._vocabulary import FrozenWords, WordTable, encode_frozen
 from kvps.errors import ArgumentError, StoreError
-from kvps.lm.arpa import Estimates, gzipped, written
+from kvps.lm.arpa import Estimates, written
 from kvps.lm.listing import dump
 from kvps.lm.mixed import MixedModel
 from kvps.lm.mixture import MixtureFile
@@ -35,6 +35,7 @@ from kvps.lm.ordered import Partitions, Words, text_order, unpacked
 from kvps.lm.pools import windowed
 from kvps.lm.smoothing import GIVEN
 from kvps.ps.runs import bits_for
+from kvps.text.streams import compression_of, packed
 from kvps.text.vocabulary import BOS, EOS, SPECIALS, UNK
 from kvps.units import cpu_count
 
@@ -43,7 +44,7 @@ NOT_PREDICTED = -99.0          # log10 of a back-off of 0
 
 def export(place: MixtureFile, model: MixedModel, path: str | Path, *, order: int | None = None, threads: int | None = None,
            scratch: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None) -> dict:
-    """Write an open mixture to an ARPA file, gzipped where its name ends in .gz; as arpa.export().
+    """Write an open mixture to an ARPA file, compressed as its name says; as arpa.export().
 
     Raises:
         StoreError: a store of it got another version meanwhile.
@@ -59,7 +60,7 @@ def export(place: MixtureFile, model: MixedModel, path: str | Path, *, order: in
             yield json.dumps({"version": model.version, "order": top, "smoothing": str(model.smoothing),
                               "ngrams": made.sizes}).encode() + b"\n"
             lines = made.file(2 * threads, progress)
-            yield from gzipped(lines) if str(path).endswith(".gz") else lines
+            yield from packed(lines, compression_of(path))
 
     return written(pieces(), path)
 

@@ -1,4 +1,4 @@
-"""The bytes of one input as a buffered stream, plain or decompressed within limits, with every failure named.
+"""The bytes of one input as a buffered stream, plain or decompressed within limits, with every failure named; compressed output.
 
 A compressed file is unpacked once, never what comes out of it again, and in small steps, so that a few kilobytes that
 claim to be terabytes are refused before they take memory. Codecs are imported when a file needs them. What the bytes
@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
@@ -131,6 +131,41 @@ def open_stream(path: str, compression: str | None, *, name: str | None = None,
     except BaseException:
         file.close()
         raise
+
+
+def compression_of(path: str | os.PathLike[str]) -> str | None:
+    """Return how a file is compressed, by its name: gz, bz2, xz or zst; None for a plain one."""
+    return SUFFIXES.get(os.path.splitext(os.fspath(path))[1])
+
+
+def packed(pieces: Iterable[bytes], compression: str | None) -> Iterator[bytes]:
+    """Yield the bytes of a compressed file of some text; the text itself where it is None."""
+    if compression is None:
+        yield from pieces
+        return
+    encoder = _encoder(compression)
+    for piece in pieces:
+        yield encoder.compress(piece)
+    yield encoder.flush()
+
+
+def _encoder(compression: str):
+    """Return an encoder of one stream, with the interface of bz2.BZ2Compressor."""
+    if compression == "gz":
+        import zlib
+
+        return zlib.compressobj(6, wbits=16 + zlib.MAX_WBITS)  # 16: with gzip's header and trailer
+    if compression == "bz2":
+        import bz2
+
+        return bz2.BZ2Compressor()
+    if compression == "zst":
+        import zstandard
+
+        return zstandard.ZstdCompressor().compressobj()
+    import lzma
+
+    return lzma.LZMACompressor()
 
 
 def _pieces(blocks: Iterator[bytes], compression: str) -> Iterator[bytes]:

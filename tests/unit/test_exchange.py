@@ -7,6 +7,7 @@ from click.testing import CliRunner
 import kvps
 from kvps.cli import main
 from kvps.errors import ArgumentError, DataError, StoreError
+from kvps.text.streams import open_stream
 
 TEXTS = {"animals": ["the cat sat", "the dog sat", "a cat ran"] * 3, "ships": ["the ship sank", "a ship ran aground"] * 3}
 
@@ -81,6 +82,22 @@ def test_a_mixture_is_written(folder):
         kvps.export(folder / "mix.kvm", folder / "x", counts=True)
     kvps.export(folder / "mix.kvm", folder / "again.arpa")
     assert (folder / "again.arpa").read_bytes() == (folder / "mix.arpa").read_bytes()
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".bz2", ".xz", ".zst"])
+def test_arpa_compressed_as_its_name_says(folder, suffix):
+    """A file of each compression, of a store, an imported model or a mixture, holds the bytes of the plain one."""
+    kvps.export(folder / "animals", folder / "plain.arpa")
+    kvps.import_arpa(folder / "m.kvm", folder / "plain.arpa")
+    kvps.mix(folder / "mix", [folder / "animals", folder / "ships"], ["the cat sat"])
+    for model in ("animals", "m.kvm", "mix"):
+        kvps.export(folder / model, folder / "plain.arpa")
+        made = kvps.export(folder / model, folder / f"packed.arpa{suffix}")
+        packed = (folder / f"packed.arpa{suffix}").read_bytes()
+        assert len(packed) == made["bytes"] and not packed.startswith(b"\\data")
+        with open_stream(str(folder / f"packed.arpa{suffix}"), suffix[1:]) as stream:
+            assert stream.read() == (folder / "plain.arpa").read_bytes()
+        kvps.import_arpa(folder / "again.kvm", folder / f"packed.arpa{suffix}")
 
 
 def test_counts_there_and_back(folder):
