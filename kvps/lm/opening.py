@@ -14,6 +14,7 @@ from kvps.lm.smoothing import DEFAULT, Smoothing
 from kvps.ps.places import address, open_place
 from kvps.store.directory import StoreDirectory
 from kvps.text.streams import SUFFIXES
+from kvps.text.tokenize import Assumed
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,7 +45,7 @@ class ModelFile:
             raise VersionMismatch(f"{path}: a model of kind {meta['kind']} and format {meta['format']}, expected an imported "
                                   f"one of format {container.MODEL_FORMAT}; name the store, or import it again", path=str(path),
                                   found=meta["format"], expected=container.MODEL_FORMAT)
-        self.identity = {"order": meta["order"], "tokenizer": meta["tokenizer"]}
+        self.identity = {"order": meta["order"], "tokenizer": Assumed(meta["tokenizer"]) if file else meta["tokenizer"]}
         self.lists = meta["order"] == 1 or "listed.2" in arrays
         self.root = self
 

@@ -257,6 +257,10 @@ def listed_words(text: str) -> list[str]:
     return [word for word in _BETWEEN_WORDS.split(text) if word]
 
 
+class Assumed(dict):
+    """The record of a tokenizer that nobody has named: an ARPA file does not say what made its words."""
+
+
 def store_tokenizer(path: str | Path, recorded: dict, spec: Spec | None = None, lowercase: bool | None = None) -> Tokenizer:
     """Return the tokenizer that the store at `path` has recorded.
 
@@ -267,6 +271,9 @@ def store_tokenizer(path: str | Path, recorded: dict, spec: Spec | None = None, 
         return Tokenizer.from_json(recorded)
     named = Tokenizer.from_json({**recorded, "digest": None}, spec=spec, lowercase=lowercase, trusted=spec is not None)
     if shown(named.to_json()) != shown(recorded):
+        if isinstance(recorded, Assumed):
+            raise ArgumentError(f"{path}: does not say what made its words, so that they stand between separators; name it once: "
+                                f"kvps import OUT {path} --tokenizer {shown({**named.to_json(), 'digest': None})}, then name OUT")
         raise ArgumentError(f"{path}: was made with tokenizer {shown(recorded)}, not {shown(named.to_json())}; "
                             "leave the option away")
     return named

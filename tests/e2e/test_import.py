@@ -379,6 +379,11 @@ def test_arpa_file_as_model(tmp_path, monkeypatch):
                             for model in (name, "m"))
             assert (ours.exit_code, theirs.exit_code) == (0, 0), (command, ours.output)
             assert ours.stdout == theirs.stdout != "", command
+    for tokenizer, named in ("char", "char"), ("whitespace", None):
+        result = CliRunner().invoke(main, ["score", str(tmp_path / "tiny.arpa"), "--tokenizer", tokenizer], input="a b\n")
+        assert result.exit_code == (2 if named else 0)
+        assert not named or f"kvps import OUT {tmp_path / 'tiny.arpa'} --tokenizer {named}, then" in result.stderr
+    assert "was made with" in run("perplexity", tmp_path / "m", tmp_path / "text.txt", "--tokenizer", "char", code=2).stderr
     run("mix", tmp_path / "mixed", tmp_path / "tiny.arpa", tmp_path / "tiny.arpa.gz", "--dev", tmp_path / "text.txt")
     run("export", tmp_path / "mixed", tmp_path / "mixed.arpa")
     with kvps.load(tmp_path / "mixed") as mixed, kvps.load(tmp_path / "tiny.arpa") as model:
