@@ -78,9 +78,10 @@ def _show(words: list[ExplainedWord], width: int | None) -> None:
     for word in words:
         for i, part in enumerate(word.parts):
             known = part.order > 0
+            counted = known and part.count is not None
             rows.append([word.word + (" (oov)" if word.oov else "") if i == 0 else "", f"{word.log10:.4f}" if i == 0 else "",
-                         str(part.order), part.shown(), f"{part.count:,}" if known else "",
-                         f"{part.discount:.4f}" if part.discount else "", f"{part.total:,}" if known else "",
+                         str(part.order), part.shown(), f"{part.count:,}" if counted else "",
+                         f"{part.discount:.4f}" if part.discount else "", f"{part.total:,}" if counted else "",
                          f"{part.backoff:.4f}" if known else "", f"{part.share:.3g}", ""])
             styles.append("bold" if known and part.order == word.order else "dim" if part.share == 0 else "")
             last.append(i == len(word.parts) - 1)

@@ -24,9 +24,9 @@ class Part(NamedTuple):
 
     order: int                             # 0: what all words get alike
     ngram: str
-    count: int                             # adjusted or raw, as the smoothing has it; 0 if it was not seen
-    discount: float                        # taken off the count
-    total: int                             # the counts of all words after its context
+    count: int | None                      # adjusted or raw, as the smoothing has it; 0 if it was not seen
+    discount: float | None                 # taken off the count
+    total: int | None                      # the counts of all words after its context; all three None: an imported model has none
     backoff: float                         # by what its context multiplies what shorter n-grams give; 1: context not seen
     share: float                           # of the probability; those of all orders add up to it
     model: str = ""                        # whose n-gram it is, of those that are mixed
@@ -60,7 +60,8 @@ def explain(model: CompiledModel, text: bytes) -> Iterator[list[ExplainedWord]]:
     """
     ids, history, _ = model.encode(text)
     values, totals, (shares, discounts, backoffs) = model.tables.look(ids, history)
-    unigrams = 0 if model.smoothing == GIVEN else int(np.asarray(model.unigrams).sum(dtype=np.uint64))
+    counted = model.smoothing != GIVEN
+    unigrams = int(np.asarray(model.unigrams).sum(dtype=np.uint64)) if counted else 0
     at = 0
     for tokens in model.score_words(text):
         words = ["<s>", *(text_of_word(word) for word, *_ in tokens)]
@@ -70,10 +71,11 @@ def explain(model: CompiledModel, text: bytes) -> Iterator[list[ExplainedWord]]:
             most = min(i, model.order - 1) + 1             # words of the longest n-gram
             parts = []
             for k in range(most, 0, -1):
-                parts.append(Part(k, " ".join(words[i - k + 1:i + 1]), int(values[row, k - 1]),
-                                  float(discounts[row, k]), int(totals[row, k - 1, 0]) if k > 1 else unigrams,
-                                  float(backoffs[row, k - 1]), float(shares[row, k])))
-            parts.append(Part(0, "", 0, 0.0, 0, 1.0, float(shares[row, 0])))
+                counts = (int(values[row, k - 1]), float(discounts[row, k]),
+                          int(totals[row, k - 1, 0]) if k > 1 else unigrams) if counted else (None, None, None)
+                parts.append(Part(k, " ".join(words[i - k + 1:i + 1]), *counts, float(backoffs[row, k - 1]), float(shares[row, k])))
+            if counted:
+                parts.append(Part(0, "", 0, 0.0, 0, 1.0, float(shares[row, 0])))
             found.append(ExplainedWord(words[i], log10, 10 ** log10, order, " ".join(words[i - order + 1:i + 1]) if order else "",
                                        oov, parts))
         yield found
@@ -122,8 +124,9 @@ def heat_map(sentences: Iterable[list[ExplainedWord]], title: str, facts: str) -
 
 def _span(word: ExplainedWord) -> str:
     heat = min(1.0, max(word.log10, DARKEST) / DARKEST)
-    rows = "".join(f"<tr><td>{html.escape(part.shown())}</td><td>{part.count or ''}</td><td>{part.discount:.4g}</td>"
-                   f"<td>{part.total or ''}</td><td>{part.backoff:.4g}</td><td>{part.share:.4g}</td></tr>" for part in word.parts)
+    rows = "".join(f"<tr><td>{html.escape(part.shown())}</td><td>{part.count or ''}</td>"
+                   f"<td>{'' if part.discount is None else format(part.discount, '.4g')}</td><td>{part.total or ''}</td>"
+                   f"<td>{part.backoff:.4g}</td><td>{part.share:.4g}</td></tr>" for part in word.parts)
     return (f'<span class="w{" oov" if word.oov else ""}" style="background:hsl({48 - 48 * heat:.0f} 95% {96 - 40 * heat:.0f}%)">'
             f"{html.escape(word.word)}<table><tr><th>log10 p {word.log10:.4f}</th><th>count</th><th>discount</th><th>of</th>"
             f"<th>back-off</th><th>gives</th></tr>{rows}</table></span> ")

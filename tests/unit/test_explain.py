@@ -133,6 +133,22 @@ def test_json(store):
     assert [word["parts"] for word in rows[0]["words"]] == [[part.as_dict() for part in word.parts] for word in words]
 
 
+def test_imported_model(store, tmp_path):
+    """An imported model knows no counts: they are null, or left empty, and not 0."""
+    kvps.export(store.path, tmp_path / "a.arpa")
+    kvps.import_arpa(tmp_path / "m", tmp_path / "a.arpa")
+    with kvps.load(tmp_path / "m") as model:
+        result = CliRunner().invoke(main, ["explain", str(tmp_path / "m"), "the cat", "--json"])
+        parts = [part for word in json.loads(result.stdout)["words"] for part in word["parts"]]
+        assert parts == [part.as_dict() for word in model.explain("the cat") for part in word.parts]
+    assert all(part["order"] > 0 and part["count"] is part["discount"] is part["total"] is None for part in parts)
+    table = CliRunner().invoke(main, ["explain", str(tmp_path / "m"), "the cat"]).stdout
+    rows = [[cell.strip() for cell in line.split("│")] for line in table.splitlines() if line.startswith("│")]
+    assert rows and all(row[5:8] == ["", "", ""] and row[8] for row in rows)
+    page = CliRunner().invoke(main, ["explain", str(tmp_path / "m"), "the cat", "--html", str(tmp_path / "x.html")])
+    assert page.exit_code == 0 and "<td></td><td></td><td></td>" in (tmp_path / "x.html").read_text()
+
+
 def test_heat_map(store, tmp_path):
     """--html writes a page that is whole in itself, with every word and nothing of the text taken for markup."""
     found = []
