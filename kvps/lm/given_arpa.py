@@ -67,7 +67,7 @@ def export(place: ModelFile, path: str | Path, *, order: int | None = None, choi
 
     def pieces() -> Iterator[bytes]:
         with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
-            made = _Given(place, model, top, chosen, pool, stack, scratch or place.path.absolute().parent)
+            made = _Given(place, model, top, chosen, pool, stack, scratch or place.file.absolute().parent)
             yield json.dumps({"version": model.version, "order": top, "smoothing": str(model.smoothing),
                               "ngrams": made.sizes}).encode() + b"\n"
             lines = made.file(WINDOW * threads, progress)
@@ -96,7 +96,10 @@ class _Given(Estimates):
         self._thin_p = np.where(self.alive, given.p, 0)
         self._thin_p[UNK] += given.p[~self.alive].sum()
         if not self.alive.all():
-            self._log10_p[UNK] = np.log10(self._thin_p[UNK])
+            if self._thin_p[UNK] > 1 + ROUNDING:
+                raise ArgumentError(f"{place.path}: <unk> would get a probability of {self._thin_p[UNK]:.6g}, that of all words "
+                                    "that go: the file is no distribution (kvps audit), so its vocabulary cannot be limited")
+            self._log10_p[UNK] = min(0.0, math.log10(self._thin_p[UNK])) if self._thin_p[UNK] > 0 else -math.inf
         self.sizes = {1: int(self.alive.sum())}
         self.unigram_backoffs = np.zeros(n_words, np.float32)
         self.ngrams, self.contexts = {}, {}
@@ -208,7 +211,7 @@ class _Given(Estimates):
         p, share = 10.0 ** log10_p.astype(np.float64), 10.0 ** before.sum(axis=1)
         backed = 10.0 ** (self._given.backoffs(rows[:, :-1]) + self._given.lower(rows))
         with np.errstate(divide="ignore", invalid="ignore"):
-            worth = np.where(p > backed, share * p * np.log(p / backed), 0)
+            worth = np.where((p > backed) & (share > 0), share * p * np.log(p / backed), 0)
         return worth.astype(np.float32)
 
     def _add(self, partitions: Partitions, rows: np.ndarray, numbers: np.ndarray) -> None:

@@ -1,4 +1,5 @@
 """ARPA files of others as models: scores equal to KenLM's, and files that are not as they should be."""
+import contextlib
 import gzip
 import json
 import lzma
@@ -198,6 +199,12 @@ def test_any_model_is_exported_again(tmp_path, rng, repeat):
         assert len(after) == top
         again = read(out, tmp_path / "again")
         assert again.score_text(b"w0 w1 w2\n") == CompiledModel(tmp_path / "model", order=top).score_text(b"w0 w1 w2\n")
+        n_words, n = len(before[1]), sum(map(len, before.values()))
+        some = kvps.export(tmp_path / "model", out, prune_to=rng.randint(n_words, n))["ngrams"]
+        assert read(out, tmp_path / "again").statistics.ngrams == some         # with every context
+        with contextlib.suppress(ArgumentError):       # what they had may have no place
+            some = kvps.export(tmp_path / "model", out, limit_vocab=["w0", "w2", "w3"])["ngrams"]
+        assert read(out, tmp_path / "again").statistics.ngrams == some
 
 
 # Twenty ways in which files differ from lmplz's; as kenlm 0.3.0 has them.

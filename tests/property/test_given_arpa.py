@@ -107,3 +107,6 @@ def test_words_whose_share_nothing_can_get(tmp_path):
     with pytest.raises(ArgumentError, match="after 'a' all words that stay are listed"):
         kvps.export(tmp_path / "m", tmp_path / "b.arpa", limit_vocab=["a"])
     assert kvps.export(tmp_path / "m", tmp_path / "b.arpa", limit_vocab=["b"])["ngrams"] == {1: 4, 2: 0}
+    (tmp_path / "a.arpa").write_text((tmp_path / "a.arpa").read_text().replace("-0.60206\tb", "-0.01\tb"))
+    with pytest.raises(ArgumentError, match="<unk> would get a probability of 1.22"):
+        kvps.export(tmp_path / "a.arpa", tmp_path / "b.arpa", limit_vocab=["a"])
