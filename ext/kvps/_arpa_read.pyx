@@ -1,7 +1,8 @@
 """Read the n-gram lines of an ARPA file: `log10_p TAB w1 ... wk [TAB log10_backoff]`, as KenLM accepts them.
 
 Words end at TAB, CR, LF or a space, several of which count as one; exactly one TAB stands before the first word. Blanks
-may stand before a number, and lines of blanks before a line. The highest order has no back-off, or 0. Hashes of n-grams: _statistics.pyx.
+may stand before a number, and lines of blanks before a line. The highest order has no back-off, or 0. Hashes of n-grams:
+_statistics.pyx.
 """
 import numpy as np
 

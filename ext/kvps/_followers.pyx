@@ -337,7 +337,9 @@ cdef class Followers(Paged):
     cdef inline double kept_at(self, const listing* x, index_t i) noexcept nogil:
         """What follower i of a list keeps of its count."""
         cdef const level* l = &self.levels[x.d]
-        return self.kept_of[x.d + 1][l.codes[i]] if l.codes[i] != LARGE_CODE else kept(&self.rules, x.d + 1, self.large_value(l, x, i))
+        if l.codes[i] != LARGE_CODE:
+            return self.kept_of[x.d + 1][l.codes[i]]
+        return kept(&self.rules, x.d + 1, self.large_value(l, x, i))
 
     cdef inline uint64_t large_value(self, const level* l, const listing* x, index_t i) noexcept nogil:
         """The value of follower i of a list, one of its first, which all have LARGE_CODE."""
@@ -566,7 +568,8 @@ cdef class Followers(Paged):
         """
         cdef index_t i, j, start = 0, n = ends.shape[0]
         self.refuse_shape(ws, ids, ends)
-        if words.shape[0] < n or p.shape[0] < n or words.shape[1] < k or p.shape[1] < k or found.shape[0] < n or not 1 <= k <= self.n_words:
+        if (words.shape[0] < n or p.shape[0] < n or words.shape[1] < k or p.shape[1] < k or found.shape[0] < n
+                or not 1 <= k <= self.n_words):
             raise ValueError(f"room for {words.shape[0]} times {words.shape[1]} of {n} times {k} words")
         with nogil:
             for i in range(n):

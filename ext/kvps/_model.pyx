@@ -840,7 +840,7 @@ cdef class Tables(Paged):
             raise ValueError(f"{n} contexts, {bounds.shape[0]} bounds, room for {out.shape[0]} of {words.shape[0]} words")
         for i in range(n):
             if not (start <= ends[i] <= ids.shape[0] and 0 <= bounds[i] <= bounds[i + 1] <= words.shape[0]):
-                raise ValueError(f"context {i} ends at {ends[i]} of {ids.shape[0]}, its words at {bounds[i + 1]} of {words.shape[0]}")
+                raise ValueError(f"context {i} ends at {ends[i]} of {ids.shape[0]}, and at {bounds[i + 1]} of {words.shape[0]} words")
             start = ends[i]
         self.refuse_unknown(ids)
         self.refuse_unknown(words)
@@ -896,7 +896,8 @@ cdef class Tables(Paged):
                 for j in range(n_live):
                     buckets[j] = self.bucket_of(hashes[j])
                     fetch(buckets[j])
-                n_live = self.read_slots(&self.entries, self.order - 1, asked, live, n_live, hashes, buckets, values + d * LANES, own)
+                n_live = self.read_slots(&self.entries, self.order - 1, asked, live, n_live, hashes, buckets, values + d * LANES,
+                                         own)
             self.combine_block(asked, history, block, values, numbers, p + first)
             if given:
                 for i in range(block):
