@@ -18,6 +18,7 @@ from kvps.errors import KvpsError, StoreError, StoreFull
 DIR_MODE = 0o700
 FILE_MODE = 0o600
 STDOUT = "/dev/stdout"
+MAX_LINKS = 40                 # as Linux follows
 
 # LMDB's and our own locks do not hold across machines, and rename or fsync may lie there.
 NETWORK_FILE_SYSTEMS = frozenset({
@@ -143,7 +144,7 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bo
         if is_stream(path):
             _write_through(path, data)
             return
-        path = os.path.realpath(path)
+        path = _behind(path)
     elif os.path.lexists(path) and not (os.path.islink(path) or os.path.isfile(path)):
         raise StoreError(f"{path}: is there already, and is no file", path=str(path))
     path = Path(path)
@@ -174,6 +175,16 @@ def is_stream(path: str | Path) -> bool:
         return str(path) == STDOUT or not stat.S_ISREG(os.stat(path).st_mode)
     except OSError:
         return False
+
+
+def _behind(path: str | Path) -> str | Path:
+    """Return what a link leads to. Not of the folders before it, as realpath(): in /proc they may lead to other mounts."""
+    for _ in range(MAX_LINKS):
+        if not os.path.islink(path):
+            return path
+        with reporting(path):
+            path = os.path.join(os.path.dirname(path), os.readlink(path))
+    raise StoreError(f"{path}: more than {MAX_LINKS} links, one after another", path=str(path))
 
 
 def _write_through(path: str | Path, data: bytes | Iterable[bytes]) -> None:
