@@ -13,6 +13,7 @@ from setuptools import Extension, setup
 DEBUG = os.environ.get("KVPS_CYTHON_DEBUG") == "1"
 SANITIZE = os.environ.get("KVPS_SANITIZE") == "1"
 ANNOTATE = os.environ.get("KVPS_ANNOTATE") == "1"
+CPUS = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # No -march=native: a wheel must run on every machine of its platform.
 COMPILE = ["-O0", "-g"] if DEBUG else ["-O3", "-g0", "-fno-plt"]
@@ -35,19 +36,22 @@ extensions = [
     for path in sorted(Path("ext/kvps").glob("_*.pyx"))
 ]
 
-setup(
-    ext_modules=cythonize(
-        extensions,
-        include_path=["ext"],
-        build_dir="build/cython",
-        annotate=ANNOTATE,
-        language_level=3,
-        compiler_directives={
-            "boundscheck": DEBUG,
-            "wraparound": False,
-            "initializedcheck": DEBUG,
-            "cdivision": True,
-            "embedsignature": True,
-        },
+if __name__ == "__main__":         # not in the processes that Cython starts
+    setup(
+        options={"build_ext": {"parallel": CPUS}},
+        ext_modules=cythonize(
+            extensions,
+            nthreads=CPUS,
+            include_path=["ext"],
+            build_dir="build/cython",
+            annotate=ANNOTATE,
+            language_level=3,
+            compiler_directives={
+                "boundscheck": DEBUG,
+                "wraparound": False,
+                "initializedcheck": DEBUG,
+                "cdivision": True,
+                "embedsignature": True,
+            },
+        )
     )
-)
