@@ -70,6 +70,14 @@ cdef inline uint64_t number(const numbers* c, index_t i) noexcept nogil:
     return (<const uint64_t*>c.data)[i] if c.wide else (<const uint32_t*>c.data)[i]
 
 
+cdef inline uint64_t sum_of_bytes(const byte_t* p, index_t n) noexcept nogil:
+    cdef index_t i
+    cdef uint64_t total = 0
+    for i in range(n):                     # compilers make vectors of this
+        total += p[i]
+    return total
+
+
 cdef bint better(const candidate& a, const candidate& b) noexcept nogil:
     """Whether a comes before b: the more probable one, of equals the first in byte order."""
     return a.p > b.p or a.p == b.p and a.rank < b.rank
@@ -321,9 +329,7 @@ cdef class Followers(Paged):
                 high = middle
         out.n1 = <uint64_t>(out.end - low)
         middle = low
-        while i < middle:
-            den += l.codes[i]
-            i += 1
+        den += sum_of_bytes(l.codes + i, middle - i)
         while low > out.start and l.codes[low - 1] == 2:
             low -= 1
         out.n2 = <uint64_t>(middle - low)
