@@ -9,7 +9,8 @@ cimport cython
 from libc.math cimport isinf
 from libc.string cimport memcpy
 
-from kvps._keys cimport VALUE_BITS, fetch, low32, mix, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
+from kvps._block cimport NONE
+from kvps._keys cimport VALUE_BITS, fetch, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
 from kvps._model cimport Tables
 from kvps._sort cimport sort_keys
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
@@ -18,7 +19,6 @@ cdef enum:
     PIECE_BYTES = 1 << 20      # of lines, where words are not longer
     NUMBER_BYTES = 24          # longest number written: a sign, 20 digits, a point
     MAX_DECIMALS = 20          # of a number that was read: of what is smaller still, less is right than a float has
-    NO_BACKOFF = 0xFFFFFFFF
     AHEAD = 8                  # lines: words are fetched before they are needed
     SLOT = 16                  # bytes of a slot, copied without a call; what is too much is written over
     LONG = 255
@@ -461,10 +461,10 @@ def given_backoffs(Tables tables not None, const uint32_t[:, ::1] rows):
     rows: uint32 (n, k) of word ids, k below the order of the model.
     """
     cdef index_t i, n = rows.shape[0]
-    cdef int j, k = <int>rows.shape[1]
+    cdef int k = <int>rows.shape[1]
     cdef uint64_t hash, value
     cdef uint32_t number
-    if tables.n_numbers <= NO_BACKOFF or not 1 <= k < tables.order:
+    if tables.n_numbers <= <uint64_t>NONE or not 1 <= k < tables.order:
         raise ValueError(f"{k}-grams of a model of order {tables.order}, {tables.n_numbers} numbers of totals")
     backoffs = np.zeros(n, np.float32)
     if n == 0:
@@ -473,16 +473,13 @@ def given_backoffs(Tables tables not None, const uint32_t[:, ::1] rows):
     cdef uint32_t[::1] out = backoffs.view(np.uint32)
     with nogil:
         for i in range(n):
-            number = <uint32_t>NO_BACKOFF
+            number = <uint32_t>NONE
             if k == 1:
                 number = tables.unigram_contexts[rows[i, 0]] - 1
             else:
-                hash = tables.seed
-                for j in range(k - 2, -1, -1):
-                    hash = mix(hash, rows[i, j])
-                hash = mix(hash, rows[i, k - 1])
+                hash = tables.hash_of(&rows[i, k - 1], k)
                 tables.find_entry(hash, tables.bucket_of(hash), &value, &number)
-            if number != <uint32_t>NO_BACKOFF:
+            if number != <uint32_t>NONE:
                 out[i] = number
     tables.refuse_damage()
     return backoffs

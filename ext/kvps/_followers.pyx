@@ -587,29 +587,19 @@ cdef class Followers(Paged):
                 start = ends[i]
         self.refuse_damage()
 
-    def distribution(self, Workspace ws, const uint32_t[::1] context, double[::1] out):
-        """Fill out[w], float64 (n_words,), with the probability of each word after a context."""
-        cdef index_t w
-        if out.shape[0] != self.n_words:
-            raise ValueError(f"room for {out.shape[0]} of {self.n_words} words")
+    def distribution(self, Workspace ws, const uint32_t[::1] context, double[::1] out, const uint32_t[::1] words=None):
+        """Fill out[i], float64, with the probability of words[i] after a context; without `words`, of word i."""
+        cdef index_t i, n = self.n_words if words is None else words.shape[0]
+        if out.shape[0] != n:
+            raise ValueError(f"room for {out.shape[0]} of {n} words")
+        for i in range(n if words is not None else 0):
+            if <index_t>words[i] >= self.n_words:
+                raise ValueError(f"word {words[i]} of {self.n_words}")
         self.refuse_shape(ws, context, None)
         with nogil:
             self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]), 0)
-            for w in range(self.n_words):
-                out[w] = self.probability(ws, <word_t>w)
-            ws.clear()
-        self.refuse_damage()
-
-    def part(self, Workspace ws, const uint32_t[::1] context, index_t low, double[::1] out):
-        """Fill out[i], float64, with the probability of the word whose place in byte order is low + i, after a context."""
-        cdef index_t i
-        if not 0 <= low <= low + out.shape[0] <= self.n_words:
-            raise ValueError(f"places {low} to {low + out.shape[0]} of {self.n_words} words")
-        self.refuse_shape(ws, context, None)
-        with nogil:
-            self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]), 0)
-            for i in range(out.shape[0]):
-                out[i] = self.probability(ws, self.by_rank[low + i])
+            for i in range(n):
+                out[i] = self.probability(ws, <word_t>i if words is None else words[i])
             ws.clear()
         self.refuse_damage()
 
@@ -788,23 +778,23 @@ cdef class Followers(Paged):
             # All words there are: those in the lists, and of the others the sum.
             ground = ws.scale * self.most(ws.alone)
             top = ground
-            for i in range(ws.n_touched):
-                if ws.touched[i] != UNK:
-                    top = max(top, self.probability(ws, ws.touched[i]))
-            if top <= 0:
-                ws.clear()
-                return <word_t>NO_WORD
-            ground = raised(ground / top, sharpness)
             rest = tempered[self.n_words]
             for i in range(ws.n_touched):
                 rest -= tempered[ws.touched[i]]
                 c.word = ws.touched[i]
                 if c.word == UNK:
                     continue
-                c.p, c.rank = raised(self.probability(ws, c.word) / top, sharpness), self.ranks[c.word]
+                c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
+                top = max(top, c.p)
                 ws.heap[n_heap] = c
                 n_heap += 1
-                total += c.p
+            if top <= 0:
+                ws.clear()
+                return <word_t>NO_WORD
+            ground = raised(ground / top, sharpness)
+            for i in range(n_heap):
+                ws.heap[i].p = raised(ws.heap[i].p / top, sharpness)
+                total += ws.heap[i].p
             rest = rest * ground if rest > 0 else 0
             if top_p >= 1:
                 r = drawn(state) * (total + rest)

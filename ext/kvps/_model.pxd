@@ -74,6 +74,7 @@ cdef class Tables(Paged):
     cdef int refuse_unknown(self, const uint32_t[::1] ids) except -1
     cdef void add_up(self, const word_t* ids, const uint8_t* history, index_t n, tally* t,
                      const by_sentence* rows) noexcept nogil
+    cdef uint64_t hash_of(self, const word_t* last, int n) noexcept nogil
     cdef void find_contexts(self, const word_t* last, int n, uint64_t* chains, uint32_t* numbers) noexcept nogil
     cdef void share_out(self, const word_t* last, int n, const word_t* words, index_t n_words, double* p) noexcept nogil
     cdef float float_of(self, const uint64_t* values, const uint32_t* numbers, int longest, word_t word,

@@ -773,13 +773,21 @@ cdef class Tables(Paged):
                 values[0] = self.unigrams[w]
                 out[w] = self.combine(values, numbers, 1)
 
+    cdef uint64_t hash_of(self, const word_t* last, int n) noexcept nogil:
+        """The hash by which the n-gram of n words that ends at *last is known: its context, the last word first, and that one."""
+        cdef uint64_t hash = self.seed
+        cdef int i
+        for i in range(1, n):
+            hash = mix(hash, (last - i)[0])
+        return mix(hash, last[0])
+
     cdef void find_contexts(self, const word_t* last, int n, uint64_t* chains, uint32_t* numbers) noexcept nogil:
         """Look up the contexts of 1 to n words that end at *last.
 
         OUT chains[d]: of d words, from 0 on; numbers[d]: of their totals, NONE where they are no context.
         """
         cdef uint64_t gram, value
-        cdef int d, i
+        cdef int d
         chains[0] = self.seed
         for d in range(1, n + 1):
             numbers[d] = <uint32_t>NONE
@@ -789,10 +797,7 @@ cdef class Tables(Paged):
             if d == 1:
                 numbers[1] = self.unigram_contexts[last[0]] - 1
                 continue
-            gram = self.seed                   # known by the words before its last one, the last of them first, and that one
-            for i in range(1, d):
-                gram = mix(gram, (last - i)[0])
-            gram = mix(gram, last[0])
+            gram = self.hash_of(last, d)
             if not self.find_entry(gram, self.bucket_of(gram), &value, &numbers[d]):
                 numbers[d] = <uint32_t>NONE
 

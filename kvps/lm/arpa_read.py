@@ -184,7 +184,7 @@ class _Reader(abc.ABC):
         while (line := self._after_blanks()) is not None and line.startswith(b"#"):
             pass
         if line != b"\\data\\":
-            if line is not None and line.startswith(b"mmap lm http://kheafield.com/code"):
+            if line is not None and line.startswith(container.KENLM):
                 raise self.lines.refusal("is a binary file of KenLM; import the ARPA file that it was made from", self.lines.line)
             raise self.lines.refusal(f"is no ARPA file: expected \\data\\, found {_shown(line)}", max(self.lines.line, 1))
         sizes: list[int] = []

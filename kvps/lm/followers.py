@@ -223,7 +223,7 @@ class FollowingModel(CompiledModel, Foresight):
         """As Foresight.mass()."""
         out = np.empty(high - low)
         with self.workspace() as space:
-            self.followers.part(space, np.array(context, np.uint32), low, out)
+            self.followers.distribution(space, np.array(context, np.uint32), out, self.by_rank[low:high])
         return math.fsum(out)
 
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 S = TypeVar("S", bound=Scorer)
 LISTED = 1 << 16               # n-grams read at once
 LOOKED_AT_BYTES = 1 << 12      # of a file, to tell what it is
-KENLM = b"mmap lm http://kheafield.com/code"       # begins a file of KenLM's build_binary
 ARPA = (b"\\", b"#")           # begin an ARPA file, behind blanks
 
 
@@ -96,7 +95,7 @@ def open_model_place(path: str | os.PathLike[str], progress: Callable[[int, int]
         return open_place(path)
     if container.begins(path, len(BEGINS)) == BEGINS:
         return MixtureFile(path, open_model_place)
-    if container.begins(path, len(KENLM)) == KENLM:
+    if container.begins(path, len(container.KENLM)) == container.KENLM:
         raise DataError(f"{path}: is a binary file of KenLM; name the ARPA file that it was made of", path=str(path))
     if container.is_model(path):
         return ModelFile(path)
