@@ -6,7 +6,6 @@ import itertools
 import secrets
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +23,7 @@ from kvps.lm.explain import ExplainedWord
 from kvps.lm.followers import context_of
 from kvps.lm.foresight import MAX_WORDS, Foresight, NextWords
 from kvps.lm.model import BATCH_BYTES, CompiledModel, batches
-from kvps.lm.pools import spread, windowed
+from kvps.lm.pools import spread
 from kvps.lm.prediction import Evaluation
 from kvps.lm.prediction import evaluate as measured
 from kvps.lm.rescore import Hypothesis, check_feature, hypothesis, rescored
@@ -385,8 +384,7 @@ class Model:
 
         if isinstance(texts, str):
             return answer(texts)
-        with ThreadPoolExecutor(self._threads) as pool:
-            return list(windowed(pool, answer, listed(texts, "texts"), 2 * self._threads))
+        return list(spread(answer, listed(texts, "texts"), self._threads))
 
     def generate(self, prompt: Ngram = "", count: int = 1, *, temperature: float = 1.0, top_k: int | None = None,
                  top_p: float | None = None, seed: int | None = None, max_words: int = MAX_WORDS) -> list[str]:

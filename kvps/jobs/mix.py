@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,11 +15,11 @@ from kvps.jobs.models import model_at
 from kvps.lm import container, mixture, opening
 from kvps.lm.mixed import best_weights, refuse_scores, shares
 from kvps.lm.model import CompiledModel
-from kvps.lm.pools import windowed
+from kvps.lm.pools import spread
 from kvps.lm.smoothing import DEFAULT, GIVEN
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import EOS, UNK
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 log = logging.getLogger("kvps")
 
@@ -76,9 +75,7 @@ def mix(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]], d
             return (shares(found), np.stack([tokens["log10"] for tokens in found], axis=1),
                     np.append(unknown.sum(axis=0), unknown.all(axis=1).sum()), int(np.count_nonzero(found[0]["ids"] == EOS)))
 
-        parts = []
-        with ThreadPoolExecutor(threads or cpu_count()) as pool:
-            parts += windowed(pool, look, dev(words), 2 * (threads or cpu_count()))
+        parts = list(spread(look, dev(words), thread_count(threads)))
     if not any(len(p) for p, *_ in parts):
         raise DataError("the development text is empty: weights cannot be found")
     p, alone = np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])

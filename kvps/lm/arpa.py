@@ -37,7 +37,7 @@ from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.streams import SUFFIXES, compression_of, packed
 from kvps.text.tokenize import listed_words
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 log = logging.getLogger("kvps")
 
@@ -186,11 +186,12 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
         chosen = Choices(**(choices or {}))
     except TypeError as exc:                   # from elsewhere
         raise ArgumentError(f"choices: {exc}") from exc
-    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads or cpu_count()) as pool, contextlib.ExitStack() as stack:
+    threads = thread_count(threads)
+    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
         model = Estimates(store, snapshot, top, chosen, pool, stack, scratch or store.path)
         yield json.dumps({"version": snapshot.version, "order": top, "smoothing": str(model.smoothing),
                           "ngrams": model.sizes}).encode() + b"\n"
-        pieces = model.file(WINDOW * (threads or cpu_count()), progress)
+        pieces = model.file(WINDOW * threads, progress)
         yield from packed(pieces, compress)
 
 

@@ -12,7 +12,6 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +22,7 @@ from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
 from kvps.lm import completion, container, prediction
 from kvps.lm.model import CompiledModel
-from kvps.lm.pools import windowed
+from kvps.lm.pools import spread
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, Smoothing
 from kvps.text.vocabulary import BOS, EOS, UNK, text_of_word
@@ -154,12 +153,8 @@ class Foresight(abc.ABC):
         rows = [self.ids_of(context) for context in contexts]
         size = max(1, min(CONTEXTS, WORDS // k))
         parts = [rows[i:i + size] for i in range(0, len(rows), size)]
-        if len(parts) == 1:
-            yield from self._named(*self.top(parts[0], k))
-            return
-        with ThreadPoolExecutor(threads) as pool:
-            for answer in windowed(pool, lambda part: self.top(part, k), parts, 2 * threads):
-                yield from self._named(*answer)
+        for answer in spread(lambda part: self.top(part, k), parts, threads):
+            yield from self._named(*answer)
 
     def complete(self, typed: Sequence[str], partial: str, k: int = 10, *, beam: int = completion.BEAM,
                  max_words: int = completion.MAX_WORDS, min_count: int = 0) -> list[completion.Completion]:
@@ -190,14 +185,13 @@ class Foresight(abc.ABC):
         def drawn(at: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             return self.draw(start, seed, at, min(SENTENCES, end - at), max_words, choices)
 
-        with ThreadPoolExecutor(threads) as pool:
-            for rows, lengths, ends in windowed(pool, drawn, range(first, end, SENTENCES), 2 * threads):
-                for row, n, how in zip(rows, lengths.tolist(), ends.tolist(), strict=True):
-                    words = [text_of_word(self.words.word(i)) for i in row[:n].tolist()]
-                    if how == NOTHING:
-                        raise ArgumentError(f"{self.smoothing} gives no word a probability after "
-                                            f"{' '.join(['<s>', *prompt, *words])!r}")
-                    yield Drawn(words, how == ENDED)
+        for rows, lengths, ends in spread(drawn, range(first, end, SENTENCES), threads):
+            for row, n, how in zip(rows, lengths.tolist(), ends.tolist(), strict=True):
+                words = [text_of_word(self.words.word(i)) for i in row[:n].tolist()]
+                if how == NOTHING:
+                    raise ArgumentError(f"{self.smoothing} gives no word a probability after "
+                                        f"{' '.join(['<s>', *prompt, *words])!r}")
+                yield Drawn(words, how == ENDED)
 
     def _named(self, ids: np.ndarray, p: np.ndarray, found: np.ndarray) -> Iterator[NextWords]:
         for row, shares, n in zip(ids, p, found.tolist(), strict=True):

@@ -44,7 +44,7 @@ from kvps.lm.smoothing import DEFAULT, parse
 from kvps.ps.runs import bits_for
 from kvps.text.streams import compression_of, packed
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 
 def export(place: ModelFile, path: str | Path, *, order: int | None = None, choices: Choices | None = None,
@@ -63,7 +63,7 @@ def export(place: ModelFile, path: str | Path, *, order: int | None = None, choi
     if os.path.exists(path) and any(os.path.samefile(path, own) for own in (place.path, place.file)):
         raise ArgumentError(f"{os.fspath(path)}: is the model itself; name another file for the ARPA file")
     model = load(place, CompiledModel, parse(DEFAULT), order)
-    threads = threads or cpu_count()
+    threads = thread_count(threads)
 
     def pieces() -> Iterator[bytes]:
         with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:

@@ -37,7 +37,7 @@ from kvps.lm.smoothing import GIVEN
 from kvps.ps.runs import bits_for
 from kvps.text.streams import compression_of, packed
 from kvps.text.vocabulary import BOS, EOS, SPECIALS, UNK
-from kvps.units import cpu_count
+from kvps.units import thread_count
 
 NOT_PREDICTED = -99.0          # log10 of a back-off of 0
 
@@ -52,7 +52,7 @@ def export(place: MixtureFile, model: MixedModel, path: str | Path, *, order: in
     top = model.order if order is None else order
     if not 1 <= top <= model.order:
         raise ArgumentError(f"order {top} is not possible: {place.path} has orders 1 to {model.order}")
-    threads = threads or cpu_count()
+    threads = thread_count(threads)
 
     def pieces() -> Iterator[bytes]:
         with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:

@@ -9,12 +9,11 @@ import dataclasses
 import math
 import operator
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvps.lm.pools import windowed
+from kvps.lm.pools import spread
 from kvps.lm.scorer import Score
 
 if TYPE_CHECKING:
@@ -98,9 +97,8 @@ class Evaluation:
 def evaluate(model: Foresight, texts: Iterable[bytes], threads: int = 1) -> Evaluation:
     """Return how well a model foresees pieces of tokenised text; the same for any number of threads."""
     total = model.evaluate(b"")
-    with ThreadPoolExecutor(threads) as pool:
-        for part in windowed(pool, model.evaluate, texts, 2 * threads):
-            total += part
+    for part in spread(model.evaluate, texts, threads):
+        total += part
     return total
 
 
