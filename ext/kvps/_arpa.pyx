@@ -11,7 +11,6 @@ from libc.string cimport memcpy
 
 from kvps._block cimport NONE
 from kvps._keys cimport VALUE_BITS, fetch, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
-from kvps._model cimport Tables
 from kvps._sort cimport sort_keys
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
 
@@ -453,33 +452,3 @@ def raise_to_longer(const uint64_t[::1] keys, float[::1] weights, int k, const u
                 weights[i] = longer_weights[j]
     if i == n and n_longer:
         raise ValueError("an n-gram without its context")
-
-
-def given_backoffs(Tables tables not None, const uint32_t[:, ::1] rows):
-    """Return log10 of the back-offs of n-grams of an imported model, float32 (n,); 0 where there is none.
-
-    rows: uint32 (n, k) of word ids, k below the order of the model.
-    """
-    cdef index_t i, n = rows.shape[0]
-    cdef int k = <int>rows.shape[1]
-    cdef uint64_t hash, value
-    cdef uint32_t number
-    if tables.n_numbers <= <uint64_t>NONE or not 1 <= k < tables.order:
-        raise ValueError(f"{k}-grams of a model of order {tables.order}, {tables.n_numbers} numbers of totals")
-    backoffs = np.zeros(n, np.float32)
-    if n == 0:
-        return backoffs
-    tables.refuse_unknown(np.asarray(rows).reshape(-1))
-    cdef uint32_t[::1] out = backoffs.view(np.uint32)
-    with nogil:
-        for i in range(n):
-            number = <uint32_t>NONE
-            if k == 1:
-                number = tables.unigram_contexts[rows[i, 0]] - 1
-            else:
-                hash = tables.hash_of(&rows[i, k - 1], k)
-                tables.find_entry(hash, tables.bucket_of(hash), &value, &number)
-            if number != <uint32_t>NONE:
-                out[i] = number
-    tables.refuse_damage()
-    return backoffs

@@ -181,9 +181,8 @@ def read_unigrams(const byte_t[::1] text, index_t limit, table, bint highest, li
 
 
 cdef index_t read_block(const byte_t* data, index_t size, index_t limit, int k, bint highest, uint64_t start,
-                        const vocab_view* words, uint64_t* hashes, uint32_t* codes, uint64_t* context_hashes,
-                        uint32_t* backoffs, uint64_t* parents, word_t* rows, index_t* n_contexts, index_t* n_bytes,
-                        int* problem) noexcept nogil:
+                        const vocab_view* words, uint64_t* hashes, uint32_t* codes, uint64_t* parents, uint64_t* endings,
+                        word_t* rows, index_t* n_bytes, int* problem) noexcept nogil:
     """Read lines of order k; return how many."""
     cdef const byte_t* newline
     cdef index_t n = 0
@@ -215,15 +214,13 @@ cdef index_t read_block(const byte_t* data, index_t size, index_t limit, int k, 
                 h = mix(h, ids[j])
             parents[n] = mix(h, ids[k - 2])
         h = start
-        for j in range(k - 2, -1, -1):
+        for j in range(k - 2, 0, -1):
             h = mix(h, ids[j])
-        hashes[n] = mix(h, ids[k - 1])
-        codes[n] = code_of(f.log10_p)
+        endings[n] = mix(h, ids[k - 1]) if k > 2 else ids[1]
+        hashes[n] = mix(mix(h, ids[0]), ids[k - 1])
+        codes[2 * n], codes[2 * n + 1] = code_of(f.log10_p), bits_of(f.backoff)
         for j in range(k):
             rows[n * k + j] = ids[j]
-        if f.backoff != 0:
-            context_hashes[n_contexts[0]], backoffs[n_contexts[0]] = hashes[n], bits_of(f.backoff)
-            n_contexts[0] += 1
         n += 1
         n_bytes[0] = newline - data + 1
     return n
@@ -236,25 +233,25 @@ def read_ngrams(const byte_t[::1] text, index_t limit, int k, bint highest, uint
         start: the hash of the empty context.
         slots, ends, blob: the words, as WordTable.frozen() has them.
 
-    Return (lines read, bytes read, what is wrong with the line there, BLANK_LINE or 0, arrays); the arrays: hashes uint64 and codes
-    uint32 of the n-grams, hashes uint64 and bits of the back-offs uint32 of those with a back-off that is not 0, the hashes of
-    the n-grams that are their contexts, uint64 (where these are words, their ids), and their words, uint32 (n * k,).
+    Return (lines read, bytes read, what is wrong with the line there, BLANK_LINE or 0, arrays); the arrays, by n-gram: hashes,
+    uint64; code_of() the probability and bits of the back-off, uint32 (n * 2,); hashes of the n-grams that are their contexts and
+    of those of all their words but the first, uint64 (where these are words, their ids); words, uint32 (n * k,).
     """
     cdef const uint64_t[::1] slots_view = slots, ends_view = ends
     cdef const byte_t[::1] blob_view = blob
     cdef vocab_view words
-    cdef index_t room = min(limit, text.shape[0] // (2 * k + 2) + 1), n, n_contexts = 0, n_bytes = 0
+    cdef index_t room = min(limit, text.shape[0] // (2 * k + 2) + 1), n, n_bytes = 0
     cdef int problem = 0
     if not 2 <= k <= MAX_ORDER or slots_view.shape[0] == 0 or slots_view.shape[0] & (slots_view.shape[0] - 1):
         raise ValueError(f"{k}-grams, {slots_view.shape[0]} slots of words")
     words.slots, words.mask, words.ends, words.blob = &slots_view[0], slots_view.shape[0] - 1, &ends_view[0], &blob_view[0]
     words.n_words, words.pages = ends_view.shape[0] - 1, <page_view*>NULL
-    arrays = [np.empty(room, dtype) for dtype in (np.uint64, np.uint32, np.uint64, np.uint32, np.uint64)]
-    arrays.append(np.empty(room * k, np.uint32))
-    cdef uint64_t[::1] hashes = arrays[0], context_hashes = arrays[2], parents = arrays[4]
-    cdef uint32_t[::1] codes = arrays[1], backoffs = arrays[3], rows = arrays[5]
+    sizes = (1, 2, 1, 1, k)
+    arrays = [np.empty(room * size, dtype) for size, dtype in zip(sizes, (np.uint64, np.uint32, np.uint64, np.uint64, np.uint32),
+                                                                  strict=True)]
+    cdef uint64_t[::1] hashes = arrays[0], parents = arrays[2], endings = arrays[3]
+    cdef uint32_t[::1] codes = arrays[1], rows = arrays[4]
     with nogil:
-        n = read_block(&text[0], text.shape[0], room, k, highest, start, &words, &hashes[0], &codes[0], &context_hashes[0],
-                       &backoffs[0], &parents[0], &rows[0], &n_contexts, &n_bytes, &problem)
-    sizes = (n, n, n_contexts, n_contexts, n, n * k)
-    return n, n_bytes, problem, [array[:size] for array, size in zip(arrays, sizes, strict=True)]
+        n = read_block(&text[0], text.shape[0], room, k, highest, start, &words, &hashes[0], &codes[0], &parents[0], &endings[0],
+                       &rows[0], &n_bytes, &problem)
+    return n, n_bytes, problem, [array[:n * size] for size, array in zip(sizes, arrays, strict=True)]

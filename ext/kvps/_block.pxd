@@ -1,9 +1,7 @@
 # Blocks of tokens that are looked up together: loops without branches that depend on what is found.
 #
 # Arrays of a block have a row of LANES for each order. What a bucket says of many look-ups is worked out in vectors, since a
-# branch would be guessed wrong as often as not. Probabilities that are given are added up likewise.
-from libc.math cimport exp
-
+# branch would be guessed wrong as often as not.
 from kvps._buckets cimport PARTNER
 from kvps._types cimport index_t, uint8_t, uint32_t, uint64_t
 
@@ -11,10 +9,6 @@ cdef enum:
     NONE = 0xFFFFFFFF          # no such entry
     LANES = 192                # tokens of a block: few enough for the first cache
     ROW = LANES + 1            # numbers of totals of n-grams of one order that end at each of them, and before the first
-
-ctypedef fused real:
-    float
-    double
 
 
 cdef inline index_t with_context(uint8_t* live, index_t n, const uint32_t* own, const uint8_t* history, int d) noexcept nogil:
@@ -51,8 +45,7 @@ cdef struct candidates:
     uint32_t unclear[LANES]        # OUT, all bits: this bucket does not tell all
 
 
-cdef inline void choose(candidates* c, index_t n, uint32_t listed_bit, uint32_t quarter, uint32_t limit,
-                        uint32_t unlisted) noexcept nogil:
+cdef inline void choose(candidates* c, index_t n, uint32_t listed_bit, uint32_t quarter, uint32_t limit) noexcept nogil:
     """Fill in the OUT of n candidates. All at once: compilers make vectors of this."""
     cdef uint32_t ngram, totals, known, totals_known, listed, is_it, is_it2, done
     cdef index_t j
@@ -67,47 +60,8 @@ cdef inline void choose(candidates* c, index_t n, uint32_t listed_bit, uint32_t 
         done = all_if(c.beyond[j] == 0) | (known & (~listed | totals_known))
         done &= all_if(c.third[j] == 0) & all_if(ngram < quarter) & all_if(totals < limit)
         c.value[j] = ngram
-        c.number[j] = totals | ~known | (unlisted & ~listed)
+        c.number[j] = totals | ~known
         c.found[j], c.unclear[j] = known & done, ~done
-
-
-cdef inline double float_in(uint32_t bits) noexcept nogil:
-    """Return the float32 that some bits are."""
-    return <double>(<float*>&bits)[0]
-
-
-cdef inline double power10(double x) noexcept nogil:
-    return exp(x * 2.302585092994045684)   # ln 10
-
-
-cdef inline real either(bint first, real a, real b) noexcept nogil:
-    """a or b, without a branch."""
-    cdef uint64_t mask = 0 - <uint64_t>first
-    if real is float:
-        (<uint32_t*>&a)[0] = ((<uint32_t*>&a)[0] & <uint32_t>mask) | ((<uint32_t*>&b)[0] & <uint32_t>~mask)
-    else:
-        (<uint64_t*>&a)[0] = ((<uint64_t*>&a)[0] & mask) | ((<uint64_t*>&b)[0] & ~mask)
-    return a
-
-
-cdef inline void back_off(index_t n, int order, const uint64_t* values, const uint32_t* numbers, uint64_t unknown,
-                          real* p) noexcept nogil:
-    """Fill p with the log10 probabilities of n tokens as an ARPA file has them: that of the longest n-gram listed, and back-offs.
-
-    Added in the order of KenLM, which in float32 decides on the last bit. unknown: value of <unk>.
-    """
-    cdef index_t i
-    cdef int d
-    cdef uint64_t value
-    cdef uint32_t number
-    for i in range(n):
-        value = values[i] | (unknown & 0 - <uint64_t>(values[i] == 0))
-        p[i] = -<real>float_in(<uint32_t>value - 1)
-    for d in range(1, order):
-        for i in range(n):
-            value, number = values[d * LANES + i], numbers[d * LANES + i]
-            number &= all_if(number != <uint32_t>NONE)             # the float 0 where there is no back-off
-            p[i] = either(value > 0, -<real>float_in(<uint32_t>value - 1), p[i] + <real>float_in(number))
 
 
 cdef inline void longest_listed(index_t n, int order, const uint64_t* values, uint8_t* out) noexcept nogil:

@@ -71,61 +71,6 @@ cdef int insert(byte_t* region, uint64_t n_buckets, int partition_bits, int slot
     return FULL
 
 
-cdef bint mark_context(byte_t* region, uint64_t n_buckets, int partition_bits, int slot_bytes, uint64_t hash) noexcept nogil:
-    """Set the highest bit of an n-gram's code, as where its totals are listed; False if there is none in this partition."""
-    cdef int s, n_slots = BUCKET // (slot_bytes + 1)
-    cdef uint64_t f = fingerprint(hash), b = home(hash, partition_bits, n_buckets), tried
-    cdef bint marked = has_marks(slot_bytes, n_slots)
-    cdef byte_t* bucket
-    for tried in range(n_buckets + 1):
-        bucket = region + b * BUCKET
-        for s in range(n_slots):
-            if bucket[s] == <byte_t>f and load32(bucket + n_slots + s * slot_bytes) == f >> 8:
-                bucket[n_slots + (s + 1) * slot_bytes - 1] |= 0x80
-                return True
-        if (bucket[MARKS] & mark_of(f) if marked else bucket[n_slots - 1]) == 0:
-            return False
-        b = after(b, tried, f, n_buckets)
-    return False
-
-
-def mark_contexts(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:, ::1] records):
-    """Mark the n-grams of a partition that are contexts, by records (hash, value).
-
-    Return the place of the first record of which there is no n-gram, or -1.
-    """
-    cdef index_t i, n = records.shape[0], found = -1
-    cdef uint64_t n_buckets = region.shape[0] // BUCKET
-    if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 12 or not 2 <= code_bytes <= 4:
-        raise ValueError(f"a region of {region.shape[0]} bytes, records of {records.shape[1]} bytes")
-    with nogil:
-        for i in range(n):
-            if not mark_context(&region[0], n_buckets, partition_bits, 4 + code_bytes, load64(&records[i, 0])):
-                found = i
-                break
-    return found
-
-
-def fill_given(byte_t[::1] region, int partition_bits, const byte_t[:, ::1] records, *, bint contexts):
-    """Insert records (hash, value) as fill() does, with the values themselves as codes of 4 bytes.
-
-    Values of n-grams are below 2**31. False when two entries share a fingerprint.
-    """
-    cdef index_t i
-    cdef uint64_t n_buckets = region.shape[0] // BUCKET
-    cdef int status = 0
-    if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 12:
-        raise ValueError(f"a region of {region.shape[0]} bytes, records of {records.shape[1]} bytes")
-    with nogil:
-        for i in range(records.shape[0]):
-            status = insert(&region[0], n_buckets, partition_bits, 8, load64(&records[i, 0]), load32(&records[i, 8]), contexts)
-            if status != 0:
-                break
-    if status == FULL:
-        raise ValueError(f"{records.shape[0]} records do not fit into {n_buckets} buckets")
-    return status == 0
-
-
 def fill(byte_t[::1] region, int partition_bits, int code_bytes, const byte_t[:, ::1] records, *,
          const uint64_t[::1] large_of=None, const uint64_t[::1] large=None, const uint32_t[::1] numbers=None, int part=0):
     """Insert records (hash, value; 12 bytes each) of one partition into its zeroed region of buckets.

@@ -11,6 +11,7 @@ cdef extern from "keys.hpp" namespace "kvps" nogil:
     int lowest(uint32_t x)
     int lowest(uint64_t x)
     uint32_t equal16(const void* p, byte_t b)
+    uint32_t equal5(const uint32_t* p, uint32_t x)
     uint64_t load64(const void* p)
     uint32_t load32(const void* p)
 

@@ -11,7 +11,6 @@ cdef enum:
     WITTEN_BELL = 3
     LIDSTONE = 4
     STUPID_BACKOFF = 5
-    GIVEN = 6                  # the file holds probabilities and back-offs: an ARPA file's
 
 cdef struct smoothing:
     int kind

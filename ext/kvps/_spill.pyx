@@ -105,23 +105,27 @@ cdef class Spill:
         return 0
 
     def add_hashed(self, const uint64_t[::1] hashes, const uint32_t[::1] values):
-        """Add records (hash, value), 12 bytes, to the partitions that the highest bits of the hash name."""
-        cdef index_t i, p, n = hashes.shape[0]
+        """Add records of a hash and its values to the partitions that the highest bits of the hash name.
+
+        values: uint32, those of each hash one after another, as many as make a record of record_bytes.
+        """
+        cdef index_t i, p, n = hashes.shape[0], width = self.record_bytes - 8
         cdef int status = 0, bits = (self.n_partitions - 1).bit_length()
         cdef byte_t* at
-        if values.shape[0] != n or self.record_bytes != 12 or self.n_partitions != 1 << bits or self.buffers == NULL:
-            raise ValueError("add_hashed needs equally many values, records of 12 bytes, a power of two of partitions")
+        if width <= 0 or 4 * values.shape[0] != n * width or self.n_partitions != 1 << bits or self.buffers == NULL:
+            raise ValueError(f"{n} hashes and {values.shape[0]} values for records of {self.record_bytes} bytes in "
+                             f"{self.n_partitions} partitions")
         with nogil:
             for i in range(n):
                 p = hashes[i] >> (64 - bits) if bits else 0
-                if self.used[p] + 12 > self.buffer_bytes:
+                if self.used[p] + self.record_bytes > self.buffer_bytes:
                     status = self.flush(p)
                     if status != 0:
                         break
                 at = self.buffers + p * self.stride + self.used[p]
                 memcpy(at, &hashes[i], 8)
-                memcpy(at + 8, &values[i], 4)
-                self.used[p] += 12
+                memcpy(at + 8, &values[i * width // 4], width)
+                self.used[p] += self.record_bytes
                 self.counts[p] += 1
         self._check(status)
 

@@ -66,7 +66,7 @@ cdef class Walker:
     cdef readonly int order
 
     def __init__(self, Tables tables, FrozenWords words):
-        if tables.weights == NULL or tables.exact or <index_t>words.v.n_words != tables.n_words:
+        if not tables.ready or tables.exact or <index_t>words.v.n_words != tables.n_words:
             raise ValueError(f"{words.v.n_words} words for a model of {tables.n_words}, smoothed, in hashes")
         self.tables, self.words, self.order = tables, words, tables.order
 

@@ -10,6 +10,7 @@
 //   load64, load32     unaligned little-endian loads
 //   lowest(x)          position of the lowest set bit, x not 0
 //   equal16(p, b)      a bit for each of the 16 bytes at p: is it b?
+//   equal5(p, x)       a bit for each of the 5 numbers at p: is it x?
 //   wide               a key of any width as the widest
 //   store              a key where a narrower one is expected
 //   to_bytes, from_bytes   a key as bytes, lowest first
@@ -100,6 +101,17 @@ inline uint32_t equal16(const void* p, uint8_t b) {
 #else
   uint32_t found = 0;
   for (int i = 0; i < 16; i++) found |= (uint32_t)(((const uint8_t*)p)[i] == b) << i;
+  return found;
+#endif
+}
+
+inline uint32_t equal5(const uint32_t* p, uint32_t x) {
+  uint32_t found = (uint32_t)(p[4] == x) << 4;
+#if defined(__SSE2__)
+  __m128i same = _mm_cmpeq_epi32(_mm_loadu_si128((const __m128i*)p), _mm_set1_epi32((int)x));
+  return found | (uint32_t)_mm_movemask_ps(_mm_castsi128_ps(same));
+#else
+  for (int i = 0; i < 4; i++) found |= (uint32_t)(p[i] == x) << i;
   return found;
 #endif
 }

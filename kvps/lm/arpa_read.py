@@ -4,9 +4,10 @@ Read as KenLM reads it, in any order of its lines, one pass, bounded memory; any
 (all its words but the last) has to be listed, as KenLM wants it; its last words need not be.
 
     STEP 1  the 1-grams become the vocabulary; longer n-grams are dealt by hash into partitions through scratch files:
-            (hash, log10 p) of each, (hash, log10 back-off) where that is not 0, (hash of the context, line)
+            (hash, log10 p, log10 back-off) of each, (hash, line) of its context, (hash, 0) of all its words but the first
     STEP 2  each partition's records go into its buckets, and the buckets to the model's file; an n-gram that is the context
-            of others is marked, so that scoring looks no longer one up behind those that are not
+            of others is marked, so that scoring looks no longer one up behind those that are not. Where the last words of all
+            are listed too, as in what lmplz writes, it need not look behind those that are not listed either
 
 Layout of the file: container.py; of the probabilities: ext/kvps/_arpa_read.pyx `code_of`.
 """
@@ -25,13 +26,13 @@ import numpy as np
 
 from kvps._arpa import pack_text_keys
 from kvps._arpa_read import BLANK_LINE, PROBLEMS, read_ngrams, read_unigrams
-from kvps._buckets import fill_given, mark_contexts, slots_per_bucket
+from kvps._given import SLOTS, fill, link
 from kvps._spill import Spill
 from kvps._statistics import chain_start
 from kvps._vocabulary import WordTable
 from kvps.errors import ArgumentError, DataError
 from kvps.lm import container
-from kvps.lm.compile import BUCKET_BYTES, MAX_PARTITIONS, PARTITION_RECORDS, RECORD_BYTES, SeedCollision, section
+from kvps.lm.compile import BUCKET_BYTES, MAX_PARTITIONS, PARTITION_RECORDS, SeedCollision, section
 from kvps.lm.ordered import Partitions, unpacked
 from kvps.lm.pools import windowed
 from kvps.lm.statistics import Statistics
@@ -46,8 +47,9 @@ log = logging.getLogger("kvps")
 MAX_ORDER = 8                  # as a store's
 MAX_LINE_BYTES = 32 << 20      # as of a text: a line has to fit into memory several times over
 BLOCK_BYTES = 1 << 20
-CODE_BYTES = 4
-LOAD = 0.8                     # of buckets of 7 slots, which overflow sooner than those of 9 in a store's models
+LOAD = 0.8                     # of buckets of 5 slots, which overflow sooner than those of 9 in a store's models
+NGRAM_BYTES = 16               # of a record: hash, probability, back-off
+PART_BYTES = 12                # hash, line
 SHORTEST_LINE = 6              # of an n-gram: "0\ta b\n"
 MISSING_UNK = 100.0            # KenLM takes -100 for log10 p of an <unk> that is not listed
 
@@ -61,7 +63,7 @@ def import_arpa(source: str | Path, path: Path, *, tokenizer: Tokenizer, max_rat
         tokenizer: what makes words of the text that the model is to score; recorded.
         max_ratio: as in open_stream().
         list_ngrams: the model file has a list of the n-grams too, 4 bytes for each of their words and 4 more.
-        scratch: folder for temporary files, some 36 bytes per n-gram; that of `path` by default.
+        scratch: folder for temporary files, some 40 bytes per n-gram; that of `path` by default.
         progress: called with (bytes read, bytes in all), as they lie on disk.
 
     Raises:
@@ -159,8 +161,8 @@ class _Reader(abc.ABC):
         self.order = len(self.sizes)
 
     @abc.abstractmethod
-    def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, context_hashes: np.ndarray,
-             backoffs: np.ndarray, parents: np.ndarray, rows: np.ndarray) -> None:
+    def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, parents: np.ndarray, endings: np.ndarray,
+             rows: np.ndarray) -> None:
         """Get what read_ngrams() made of lines of order k."""
 
     def read(self) -> None:
@@ -276,64 +278,62 @@ class _Import(_Reader):
             self.n_partitions *= 2
         self._stack, self._list_ngrams = stack, list_ngrams
         self._listed: dict[int, Partitions] = {}
-        self._spills = [Spill(stack.enter_context(files.scratch(scratch)), self.n_partitions, RECORD_BYTES) for _ in range(3)]
+        self._ngrams_dealt, self._parts_dealt = (Spill(stack.enter_context(files.scratch(scratch)), self.n_partitions, n_bytes)
+                                                 for n_bytes in (NGRAM_BYTES, PART_BYTES))
         self.read()
         with files.reporting(scratch):
-            for spill in self._spills:
-                spill.finish()
+            self._ngrams_dealt.finish()
+            self._parts_dealt.finish()
         for k in range(2, self.order + 1) if list_ngrams else ():
             self._partitions(k).finish(0)
 
-    def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, context_hashes: np.ndarray,
-             backoffs: np.ndarray, parents: np.ndarray, rows: np.ndarray) -> None:
+    def take(self, k: int, first_line: int, hashes: np.ndarray, codes: np.ndarray, parents: np.ndarray, endings: np.ndarray,
+             rows: np.ndarray) -> None:
         """Deal n-grams into the partitions."""
         with files.reporting(self._scratch):
             if self._list_ngrams:
-                keys = pack_text_keys(np.ascontiguousarray(rows.reshape(-1, k)[:, [*range(k - 2, -1, -1), k - 1]]), codes,
-                                      bits_for(len(self.codes)))
+                in_order = np.ascontiguousarray(rows.reshape(-1, k)[:, [*range(k - 2, -1, -1), k - 1]])
+                keys = pack_text_keys(in_order, codes[::2].copy(), bits_for(len(self.codes)))
                 self._partitions(k).add(0, keys)
-            self._spills[0].add_hashed(hashes, codes)
-            self._spills[1].add_hashed(context_hashes, backoffs)
+            self._ngrams_dealt.add_hashed(hashes, codes)
             if k == 2:                 # every word is among the 1-grams
                 self.is_context[parents] = True
             else:
                 lines = np.arange(first_line, first_line + len(parents))
-                self._spills[2].add_hashed(parents, np.minimum(lines, 0xFFFFFFFF).astype(np.uint32))
+                self._parts_dealt.add_hashed(parents, np.minimum(lines, 0xFFFFFFFF).astype(np.uint32))
+                self._parts_dealt.add_hashed(endings, np.zeros(len(endings), np.uint32))
 
     def write(self, path: Path, tokenizer: Tokenizer, threads: int) -> dict:
         """Run step 2: write the model file."""
-        n_entries = int((self._spills[0].sizes() + self._spills[1].sizes()).max())
-        n_buckets = max(1, int(np.ceil(n_entries / (slots_per_bucket(CODE_BYTES) * LOAD))))
+        n_buckets = max(1, int(np.ceil(int(self._ngrams_dealt.sizes().max()) / (SLOTS * LOAD))))
         bits = (self.n_partitions - 1).bit_length()
 
         def region(partition: int) -> np.ndarray:
             out = np.zeros(n_buckets * BUCKET_BYTES, np.uint8)
             with files.reporting(self._scratch):
-                ngrams, contexts, parents = (spill.read(partition) for spill in self._spills)
-            # Back-offs first, then shorter n-grams before longer ones: what is asked for most is in the first bucket then.
-            for records, is_contexts in ((contexts, True), (ngrams, False)):
-                if len(records) and not fill_given(out, bits, records, contexts=is_contexts):
-                    self._refuse_twice(records)
-                    raise SeedCollision
-            if len(parents) and (absent := mark_contexts(out, bits, CODE_BYTES, parents)) >= 0:
-                line = int(parents[absent, 8:].copy().view(np.uint32)[0])
+                ngrams, parts = self._ngrams_dealt.read(partition), self._parts_dealt.read(partition)
+            # Shorter n-grams come before longer ones: what is asked for most is in the first bucket then.
+            if not fill(out, bits, ngrams):
+                self._refuse_twice(ngrams)
+                raise SeedCollision
+            line, closed = link(out, bits, parts)
+            if line:
                 raise self.lines.refusal("the context of this n-gram (all its words but the last) is not listed", line)
+            meta["closed"] = meta["closed"] and closed
             return out
 
         ngrams = dict(enumerate(self.sizes, 1))
         slots, ends, blob = self.words
         statistics = Statistics(self.order, 0, 0, 0, len(self.codes) - FIRST_WORD, ngrams, {})
         meta = {"format": container.MODEL_FORMAT, "kind": "arpa", "order": self.order, "exact": False, "seed": self.start,
-                "partitions": self.n_partitions, "code_bytes": CODE_BYTES, "tokenizer": tokenizer.to_json(),
+                "partitions": self.n_partitions, "closed": True, "tokenizer": tokenizer.to_json(),
                 "statistics": statistics.to_json()}
         with ThreadPoolExecutor(threads) as pool:
             def written() -> Iterator:
                 # 0 stands for a word that is no context; the bits of no finite back-off are 2**32 - 1.
                 contexts = np.where(self.is_context, self.backoffs + np.uint32(1), np.uint32(0))
                 for name, array in (("unigrams", self.codes), ("unigram_contexts", contexts),
-                                    ("slots", slots), ("ends", ends), ("blob", blob), ("totals", np.zeros((1, 4), np.uint64)),
-                                    ("large", np.empty(0, np.uint64)), ("escaped", np.empty(0, np.uint64)),
-                                    ("escaped_numbers", np.empty(0, np.uint32))):
+                                    ("slots", slots), ("ends", ends), ("blob", blob)):
                     yield section(name, array)
                 for k, part in self._listed.items():
                     yield f"listed.{k}", "I", part.n_keys() * (k + 1), self._rows(k, part)

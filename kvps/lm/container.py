@@ -21,10 +21,10 @@ Sections of a model in hashes (code bytes, partitions and seed stand in meta; bu
 An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k) in context order, ngrams.k.starts u64
 (first row of each part), ngrams.k.values u64; for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers; and
 parts u32 (n_words,), the part of what begins with a word, or their number where that may be any.
-An imported model ("arpa") is one in hashes that has probabilities in the place of counts, of words and n-grams the bits of
--log10 p as a float32, plus 1, and back-offs in that of the numbers of totals: the bits of their log10, of words plus 1. An
-n-gram without the mark of one whose totals are listed is no context; a back-off of 0 is not listed, though the mark is there. It
-may have for k = 2..order: listed.k u32 (n, k + 1), its n-grams in context order, sorted, and their probabilities as above.
+An imported model ("arpa") has of these the words, and `entries` of its own (ext/kvps/_given.pyx). Its unigrams are the bits of
+-log10 p as a float32, plus 1, its unigram_contexts the bits of log10 of back-offs, plus 1; 0: no context. "closed" in meta says
+whether of all n-grams the last words are listed too. It may have for k = 2..order: listed.k u32 (n, k + 1), its n-grams in
+context order, sorted, and their probabilities as those of words.
 
 The file is written under another name and renamed, so that a file that is there is whole. That of a store can be deleted
 at any time: it holds nothing that the store does not hold. Its format may change with any release; one of another format is
@@ -45,7 +45,7 @@ from kvps.store import files
 
 MAGIC = b"KVPSMDL3"
 KENLM = b"mmap lm http://kheafield.com/code"       # begins a file of KenLM's build_binary
-MODEL_FORMAT = 6               # of what the sections mean; a model of another one is made again
+MODEL_FORMAT = 7               # of what the sections mean; a model of another one is made again
 ALIGN = PAGE_BYTES
 ITEM_BYTES = {"B": 1, "I": 4, "Q": 8}
 _TRAILER = struct.Struct("<QII8s")

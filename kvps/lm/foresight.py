@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvps._model import best_rows, find_rows, histories
+from kvps._model import histories
+from kvps._rows import best_rows, find_rows
 from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
 from kvps.lm import completion, container, prediction

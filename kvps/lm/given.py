@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kvps._arpa import given_backoffs
 from kvps.lm.balance import hash_rows
 from kvps.lm.model import CompiledModel
 from kvps.lm.opening import ModelFile
@@ -105,7 +104,7 @@ class Given:
 
     def backoffs(self, rows: np.ndarray) -> np.ndarray:
         """Return log10 of the back-offs of n-grams, float64."""
-        return given_backoffs(self._model.tables, np.ascontiguousarray(rows)).astype(np.float64)
+        return self._model.tables.backoffs_of(np.ascontiguousarray(rows)).astype(np.float64)
 
     def lower(self, rows: np.ndarray) -> np.ndarray:
         """Return log10 p(last word | the words before it but the first), float64."""

@@ -10,6 +10,8 @@ import math
 import mmap
 from pathlib import Path
 
+from kvps._counted import CountTables
+from kvps._given import GivenTables
 from kvps._model import Tables, histories
 from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
@@ -87,21 +89,26 @@ class Scorer:
         if meta["kind"] != self.smoothing.kind or (meta["kind"] == "kn" and self.order != meta["order"]):
             raise ArgumentError(f"{path}: a model of kind {meta['kind']} and order {meta['order']} cannot answer "
                                 f"{self.smoothing} of order {self.order}")
+        self._idle: list[tuple[memoryview, memoryview]] = []       # buffers of threads that scored before
         pages = container.pages(path, arrays)
         self.words = FrozenWords(arrays["slots"], arrays["ends"], arrays["blob"], pages)
         self.unigrams = arrays["unigrams"]
-        self.tables = Tables(self.order, arrays["unigrams"], arrays["unigram_contexts"], arrays["totals"],
-                             arrays.get("large", memoryview(b"").cast("Q")), meta["seed"], pages)
+        self.tables: Tables
+        if self.smoothing == GIVEN:
+            self.tables = GivenTables(self.order, arrays["unigrams"], arrays["unigram_contexts"], arrays["entries"],
+                                      meta["partitions"], meta["closed"], seed=meta["seed"], pages=pages)
+            return
+        self.tables = counts = CountTables(self.order, arrays["unigrams"], arrays["unigram_contexts"], arrays["totals"],
+                                           arrays.get("large", memoryview(b"").cast("Q")), seed=meta["seed"], pages=pages)
         if meta["exact"]:
-            self.tables.use_rows(arrays["parts"], meta["parts"], _rows(arrays, self.order))
+            counts.use_rows(arrays["parts"], meta["parts"], _rows(arrays, self.order))
         else:
-            self.tables.use_hashes(arrays["entries"], meta["code_bytes"], meta["partitions"], arrays["escaped"],
-                                   arrays["escaped_numbers"])
+            counts.use_hashes(arrays["entries"], meta["code_bytes"], meta["partitions"], arrays["escaped"],
+                              arrays["escaped_numbers"])
         vocabulary = self.statistics.vocabulary + (2 if self.smoothing.name == "modified-kneser-ney" else 3)
         self.discounts = (self.statistics.discounts_or_warn() if self.smoothing.name == "modified-kneser-ney"
                           else [[0.0] * 4] * (self.order + 1))
-        self._idle: list[tuple[memoryview, memoryview]] = []       # buffers of threads that scored before
-        self.tables.smooth(self.smoothing.number, self.smoothing.kernel_value, self.discounts, float(vocabulary))
+        counts.smooth(self.smoothing.number, self.smoothing.kernel_value, self.discounts, float(vocabulary))
 
     def score_text(self, text: bytes) -> Score:
         """Return the sums over tokenised text."""

@@ -40,7 +40,7 @@ class Smoothing:
     @property
     def number(self) -> int:
         """The kernel's number of this smoothing."""
-        return 6 if self == GIVEN else _NUMBERS[self.name]
+        return _NUMBERS[self.name]
 
     @property
     def kernel_value(self) -> float:

@@ -1,4 +1,5 @@
 """Each kernel does what its docstring says, edges first: orders 1 and 8, 32 bits, one word, nothing at all."""
+import functools
 import gc
 import os
 import re
@@ -8,10 +9,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from reference import mix
 
 from kvps._arpa import Strings, arpa_lines, count_lines, pack_text_keys, sort_text_keys, text_key_width
-from kvps._buckets import fill, fill_given, mark_contexts, slots_per_bucket
-from kvps._model import Tables, histories
+from kvps._buckets import fill, slots_per_bucket
+from kvps._counted import CountTables
+from kvps._given import SLOTS, GivenTables, link
+from kvps._given import fill as given_fill
+from kvps._model import histories
 from kvps._ngrams import count, key_width
 from kvps._runs import Merge, encode, encoded_room, first_key, pack, unpack
 from kvps._spill import Spill
@@ -568,19 +573,19 @@ def test_totals_table():
 
 # ---- spill
 
-@pytest.mark.parametrize("buffer_bytes", [12, 24, 100, 16384])
-def test_spill(buffer_bytes, rng):
+@pytest.mark.parametrize(("buffer_bytes", "width"), [(12, 1), (24, 1), (100, 1), (100, 2), (16384, 1), (16384, 3)])
+def test_spill(buffer_bytes, width, rng):
     """Records come back by partition, in the order in which they were added, whatever the buffers."""
     for n_partitions in (1, 4, 64):
         with tempfile.TemporaryFile() as file:
-            spill = Spill(file.fileno(), n_partitions, 12, buffer_bytes)
+            spill = Spill(file.fileno(), n_partitions, 8 + 4 * width, buffer_bytes)
             expected = [[] for _ in range(n_partitions)]
             for n in (0, 1, 500, 77):
                 hashes = np.array([rng.getrandbits(64) for _ in range(n)], np.uint64)
-                values = np.array([rng.getrandbits(32) for _ in range(n)], np.uint32)
-                spill.add_hashed(hashes, values)
-                for h, v in zip(hashes.tolist(), values.tolist(), strict=True):
-                    expected[h * n_partitions >> 64].append(h.to_bytes(8, "little") + v.to_bytes(4, "little"))
+                values = np.array([[rng.getrandbits(32) for _ in range(width)] for _ in range(n)], np.uint32).reshape(n, width)
+                spill.add_hashed(hashes, values.reshape(-1))
+                for h, row in zip(hashes.tolist(), values, strict=True):
+                    expected[h * n_partitions >> 64].append(h.to_bytes(8, "little") + row.tobytes())
             spill.finish()
 
             assert spill.sizes().tolist() == [len(part) for part in expected]
@@ -620,7 +625,7 @@ def test_spill_refusals():
         for k, bits in ((2, 17), (0, 16), (8, 32)):
             with pytest.raises(ValueError, match="words of keys"):
                 spill.add_keys(keys, k, bits, np.zeros(3, np.uint16))
-        with pytest.raises(ValueError, match="power of two"):
+        with pytest.raises(ValueError, match="of 8 bytes in 3 partitions"):
             spill.add_hashed(np.zeros(1, np.uint64), np.zeros(1, np.uint32))
         spill.finish()
         assert spill.read(0).shape == (0, 8)
@@ -629,6 +634,15 @@ def test_spill_refusals():
     for arguments in ((0, 12), (1, 0), (70_000, 12), (1, 20, 10)):
         with pytest.raises(ValueError, match="partitions of"):
             Spill(0, *arguments)
+
+
+def test_spill_of_odd_values():
+    """Values that make no whole records are refused."""
+    with tempfile.TemporaryFile() as file:
+        spill = Spill(file.fileno(), 2, 16)
+        for n in (0, 1, 3):
+            with pytest.raises(ValueError, match="1 hashes and"):
+                spill.add_hashed(np.zeros(1, np.uint64), np.zeros(n, np.uint32))
 
 
 def test_spill_onto_a_full_disk():
@@ -677,7 +691,7 @@ def test_buckets_hold_what_was_put_in(code_bytes, rng):
 
     unigrams = np.full(n_words, 1, np.uint64)
     contexts = walk.unigram_context_numbers()
-    tables = Tables(2, unigrams, contexts, walk.table.rows().reshape(-1), np.array(large, np.uint64), chain_start(0))
+    tables = CountTables(2, unigrams, contexts, walk.table.rows().reshape(-1), np.array(large, np.uint64), seed=chain_start(0))
     tables.use_hashes(region, code_bytes, 1, np.empty(0, np.uint64), np.empty(0, np.uint32))
     tables.smooth(4, 1.0, np.zeros((3, 4)), float(n_words))
     asked = [(a, b) for a in words for b in words]
@@ -710,33 +724,95 @@ def test_buckets_that_are_full():
             fill(np.zeros(region, np.uint8), 0, code_bytes, rows, large=none)
 
 
-def test_contexts_are_marked(rng):
-    """Of n-grams in a full table those that are contexts get the highest bit of their code, and one that is absent is told."""
-    hashes = np.array(sorted(rng.getrandbits(64) for _ in range(700)), np.uint64)
-    codes = np.array([rng.getrandbits(31) for _ in hashes], np.uint32)
+def given_records(table, start):
+    """Return (hash, -log10 p, log10 back-off) of n-grams as records, and (hash, line) of what they are made of."""
+    def hash_of(ngram):
+        return mix(functools.reduce(mix, reversed(ngram[:-1]), start), ngram[-1])
 
-    def records(hashes, values):
-        return np.concatenate([hashes.view(np.uint8).reshape(-1, 8), values.view(np.uint8).reshape(-1, 4)], axis=1)
+    def joined(hashes, *columns):
+        return np.concatenate([np.array(hashes, np.uint64).view(np.uint8).reshape(-1, 8),
+                               *(np.array(column).view(np.uint8).reshape(-1, 4) for column in columns)], axis=1)
 
-    region = np.zeros(100 * 64, np.uint8)
-    assert fill_given(region, 0, records(hashes, codes), contexts=False)
-    before = region.copy()
-    chosen = np.array(sorted(rng.sample(range(700), 300)))
-    twice = np.concatenate([chosen, chosen])
-    assert mark_contexts(region, 0, 4, records(hashes[twice], np.zeros(600, np.uint32))) == -1
+    ngrams = [(ngram, p, b) for k in sorted(table) if k > 1 for ngram, (p, b) in table[k].items()]
+    parts = [(hash_of(part), line) for line, (ngram, _, _) in enumerate(ngrams, 9) if len(ngram) > 2
+             for part, line in ((ngram[:-1], line), (ngram[1:], 0))]
+    return (joined([hash_of(ngram) for ngram, _, _ in ngrams],
+                   np.array([-p for _, p, _ in ngrams], np.float32).view(np.uint32) + np.uint32(1),
+                   np.array([b for _, _, b in ngrams], np.float32).view(np.uint32)),
+            joined([h for h, _ in parts], np.array([line for _, line in parts], np.uint32)))
 
-    slots, old = (table.reshape(-1, 64)[:, 7:63].reshape(-1, 7, 8) for table in (region, before))
-    # A code and the higher 32 bits of a fingerprint tell n-grams apart well enough.
-    places = {bytes(slot): where for where, slot in np.ndenumerate(old.copy().view("V8")[:, :, 0])}
-    for i in range(700):
-        key = int(hashes[i] >> np.uint64(8) & np.uint64(0xFFFFFFFF)).to_bytes(4, "little") + int(codes[i]).to_bytes(4, "little")
-        slot = slots[places[key]]
-        assert slot[7] >> 7 == (i in chosen)
-        assert bytes(slot[:7]) == key[:7] and slot[7] & 0x7F == key[7]
-    absent = records(np.array([hashes[0], hashes[5] ^ np.uint64(1 << 20)], np.uint64), np.zeros(2, np.uint32))
-    assert mark_contexts(region, 0, 4, absent) == 1
+
+@pytest.mark.parametrize("closed", [True, False])
+@pytest.mark.parametrize("load", [1.0, 0.5])
+def test_what_is_given_is_found(closed, load, rng):
+    """Probabilities and back-offs are those of the longest n-grams listed, in tables as full as can be; nothing else is found."""
+    words, order = range(40), 4
+    table = {1: {(w,): (-rng.uniform(0.1, 3), rng.choice([0, -0.5, 0.25])) for w in words}}
+    for k in range(2, order + 1):
+        table[k] = {}
+        for _ in range(300):
+            ngram = (*rng.choice(list(table[k - 1])), rng.choice([w for w in words if w != 1]))
+            if ngram[-2] != 2 and (not closed or ngram[1:] in table[k - 1]):
+                table[k][ngram] = (-rng.uniform(0, 3), rng.choice([0, -1.0, 0.5]) if k < order and ngram[-1] != 2 else 0)
+    ngrams, parts = given_records(table, chain_start(5))
+    region = np.zeros(-(-len(ngrams) // int(SLOTS * load)) * 64, np.uint8)
+    assert given_fill(region, 0, ngrams)
+    assert link(region, 0, parts) == (0, closed)
+    values = np.array([-table[1][w,][0] for w in words], np.float32).view(np.uint32).astype(np.uint64) + np.uint64(1)
+    contexts = np.array([table[1][w,][1] for w in words], np.float32).view(np.uint32) + np.uint32(1)
+    tables = GivenTables(order, values, contexts, region, 1, closed, seed=chain_start(5))
+    asked = [tuple(rng.choices(words, k=order)) for _ in range(400)] + [rng.choice(list(table[4])) for _ in range(100)]
+    asked = [ngram for ngram in asked if 2 not in ngram[:-1]]
+    expected = []
+    for ngram in asked:
+        p, matched = 0.0, 0
+        for n in range(order, 0, -1):
+            if ngram[-n:] in table[n]:
+                p, matched = p + np.float32(table[n][ngram[-n:]][0]), n
+                break
+            p += np.float32(table[n - 1].get(ngram[-n:-1], (0, 0))[1])
+        expected.append((p, matched if matched > 1 or ngram[-1] != 0 else 0))
+    ids, history = np.array(asked, np.uint32).reshape(-1), np.tile(np.arange(order, dtype=np.uint8), len(asked))
+    log10_p, orders = np.empty(len(ids)), np.empty(len(ids), np.uint8)
+    tables.score(ids, history, log10_p, orders)
+    assert list(zip(log10_p[3::4], orders[3::4], strict=True)) == [(pytest.approx(p, abs=1e-6), n) for p, n in expected]
+    _, _, (shares, _, _) = tables.look(ids, history)
+    assert np.log10(shares[3::4].sum(axis=1)) == pytest.approx([p for p, _ in expected], abs=1e-6)
+    rows = np.array([ngram for k in (3,) for ngram in table[k]], np.uint32)
+    assert tables.backoffs_of(rows) == pytest.approx([table[3][tuple(row)][1] for row in rows.tolist()])
+    for ngram, (p, _) in zip(asked[-20:], expected[-20:], strict=True):
+        out = np.empty(len(words))
+        tables.distribution(np.array(ngram[:-1], np.uint32), out)
+        assert out[ngram[-1]] == pytest.approx(10 ** p if ngram[-1] != 1 else 0, rel=1e-5)
+
+
+def test_what_cannot_be_given():
+    """Two n-grams with one fingerprint, too many, and those whose first words are not listed are told."""
+    def records(hashes, width=2):
+        return np.concatenate([np.array(hashes, np.uint64).view(np.uint8).reshape(-1, 8),
+                               np.ones((len(hashes), 4 * width), np.uint8)], axis=1)
+
+    region = np.zeros(64, np.uint8)
+    assert given_fill(region, 0, records(range(5)[1:]))
+    assert given_fill(region, 0, records([5 | 1 << 32]))                                    # a bit more of a fingerprint
+    assert link(region, 0, records([1, 5 | 1 << 32], 1)) == (0, True)
+    assert link(region, 0, records([1, 5, 2], 1)) == (0x01010101, True)
+    parts = records([1, 5, 2], 1)
+    parts[:, 8:] = 0
+    assert link(region, 0, parts) == (0, False)
+    assert given_fill(np.zeros(64, np.uint8), 0, records([5, 5 | 1 << 50])) is False
+    assert given_fill(np.zeros(64, np.uint8), 0, records([0, 1])) is False                  # 0 stands for 1
+    with pytest.raises(ValueError, match="do not fit"):
+        given_fill(np.zeros(64, np.uint8), 0, records(range(1, 7)))
+    for rows in (records([1], 1), records([1], 3)):
+        with pytest.raises(ValueError, match="a region of"):
+            given_fill(region, 0, rows)
     with pytest.raises(ValueError, match="a region of"):
-        mark_contexts(region[:63], 0, 4, absent)
+        link(region[:63], 0, parts)
+    codes, contexts = np.ones(3, np.uint64), np.zeros(3, np.uint32)
+    for n_bytes, partitions in ((0, 1), (64, 2), (100, 1), (64, 0)):
+        with pytest.raises(ValueError, match="partitions of buckets"):
+            GivenTables(2, codes, contexts, np.zeros(n_bytes, np.uint8), partitions, True, seed=0)
 
 
 def test_words_of_any_length_between_any_separators(rng):
@@ -792,8 +868,8 @@ def test_tables_arguments():
     for arguments in ((0, unigrams, contexts, totals), (9, unigrams, contexts, totals), (2, unigrams[:2], contexts[:2], totals),
                       (2, unigrams, contexts[:3], totals), (2, unigrams, contexts, np.ones(3, np.uint64))):
         with pytest.raises(ValueError, match="order"):
-            Tables(*arguments, none, 0)
-    tables = Tables(2, unigrams, contexts, totals, none, 0)
+            CountTables(*arguments, none, seed=0)
+    tables = CountTables(2, unigrams, contexts, totals, none, seed=0)
     for n_bytes, code_bytes, partitions in ((0, 3, 1), (64, 3, 2), (100, 3, 1), (64, 5, 1)):
         with pytest.raises(ValueError, match="partitions of buckets"):
             tables.use_hashes(np.zeros(n_bytes, np.uint8), code_bytes, partitions, none, contexts[:0])

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import kvps
-from kvps._model import best_rows, find_rows
 from kvps._pages import PAGE_BYTES, Pages, PageSums
+from kvps._rows import best_rows, find_rows
 from kvps.errors import CorruptionError
 from kvps.lm import container
 from kvps.lm.scorer import Scorer

@@ -1,0 +1,511 @@
+"""A compiled model made of what an ARPA file gives: probabilities and back-offs. Its table of n-grams, filled and looked up.
+
+The table is buckets of 64 bytes, one cache line, of five n-grams each: their fingerprints, their probabilities, their
+back-offs, all 32 bits, so that all five are compared at once and what is found lies beside it; then 4 bits more of each
+fingerprint, and 12 marks. A fingerprint is the lowest 36 bits of a hash, of which the lower 32 are not 0; 0 is an empty slot.
+The highest bits of a hash choose the partition, the next ones the bucket in it. An n-gram that finds its bucket full goes to
+a second one that its fingerprint chooses, and from there on to the next that has room. Wherever it passes by it leaves a
+mark, one of twelve; a look-up ends at a bucket without its mark.
+A probability is the bits of -log10 p as a float32, with the highest bit set where the n-gram is a context: there are longer
+ones that begin with it, or it has a back-off. A back-off is the bits of its log10 as a float32.
+"""
+cimport cython
+
+from libc.math cimport exp
+from libc.string cimport memset
+
+from kvps._block cimport LANES, NONE, ROW, all_if, with_context
+from kvps._buckets cimport BUCKET, home
+from kvps._keys cimport equal5, fetch, load32, load64, lowest, mix, mul_high
+from kvps._model cimport Tables
+from kvps._pages cimport Pages, usable
+from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+
+cdef enum:
+    N_SLOTS = 5
+    CONTEXT = 0x80000000       # in the code of an n-gram: it is a context
+    MORE_BITS = 4              # of a fingerprint, behind the slots; the marks are above them
+    N_MARKS = 12
+    ABSENT = 0xFFFFFFFF        # code of an n-gram that is not there
+    FULL = -2
+    COLLISION = -3
+
+SLOTS = N_SLOTS
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef struct bucket:
+    uint32_t prints[N_SLOTS]
+    uint32_t codes[N_SLOTS]
+    uint32_t backoffs[N_SLOTS]
+    uint32_t rest
+
+
+cdef inline uint32_t print_of(uint64_t hash) noexcept nogil:
+    """The lower bits of a fingerprint."""
+    cdef uint32_t low = <uint32_t>hash
+    return low | <uint32_t>(low == 0)
+
+
+cdef inline uint32_t more_of(uint64_t hash) noexcept nogil:
+    """The higher ones."""
+    return <uint32_t>(hash >> 32) & ((1 << MORE_BITS) - 1)
+
+
+cdef inline uint32_t mark_of(uint64_t hash) noexcept nogil:
+    """The mark of a hash, as a bit of bucket.rest."""
+    return <uint32_t>1 << <int>(N_SLOTS * MORE_BITS + ((hash & 0xFFFF) * N_MARKS >> 16))
+
+
+cdef inline uint64_t after(uint64_t hash, uint64_t b, uint64_t tried, uint64_t n_buckets) noexcept nogil:
+    """The bucket to try after bucket b of a partition, which was number `tried` from 0 on."""
+    if tried == 0:
+        return (hash & 0xFFFFFFFFu) * n_buckets >> 32
+    return b + 1 if b + 1 < n_buckets else 0
+
+
+cdef inline bint is_of(const bucket* at, int s, uint64_t hash) noexcept nogil:
+    """Whether slot s has the n-gram with a hash."""
+    return at.prints[s] == print_of(hash) and at.rest >> MORE_BITS * s & ((1 << MORE_BITS) - 1) == more_of(hash)
+
+
+cdef inline float float_in(uint32_t bits) noexcept nogil:
+    return (<float*>&bits)[0]
+
+
+cdef inline float log10_in(uint32_t code) noexcept nogil:
+    """The log10 probability of an n-gram."""
+    return -float_in(code & <uint32_t>~CONTEXT)
+
+
+cdef inline double power10(double x) noexcept nogil:
+    return exp(x * 2.302585092994045684)   # ln 10
+
+
+# ---- filling
+
+cdef int insert(bucket* region, uint64_t n_buckets, int partition_bits, uint64_t hash, uint32_t code, uint32_t backoff) noexcept nogil:
+    """Put an n-gram into its partition. Return 0, FULL or COLLISION (another one answers to its fingerprint)."""
+    cdef uint64_t b = home(hash, partition_bits, n_buckets), tried
+    cdef bucket* at
+    cdef int s
+    for tried in range(n_buckets + 1):
+        at = region + b
+        for s in range(N_SLOTS):
+            if at.prints[s] == 0:
+                at.prints[s], at.codes[s], at.backoffs[s] = print_of(hash), code, backoff
+                at.rest |= more_of(hash) << MORE_BITS * s
+                return 0
+            if is_of(at, s, hash):
+                return COLLISION
+        at.rest |= mark_of(hash)
+        b = after(hash, b, tried, n_buckets)
+    return FULL
+
+
+cdef uint32_t* code_at(bucket* region, uint64_t n_buckets, int partition_bits, uint64_t hash) noexcept nogil:
+    """The code of an n-gram in its partition, or NULL."""
+    cdef uint64_t b = home(hash, partition_bits, n_buckets), tried
+    cdef int s
+    for tried in range(n_buckets + 1):
+        for s in range(N_SLOTS):
+            if is_of(region + b, s, hash):
+                return &region[b].codes[s]
+        if not region[b].rest & mark_of(hash):
+            break
+        b = after(hash, b, tried, n_buckets)
+    return NULL
+
+
+def fill(byte_t[::1] region, int partition_bits, const byte_t[:, ::1] records):
+    """Insert records of one partition into its zeroed region of buckets.
+
+    records: uint8 (n, 16): hash, bits of -log10 p plus 1, bits of log10 of the back-off. What comes first is found first.
+
+    Return True, or False when two n-grams share a fingerprint: build again with another seed.
+    """
+    cdef index_t i, n = records.shape[0]
+    cdef uint64_t n_buckets = region.shape[0] // BUCKET
+    cdef uint32_t code, backoff
+    cdef int status = 0
+    if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 16:
+        raise ValueError(f"a region of {region.shape[0]} bytes, records of {records.shape[1]} bytes")
+    with nogil:
+        for i in range(n):
+            code, backoff = load32(&records[i, 8]) - 1, load32(&records[i, 12])
+            if backoff << 1 != 0:              # of either sign
+                code |= <uint32_t>CONTEXT
+            status = insert(<bucket*>&region[0], n_buckets, partition_bits, load64(&records[i, 0]), code, backoff)
+            if status != 0:
+                break
+    if status == FULL:
+        raise ValueError(f"{n} records do not fit into {n_buckets} buckets")
+    return status == 0
+
+
+def link(byte_t[::1] region, int partition_bits, const byte_t[:, ::1] records):
+    """Look up what longer n-grams of a filled partition are made of.
+
+    records: uint8 (n, 12): hash and number; 0: the last words of an n-gram, all but one; other numbers: the first ones, which
+    are made a context.
+
+    Return (number of the first context that is not there, or 0; whether all the others are there).
+    """
+    cdef index_t i, n = records.shape[0]
+    cdef uint64_t n_buckets = region.shape[0] // BUCKET
+    cdef uint32_t number, missing = 0
+    cdef uint32_t* code
+    cdef bint closed = True
+    if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 12:
+        raise ValueError(f"a region of {region.shape[0]} bytes, records of {records.shape[1]} bytes")
+    with nogil:
+        for i in range(n):
+            code, number = code_at(<bucket*>&region[0], n_buckets, partition_bits, load64(&records[i, 0])), load32(&records[i, 8])
+            if number == 0:
+                closed = closed and code != NULL
+            elif code != NULL:
+                code[0] |= <uint32_t>CONTEXT
+            else:
+                missing = number
+                break
+    return missing, closed
+
+
+# ---- looking up
+
+cdef inline void back_off(index_t n, int order, const uint32_t* codes, const uint32_t* own, const uint8_t* history,
+                          uint32_t unknown, real* p) noexcept nogil:
+    """Fill p with the log10 probabilities of n tokens: that of the longest n-gram there is, and the back-offs of longer contexts.
+
+    Added in the order of KenLM, which in float32 decides on the last bit. unknown: code of <unk>.
+    """
+    cdef index_t i
+    cdef int d
+    cdef uint32_t code, number, there
+    cdef real listed, backed
+    for i in range(n):
+        code = codes[i]
+        there = all_if(code != <uint32_t>ABSENT)
+        p[i] = log10_in((code & there) | (unknown & ~there))
+    for d in range(1, order):
+        for i in range(n):
+            code, number = codes[d * LANES + i], own[d * ROW + i]
+            number &= all_if(number != <uint32_t>NONE) & all_if(history[i] >= d)       # the float 0 where there is no back-off
+            listed, backed = log10_in(code), p[i] + float_in(number)
+            p[i] = listed if code != <uint32_t>ABSENT else backed
+
+
+@cython.final
+cdef class GivenTables(Tables):
+    """What an ARPA file gives: the values of words are the bits of -log10 p plus 1, numbers of contexts the bits of back-offs."""
+    cdef const byte_t* buckets
+    cdef uint64_t n_buckets                # of a partition
+    cdef int partition_bits
+
+    def __cinit__(self, int order, unigrams, unigram_contexts, const byte_t[::1] entries, int n_partitions, bint closed, *,
+                  uint64_t seed, Pages pages=None):
+        if n_partitions < 1 or entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions):
+            raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
+        self.owner.append(entries)
+        self.buckets, self.n_buckets = &entries[0], entries.shape[0] // (BUCKET * n_partitions)
+        self.partition_bits = (n_partitions - 1).bit_length()
+        self.n_numbers, self.valueless = <uint64_t>1 << 32, UNK
+        self.gaps, self.logs, self.ready = not closed, True, True
+
+    cdef inline const bucket* at(self, uint64_t hash) noexcept nogil:
+        return <const bucket*>(self.buckets + mul_high(hash, self.n_buckets << self.partition_bits) * BUCKET)
+
+    cdef const byte_t* bucket_of(self, uint64_t hash) noexcept nogil:
+        return <const byte_t*>self.at(hash)
+
+    cdef inline const bucket* next_to(self, uint64_t hash, uint64_t* b, uint64_t tried) noexcept nogil:
+        """The bucket to try after the one numbered b in the partition, which was number `tried` from 0 on; IN and OUT b."""
+        b[0] = after(hash, b[0], tried, self.n_buckets)
+        return <const bucket*>(self.buckets + ((hash >> (64 - self.partition_bits) if self.partition_bits else 0) * self.n_buckets
+                                               + b[0]) * BUCKET)
+
+    cdef bint find(self, uint64_t hash, const bucket* at, uint32_t* code, uint32_t* number) noexcept nogil:
+        """Look an n-gram up: OUT its code and its back-off as a context, NONE if it is none. False as find_entry()."""
+        cdef uint64_t b = 0, tried
+        cdef int s
+        for tried in range(self.n_buckets + 1):
+            if not usable(self.page, at):
+                break
+            for s in range(N_SLOTS):
+                if is_of(at, s, hash):
+                    code[0] = at.codes[s]
+                    number[0] = at.backoffs[s] if at.codes[s] & <uint32_t>CONTEXT else <uint32_t>NONE
+                    return True
+            if not at.rest & mark_of(hash):
+                break
+            at = self.next_to(hash, &b, tried)
+        return False
+
+    cdef bint find_entry(self, uint64_t hash, const byte_t* first, uint64_t* value, uint32_t* number) noexcept nogil:
+        cdef uint32_t code
+        if not self.find(hash, <const bucket*>first, &code, number):
+            return False
+        value[0] = <uint64_t>(code & <uint32_t>~CONTEXT) + 1
+        return True
+
+    cdef index_t read(self, const word_t* ids, uint8_t* live, index_t n, const uint64_t* hashes, const bucket** buckets,
+                      uint32_t* codes, uint32_t* own) noexcept nogil:
+        """Look up an n-gram for each of n tokens in `live`; keep those there that have one.
+
+        OUT codes and own, by token: of what is found; see gather(). Short and without branches that depend on it: many rounds
+        are under way at once then.
+        """
+        cdef uint8_t rest[LANES]               # those of which one bucket does not tell all: tokens, and their places in `hashes`
+        cdef uint8_t rest_at[LANES]
+        cdef index_t j, i, n_found = 0, n_rest = 0
+        cdef const bucket* at
+        cdef uint32_t same, there, context
+        cdef uint64_t b = 0
+        cdef bint found
+        cdef int s
+        for j in range(n):
+            i, at = live[j], buckets[j]
+            same = equal5(at.prints, print_of(hashes[j])) if usable(self.page, at) else 0
+            s = lowest(same | 1 << (N_SLOTS - 1))          # where none is the same the last one is read, in vain
+            found = (same != 0) & (((at.rest >> MORE_BITS * s ^ more_of(hashes[j])) & ((1 << MORE_BITS) - 1)) == 0)
+            there = all_if(found)
+            context = there & (0 - (at.codes[s] >> 31)) & ~all_if(ids[i] == EOS)
+            codes[i] = at.codes[s] | ~there
+            own[i] = at.backoffs[s] | ~context
+            rest[n_rest], rest_at[n_rest] = <uint8_t>i, <uint8_t>j
+            n_rest += (not found) & ((same != 0) | ((at.rest & mark_of(hashes[j])) != 0))
+            live[n_found] = <uint8_t>i
+            n_found += found
+        for j in range(n_rest):
+            fetch(self.next_to(hashes[rest_at[j]], &b, 0))
+        for j in range(n_rest):
+            i = rest[j]
+            if self.find(hashes[rest_at[j]], buckets[rest_at[j]], &codes[i], &own[i]):
+                if ids[i] == EOS:
+                    own[i] = <uint32_t>NONE
+                live[n_found] = <uint8_t>i
+                n_found += 1
+        return n_found
+
+    cdef void gather(self, const word_t* ids, const uint8_t* history, index_t n, uint32_t* before, uint32_t* codes,
+                     uint32_t* own) noexcept nogil:
+        """Look up the n-grams of n tokens; arguments as those of probabilities(), from the first token on.
+
+        OUT codes[(k - 1) * LANES + i]: of the k-gram that ends at token i, ABSENT if there is none, and for <unk> alone.
+        OUT own[k * ROW + i + 1]: its back-off as a context, NONE if it is none.
+        """
+        cdef uint64_t chain[LANES]
+        cdef uint64_t hashes[LANES]
+        cdef const bucket* buckets[LANES]
+        cdef uint8_t live[LANES]               # tokens whose n-grams may be listed
+        cdef index_t n_live = n, i, j
+        cdef int d
+        cdef word_t word
+        for d in range(1, self.order):
+            memset(codes + d * LANES, 255, n * sizeof(uint32_t))               # ABSENT
+            memset(own + (d + 1) * ROW + 1, 255, n * sizeof(uint32_t))         # NONE
+        for d in range(1, self.order + 1):
+            own[d * ROW] = before[d]
+        for i in range(n):
+            word = ids[i]
+            codes[i] = <uint32_t>(self.unigrams[word] - 1) | all_if(word == UNK)
+            own[ROW + i + 1] = self.unigram_contexts[word] - 1                 # 0 - 1 is NONE
+            chain[i] = self.seed
+            live[i] = <uint8_t>i
+        for d in range(1, self.order):
+            if self.gaps:
+                n_live = n
+                for i in range(n):
+                    live[i] = <uint8_t>i
+            # Every n-gram that is listed has its first words listed, which are the context.
+            n_live = with_context(live, n_live, own + d * ROW, history, d)
+            if self.gaps:
+                for i in range(n):
+                    chain[i] = mix(chain[i], (ids + i - d)[0] if history[i] >= d else 0)
+            for j in range(n_live):
+                i = live[j]
+                if not self.gaps:
+                    chain[i] = mix(chain[i], (ids + i - d)[0])
+                hashes[j] = mix(chain[i], ids[i])
+                buckets[j] = self.at(hashes[j])
+                fetch(buckets[j])
+            n_live = self.read(ids, live, n_live, hashes, buckets, codes + d * LANES, own + (d + 1) * ROW + 1)
+        for d in range(1, self.order + 1):
+            before[d] = own[d * ROW + n]
+
+    cdef inline uint32_t unknown(self) noexcept nogil:
+        """The code of <unk>."""
+        return <uint32_t>(self.unigrams[UNK] - 1)
+
+    cdef void probabilities(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, double* p,
+                            uint8_t* matched) noexcept nogil:
+        cdef uint32_t codes[MAX_ORDER * LANES]
+        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
+        self.gather(ids + first, history + first, n, before, codes, own)
+        back_off(n, self.order, codes, own, history + first, self.unknown(), p)
+        if matched != NULL:
+            self.longest_listed(n, codes, matched)
+
+    cdef void floats(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, float* p,
+                     uint8_t* matched) noexcept nogil:
+        cdef uint32_t codes[MAX_ORDER * LANES]
+        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
+        self.gather(ids + first, history + first, n, before, codes, own)
+        back_off(n, self.order, codes, own, history + first, self.unknown(), p)
+        self.longest_listed(n, codes, matched)
+
+    cdef inline void longest_listed(self, index_t n, const uint32_t* codes, uint8_t* out) noexcept nogil:
+        """Fill out with the order of the longest n-gram that ends at each of n tokens; 0 for an unknown word."""
+        cdef index_t i
+        cdef int d
+        memset(out, 0, n)
+        for d in range(self.order):
+            for i in range(n):
+                out[i] = <uint8_t>(d + 1) if codes[d * LANES + i] != <uint32_t>ABSENT else out[i]
+
+    cdef float float_of(self, const uint64_t* values, const uint32_t* numbers, int longest, word_t word, int* matched) noexcept nogil:
+        cdef int d
+        cdef float p = log10_in(<uint32_t>(values[0] if values[0] > 0 else self.unigrams[UNK]) - 1)
+        matched[0] = 1
+        for d in range(1, longest):
+            if values[d * LANES] > 0:
+                p, matched[0] = log10_in(<uint32_t>values[d * LANES] - 1), d + 1
+            elif numbers[d * LANES] != <uint32_t>NONE:
+                p += float_in(numbers[d * LANES])
+        return p
+
+    cdef void share_out(self, const word_t* last, int n, const word_t* words, index_t n_words, double* p) noexcept nogil:
+        cdef index_t first = 0, block, i, j, n_live
+        cdef int d
+        cdef uint64_t chains[MAX_ORDER + 1]
+        cdef uint32_t known[MAX_ORDER + 1]
+        cdef word_t asked[LANES]
+        cdef uint8_t history[LANES]
+        cdef uint8_t live[LANES]
+        cdef uint64_t hashes[LANES]
+        cdef const bucket* buckets[LANES]
+        cdef uint32_t codes[MAX_ORDER * LANES]
+        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
+        cdef uint32_t unused[LANES]
+        n = min(n, self.order - 1)
+        self.find_contexts(last, n, chains, known)
+        memset(history, n, LANES)
+        memset(own, 255, sizeof(own))              # NONE
+        for d in range(1, n + 1):
+            for i in range(LANES):
+                own[d * ROW + i] = known[d]
+        while first < n_words:
+            block = n_live = min(<index_t>LANES, n_words - first)
+            for i in range(block):
+                asked[i] = <word_t>(first + i) if words == NULL else words[first + i]
+                codes[i] = <uint32_t>(self.unigrams[asked[i]] - 1) | all_if(asked[i] == UNK)
+                live[i] = <uint8_t>i
+            memset(codes + LANES, 255, (self.order - 1) * LANES * sizeof(uint32_t))
+            for d in range(1, n + 1):
+                if known[d] == <uint32_t>NONE and not self.gaps:
+                    break
+                if known[d] == <uint32_t>NONE:
+                    continue                       # a longer context may be listed all the same
+                if self.gaps:
+                    n_live = block                 # as may a longer n-gram
+                    for i in range(block):
+                        live[i] = <uint8_t>i
+                for j in range(n_live):
+                    hashes[j] = mix(chains[d], asked[live[j]])
+                    buckets[j] = self.at(hashes[j])
+                    fetch(buckets[j])
+                n_live = self.read(asked, live, n_live, hashes, buckets, codes + d * LANES, unused)
+            back_off(block, self.order, codes, own, history, self.unknown(), p + first)
+            for i in range(block):
+                p[first + i] = power10(p[first + i]) if asked[i] != BOS else 0
+            first += block
+
+    def backoffs(self, const uint32_t[::1] context):
+        """Return by depth from 0 on what the context of so many last words multiplies the probabilities of shorter ones by.
+
+        float64 (n + 1,), 1 where there is no such context.
+        """
+        cdef int d, n = <int>min(context.shape[0], <index_t>self.order - 1)
+        cdef uint64_t chains[MAX_ORDER + 1]
+        cdef uint32_t numbers[MAX_ORDER + 1]
+        import numpy as np  # here: scoring text does without it
+
+        out_array = np.ones(n + 1)
+        cdef double[::1] out = out_array
+        self.refuse_unknown(context)
+        if n > 0:
+            self.find_contexts(&context[0] + context.shape[0] - 1, n, chains, numbers)
+            for d in range(1, n + 1):
+                if numbers[d] != <uint32_t>NONE:
+                    out[d] = power10(float_in(numbers[d]))
+        self.refuse_damage()
+        return out_array
+
+    def backoffs_of(self, const uint32_t[:, ::1] rows):
+        """Return log10 of the back-offs of n-grams, float32 (n,); 0 where there is none.
+
+        rows: uint32 (n, k) of word ids, k below the order of the model.
+        """
+        cdef index_t i, n = rows.shape[0]
+        cdef int k = <int>rows.shape[1]
+        cdef uint64_t hash
+        cdef uint32_t code, number
+        import numpy as np  # here: scoring text does without it
+
+        if not 1 <= k < self.order:
+            raise ValueError(f"{k}-grams of a model of order {self.order}")
+        backoffs = np.zeros(n, np.float32)
+        if n == 0:
+            return backoffs
+        self.refuse_unknown(np.asarray(rows).reshape(-1))
+        cdef float[::1] out = backoffs
+        with nogil:
+            for i in range(n):
+                number = <uint32_t>NONE
+                if k == 1:
+                    number = self.unigram_contexts[rows[i, 0]] - 1
+                else:
+                    hash = self.hash_of(&rows[i, k - 1], k)
+                    self.find(hash, self.at(hash), &code, &number)
+                if number != <uint32_t>NONE:
+                    out[i] = float_in(number)
+        self.refuse_damage()
+        return backoffs
+
+    def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
+        """Return how the probability of each token comes about, as CountTables.look(): there are no counts, which are all 0."""
+        cdef index_t n = ids.shape[0], first = 0, i, block
+        cdef int d
+        cdef double mass
+        cdef uint32_t code, number
+        cdef uint32_t before[MAX_ORDER + 2]
+        cdef uint32_t codes[MAX_ORDER * LANES]
+        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
+        import numpy as np  # here: scoring text does without it
+
+        p_array = np.zeros((3, n, self.order + 1))
+        p_array[2] = 1
+        cdef double[:, :, ::1] p = p_array
+        if history.shape[0] != n:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories")
+        self.refuse_unknown(ids)
+        memset(before, 255, sizeof(before))
+        while first < n:
+            block = n - first if n - first < LANES else LANES
+            self.gather(&ids[first], &history[first], block, before, codes, own)
+            for i in range(block):
+                mass = 1
+                for d in range(min(history[first + i], self.order - 1), -1, -1):
+                    code, number = codes[d * LANES + i], own[d * ROW + i]
+                    if code != <uint32_t>ABSENT or d == 0:
+                        p[0, first + i, d + 1] = mass * power10(log10_in(code if code != <uint32_t>ABSENT else self.unknown()))
+                        break
+                    if number != <uint32_t>NONE:
+                        p[2, first + i, d] = power10(float_in(number))
+                        mass *= p[2, first + i, d]
+            first += block
+        self.refuse_damage()
+        return np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64), p_array
