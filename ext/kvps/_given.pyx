@@ -1,31 +1,31 @@
 """A compiled model made of what an ARPA file gives: probabilities and back-offs. Its table of n-grams, filled and looked up.
 
 The table is buckets of 64 bytes, one cache line, of five n-grams each: their fingerprints, their probabilities, their
-back-offs, all 32 bits, so that all five are compared at once and what is found lies beside it; then 4 bits more of each
-fingerprint, and 12 marks. A fingerprint is the lowest 36 bits of a hash, of which the lower 32 are not 0; 0 is an empty slot.
+back-offs, all 32 bits, so that all five are compared at once and what is found lies beside it; then 3 bits more of each
+fingerprint, and 16 marks. A fingerprint is the lowest 35 bits of a hash, of which the lower 32 are not 0; 0 is an empty slot.
 The highest bits of a hash choose the partition, the next ones the bucket in it. An n-gram that finds its bucket full goes to
 a second one that its fingerprint chooses, and from there on to the next that has room. Wherever it passes by it leaves a
-mark, one of twelve; a look-up ends at a bucket without its mark.
+mark, one of sixteen; a look-up ends at a bucket without its mark.
 A probability is the bits of -log10 p as a float32, with the highest bit set where the n-gram is a context: there are longer
 ones that begin with it, or it has a back-off. A back-off is the bits of its log10 as a float32.
 """
 cimport cython
 
 from libc.math cimport exp
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from kvps._block cimport LANES, NONE, ROW, all_if, with_context
 from kvps._buckets cimport BUCKET, home
 from kvps._keys cimport equal5, fetch, load32, load64, lowest, mix, mul_high
 from kvps._model cimport Tables
 from kvps._pages cimport Pages, usable
-from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+from kvps._types cimport BOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     N_SLOTS = 5
     CONTEXT = 0x80000000       # in the code of an n-gram: it is a context
-    MORE_BITS = 4              # of a fingerprint, behind the slots; the marks are above them
-    N_MARKS = 12
+    MORE_BITS = 3              # of a fingerprint, behind the slots
+    MARKS_AT = 16              # bit of the first mark; there are as many as fit
     ABSENT = 0xFFFFFFFF        # code of an n-gram that is not there
     FULL = -2
     COLLISION = -3
@@ -57,7 +57,7 @@ cdef inline uint32_t more_of(uint64_t hash) noexcept nogil:
 
 cdef inline uint32_t mark_of(uint64_t hash) noexcept nogil:
     """The mark of a hash, as a bit of bucket.rest."""
-    return <uint32_t>1 << <int>(N_SLOTS * MORE_BITS + ((hash & 0xFFFF) * N_MARKS >> 16))
+    return <uint32_t>1 << MARKS_AT << <int>(hash & 15)
 
 
 cdef inline uint64_t after(uint64_t hash, uint64_t b, uint64_t tried, uint64_t n_buckets) noexcept nogil:
@@ -176,6 +176,16 @@ def link(byte_t[::1] region, int partition_bits, const byte_t[:, ::1] records):
 
 # ---- looking up
 
+cdef inline real either(uint32_t first, real a, real b) noexcept nogil:
+    """a or b, by whether all bits of `first` are set or none, without a branch."""
+    cdef uint64_t mask = first | <uint64_t>first << 32
+    if real is float:
+        (<uint32_t*>&a)[0] = ((<uint32_t*>&a)[0] & first) | ((<uint32_t*>&b)[0] & ~first)
+    else:
+        (<uint64_t*>&a)[0] = ((<uint64_t*>&a)[0] & mask) | ((<uint64_t*>&b)[0] & ~mask)
+    return a
+
+
 cdef inline void back_off(index_t n, int order, const uint32_t* codes, const uint32_t* own, const uint8_t* history,
                           uint32_t unknown, real* p) noexcept nogil:
     """Fill p with the log10 probabilities of n tokens: that of the longest n-gram there is, and the back-offs of longer contexts.
@@ -185,7 +195,6 @@ cdef inline void back_off(index_t n, int order, const uint32_t* codes, const uin
     cdef index_t i
     cdef int d
     cdef uint32_t code, number, there
-    cdef real listed, backed
     for i in range(n):
         code = codes[i]
         there = all_if(code != <uint32_t>ABSENT)
@@ -194,8 +203,7 @@ cdef inline void back_off(index_t n, int order, const uint32_t* codes, const uin
         for i in range(n):
             code, number = codes[d * LANES + i], own[d * ROW + i]
             number &= all_if(number != <uint32_t>NONE) & all_if(history[i] >= d)       # the float 0 where there is no back-off
-            listed, backed = log10_in(code), p[i] + float_in(number)
-            p[i] = listed if code != <uint32_t>ABSENT else backed
+            p[i] = either(all_if(code != <uint32_t>ABSENT), <real>log10_in(code), p[i] + <real>float_in(number))
 
 
 @cython.final
@@ -213,7 +221,7 @@ cdef class GivenTables(Tables):
         self.buckets, self.n_buckets = &entries[0], entries.shape[0] // (BUCKET * n_partitions)
         self.partition_bits = (n_partitions - 1).bit_length()
         self.n_numbers, self.valueless = <uint64_t>1 << 32, UNK
-        self.gaps, self.logs, self.ready = not closed, True, True
+        self.gaps, self.logs, self.ready, self.told = not closed, True, True, True
 
     cdef inline const bucket* at(self, uint64_t hash) noexcept nogil:
         return <const bucket*>(self.buckets + mul_high(hash, self.n_buckets << self.partition_bits) * BUCKET)
@@ -251,19 +259,19 @@ cdef class GivenTables(Tables):
         value[0] = <uint64_t>(code & <uint32_t>~CONTEXT) + 1
         return True
 
-    cdef index_t read(self, const word_t* ids, uint8_t* live, index_t n, const uint64_t* hashes, const bucket** buckets,
+    cdef index_t read(self, uint8_t* live, index_t n, const uint64_t* hashes, const bucket** buckets,
                       uint32_t* codes, uint32_t* own) noexcept nogil:
         """Look up an n-gram for each of n tokens in `live`; keep those there that have one.
 
         OUT codes and own, by token: of what is found; see gather(). Short and without branches that depend on it: many rounds
         are under way at once then.
         """
-        cdef uint8_t rest[LANES]               # those of which one bucket does not tell all: tokens, and their places in `hashes`
-        cdef uint8_t rest_at[LANES]
-        cdef index_t j, i, n_found = 0, n_rest = 0
+        cdef uint8_t kept[LANES]
+        cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
+        cdef index_t j, i, n_kept = 0, n_rest = 0
         cdef const bucket* at
-        cdef uint32_t same, there, context
         cdef uint64_t b = 0
+        cdef uint32_t same, there, code
         cdef bint found
         cdef int s
         for j in range(n):
@@ -271,24 +279,22 @@ cdef class GivenTables(Tables):
             same = equal5(at.prints, print_of(hashes[j])) if usable(self.page, at) else 0
             s = lowest(same | 1 << (N_SLOTS - 1))          # where none is the same the last one is read, in vain
             found = (same != 0) & (((at.rest >> MORE_BITS * s ^ more_of(hashes[j])) & ((1 << MORE_BITS) - 1)) == 0)
-            there = all_if(found)
-            context = there & (0 - (at.codes[s] >> 31)) & ~all_if(ids[i] == EOS)
-            codes[i] = at.codes[s] | ~there
-            own[i] = at.backoffs[s] | ~context
-            rest[n_rest], rest_at[n_rest] = <uint8_t>i, <uint8_t>j
+            there, code = all_if(found), at.codes[s]
+            codes[i] = code | ~there
+            own[i] = at.backoffs[s] | ~(there & (0 - (code >> 31)))
+            rest[n_rest] = <uint8_t>j
             n_rest += (not found) & ((same != 0) | ((at.rest & mark_of(hashes[j])) != 0))
-            live[n_found] = <uint8_t>i
-            n_found += found
+            kept[n_kept] = <uint8_t>i
+            n_kept += found
         for j in range(n_rest):
-            fetch(self.next_to(hashes[rest_at[j]], &b, 0))
+            fetch(self.next_to(hashes[rest[j]], &b, 0))
         for j in range(n_rest):
-            i = rest[j]
-            if self.find(hashes[rest_at[j]], buckets[rest_at[j]], &codes[i], &own[i]):
-                if ids[i] == EOS:
-                    own[i] = <uint32_t>NONE
-                live[n_found] = <uint8_t>i
-                n_found += 1
-        return n_found
+            i = live[rest[j]]
+            if self.find(hashes[rest[j]], buckets[rest[j]], &codes[i], &own[i]):
+                kept[n_kept] = <uint8_t>i
+                n_kept += 1
+        memcpy(live, kept, n_kept)
+        return n_kept
 
     cdef void gather(self, const word_t* ids, const uint8_t* history, index_t n, uint32_t* before, uint32_t* codes,
                      uint32_t* own) noexcept nogil:
@@ -332,7 +338,7 @@ cdef class GivenTables(Tables):
                 hashes[j] = mix(chain[i], ids[i])
                 buckets[j] = self.at(hashes[j])
                 fetch(buckets[j])
-            n_live = self.read(ids, live, n_live, hashes, buckets, codes + d * LANES, own + (d + 1) * ROW + 1)
+            n_live = self.read(live, n_live, hashes, buckets, codes + d * LANES, own + (d + 1) * ROW + 1)
         for d in range(1, self.order + 1):
             before[d] = own[d * ROW + n]
 
@@ -417,7 +423,7 @@ cdef class GivenTables(Tables):
                     hashes[j] = mix(chains[d], asked[live[j]])
                     buckets[j] = self.at(hashes[j])
                     fetch(buckets[j])
-                n_live = self.read(asked, live, n_live, hashes, buckets, codes + d * LANES, unused)
+                n_live = self.read(live, n_live, hashes, buckets, codes + d * LANES, unused)
             back_off(block, self.order, codes, own, history, self.unknown(), p + first)
             for i in range(block):
                 p[first + i] = power10(p[first + i]) if asked[i] != BOS else 0

@@ -20,6 +20,7 @@ cdef class Tables(Paged):
     cdef int order
     cdef word_t valueless                  # a word whose value does not count as one: <unk>, where it is given
     cdef bint gaps                         # n-grams may be listed without their last words
+    cdef bint told                         # numbers tell contexts from others; where not, what ends with </s> is none either
     cdef bint logs                         # probabilities() gives log10
     cdef bint ready                        # all is there that look-ups need
     cdef readonly bint exact               # without fingerprints

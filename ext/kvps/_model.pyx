@@ -231,7 +231,7 @@ cdef class Tables(Paged):
         for d in range(1, n + 1):
             numbers[d] = <uint32_t>NONE
             chains[d] = mix(chains[d - 1], (last - d + 1)[0])
-            if last[0] == EOS:
+            if last[0] == EOS and not self.told:
                 continue
             if d == 1:
                 numbers[1] = self.unigram_contexts[last[0]] - 1
@@ -302,7 +302,7 @@ cdef class Tables(Paged):
             own[d + 1] = <uint32_t>NONE
             if numbers[d * LANES] != <uint32_t>NONE and (values[(d - 1) * LANES] > 0 or self.gaps):
                 self.find_entry(grams[d], buckets[d], &values[d * LANES], &own[d + 1])
-                if word == EOS:
+                if word == EOS and not self.told:
                     own[d + 1] = <uint32_t>NONE
         result = self.float_of(values, numbers, length + 1, word, matched)
         length = min(length + 1, self.order - 1)
