@@ -514,3 +514,14 @@ def test_folder_that_fills_while_it_is_removed(env, monkeypatch):
     files.remove_tree(path)
     assert not path.exists()
     assert next(came, None) is None
+
+
+def test_files_in_huge_pages(tmp_path, rng):
+    """A file that is written for huge pages holds the same bytes; each write but the last is of one such page."""
+    page = files.HUGE_PAGE
+    for _ in range(20):
+        pieces = [rng.randbytes(1) * rng.choice([0, 1, 70_000, page - 1, page, page + 1, 3 * page + 5])
+                  for _ in range(rng.randrange(6))]
+        files.atomic_write(tmp_path / "file", iter(pieces), huge_pages=True)
+        assert (tmp_path / "file").read_bytes() == b"".join(pieces)
+        assert {len(piece) for piece in list(files._chunks(pieces))[:-1]} <= {page}
