@@ -463,12 +463,13 @@ cdef int encode_text(encoding* e) noexcept nogil:
     cdef index_t lengths[LANES]    # 0: the sentence ends here
     cdef uint64_t keys[LANES]
     cdef word_t words[LANES]
-    cdef index_t lane, n_lanes, n_ids = 0
-    cdef bint ends, marks
+    cdef index_t lane, n_lanes, n_ids = 0, n_sentences = 0
+    cdef bint ends, marks, known, start_mark = e.start_mark, oov_is_unk = e.oov_is_unk
     cdef word_t word
+    cdef word_t* ids = e.ids
     cdef splitter split = splitting(e.text, e.n_text, LINES)
-    if e.start_mark:
-        e.ids[n_ids] = BOS
+    if start_mark:
+        ids[n_ids] = BOS
         n_ids += 1
     while split.at <= split.n:
         n_lanes = 0
@@ -476,26 +477,27 @@ cdef int encode_text(encoding* e) noexcept nogil:
             n_lanes += split_some(&split, starts + n_lanes, lengths + n_lanes)
         find_words(&e.v, e.text, e.n_text, n_lanes, starts, lengths, keys, words)
         for lane in range(n_lanes):
-            ends = lengths[lane] == 0
-            word = EOS if ends else words[lane]
-            if e.oov_is_unk:
-                word = UNK if (word - FIRST_WORD >= <word_t>(NOT_FOUND - FIRST_WORD)) & (not ends) else word
-            elif word < FIRST_WORD and not ends:
-                if e.skip_reserved:
+            ends, word = lengths[lane] == 0, words[lane]
+            known = word - FIRST_WORD < <word_t>(NOT_FOUND - FIRST_WORD)
+            if oov_is_unk:
+                word = word if known else UNK
+            elif not known and not ends:
+                if word == <word_t>NOT_FOUND:
+                    word = UNK
+                    if not e.closed and new_word(e, starts[lane], lengths[lane], keys[lane], &word) != 0:
+                        return ERR_MEMORY
+                elif e.skip_reserved:
                     continue
-                e.reserved_at = starts[lane]
-                return 0
-            elif word == <word_t>NOT_FOUND:
-                word = UNK
-                if not e.closed and new_word(e, starts[lane], lengths[lane], keys[lane], &word) != 0:
-                    return ERR_MEMORY
+                else:
+                    e.reserved_at = starts[lane]
+                    return 0
             # Behind </s> goes <s>, overwritten where it is not wanted; that behind the last one is left out.
-            marks = ends & e.start_mark
-            e.ids[n_ids + marks] = BOS
-            e.ids[n_ids] = word
+            marks = ends & start_mark
+            ids[n_ids + marks] = BOS
+            ids[n_ids] = EOS if ends else word
             n_ids += 1 + marks
-            e.n_sentences += ends
-    e.n_ids = n_ids - e.start_mark
+            n_sentences += ends
+    e.n_ids, e.n_sentences = n_ids - start_mark, n_sentences
     return 0
 
 
