@@ -112,7 +112,7 @@ def read_counts(const byte_t[::1] text, int k, slots, ends, blob, bytes before=b
     cdef const byte_t* earlier = before
     cdef index_t n_earlier = len(before)
     if not 1 <= k <= MAX_ORDER:
-        raise ValueError(f"{k}-grams")
+        raise ValueError(f"{k}-grams: those of 1 to {MAX_ORDER} words can be read")
     if size == 0 or text[size - 1] != 10:
         raise ValueError("expected whole lines")
     ids, counts = np.empty((room, k), np.uint32), np.empty(room, np.int64)

@@ -75,14 +75,9 @@ cdef inline void put_word(word_slot* slots, uint64_t mask, uint64_t key, index_t
     slots[at].number = <uint32_t>(word + 1)        # last: makes the word visible
 
 
-cdef inline bint inside(const vocab_view* v, uint64_t begin, uint64_t n) noexcept nogil:
-    """Whether n bytes from `begin` on lie in the blob."""
-    return begin <= v.n_bytes and n <= v.n_bytes - begin
-
-
 cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t key) noexcept nogil:
     """Return the id of a word whose key is given, or NOT_FOUND, as where a damaged page is met."""
-    cdef uint64_t at = place_of(key, n) & v.mask, word, tried
+    cdef uint64_t at = place_of(key, n) & v.mask, word, begin, tried
     for tried in range(v.mask + 1):        # a table that others wrote might have no empty slot
         if not usable(v.pages, &v.slots[at]) or v.slots[at].number == 0:
             break
@@ -91,20 +86,22 @@ cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t 
             if n <= SHORT:
                 if v.slots[at].n_bytes == <uint32_t>n:
                     return <word_t>word
-            elif not usable(v.pages, &v.ends[word], 16):
-                break
-            elif v.ends[word + 1] - v.ends[word] == <uint64_t>n and inside(v, v.ends[word], n):
-                if not usable(v.pages, v.blob + v.ends[word], n):
+            else:
+                if not usable(v.pages, &v.ends[word], 16):
                     break
-                if memcmp(v.blob + v.ends[word], p, n) == 0:
-                    return <word_t>word
+                begin = v.ends[word]
+                if v.ends[word + 1] - begin == <uint64_t>n and begin <= v.n_bytes and <uint64_t>n <= v.n_bytes - begin:
+                    if not usable(v.pages, v.blob + begin, n):
+                        break
+                    if memcmp(v.blob + begin, p, n) == 0:
+                        return <word_t>word
         at = (at + 1) & v.mask
     return <word_t>NOT_FOUND
 
 
 cdef void find_words(const vocab_view* v, const byte_t* text, index_t n_text, index_t n, const index_t* starts,
                      const index_t* lengths, uint64_t* keys, word_t* out) noexcept nogil:
-    """Fill out[i] with what find_word() gives for n <= LANES words of a text, and keys[i]; where a length is 0, with anything.
+    """Fill out[i] with what find_word() gives for n <= LANES words of a text, and keys[i]; with anything where a length is 0.
 
     All words take a step before any takes the next, without branches that nobody can guess: no word waits for memory alone.
     """
@@ -146,8 +143,8 @@ cdef void find_words(const vocab_view* v, const byte_t* text, index_t n_text, in
             fetch(&v.ends[out[i]])
     for j in range(n_rest):
         i = rest[j]
-        if lengths[i] > SHORT and out[i] < v.n_words and usable(v.pages, &v.ends[out[i]]) and v.ends[out[i]] < v.n_bytes:
-            fetch(v.blob + v.ends[out[i]])
+        if lengths[i] > SHORT and out[i] < v.n_words and usable(v.pages, &v.ends[out[i]]):
+            fetch(v.blob + v.ends[out[i]])         # wherever that is: to fetch is not to read
     for j in range(n_rest):
         i = rest[j]
         out[i] = find_word(v, text + starts[i], lengths[i], keys[i])

@@ -101,7 +101,7 @@ def read(frozen, text):
 
 def test_words_of_every_length():
     """Words of 1 to 20 bytes, beginnings of each other or one byte apart, are told apart, wherever in a text they stand."""
-    whole = ["abcdefghijklmnopqrst".encode(), "éüöäßéüöäß".encode(), "語言模型語言".encode() + b"xy", b"\xff" * 20]
+    whole = [b"abcdefghijklmnopqrst", "éüöäßéüöäß".encode(), "語言模型語言".encode() + b"xy", b"\xff" * 20]
     words = {word[:n] for word in whole for n in range(1, 21)}
     words |= {word[:n - 1] + b"#" for word in whole for n in range(1, 21)}
     words |= {word[:i] + b"#" + word[i + 1:n] for word in whole[:1] for n in (8, 9, 16, 17) for i in range(n)}
