@@ -143,8 +143,8 @@ cdef void find_words(const vocab_view* v, const byte_t* text, index_t n_text, in
             fetch(&v.ends[out[i]])
     for j in range(n_rest):
         i = rest[j]
-        if lengths[i] > SHORT and out[i] < v.n_words and usable(v.pages, &v.ends[out[i]]):
-            fetch(v.blob + v.ends[out[i]])         # wherever that is: to fetch is not to read
+        if lengths[i] > SHORT and out[i] < v.n_words and usable(v.pages, &v.ends[out[i]]) and v.ends[out[i]] < v.n_bytes:
+            fetch(v.blob + v.ends[out[i]])
     for j in range(n_rest):
         i = rest[j]
         out[i] = find_word(v, text + starts[i], lengths[i], keys[i])
