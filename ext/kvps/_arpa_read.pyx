@@ -10,9 +10,8 @@ from libc.math cimport INFINITY, fabs, isinf, pow
 from libc.string cimport memchr
 
 from kvps._keys cimport mix
-from kvps._pages cimport page_view
 from kvps._types cimport MAX_ORDER, byte_t, index_t, word_t, uint32_t, uint64_t
-from kvps._vocabulary cimport find_word, hash_word, vocab_view
+from kvps._vocabulary cimport find_word, vocab_view, view_of, word_key
 
 cdef enum:
     NO_WORD = 0xFFFFFFFF
@@ -202,7 +201,7 @@ cdef index_t read_block(const byte_t* data, index_t size, index_t limit, int k, 
                     and f.word[j][4] == 62:
                 ids[j] = 0                     # <UNK>
                 continue
-            ids[j] = find_word(words, f.word[j], f.size[j], hash_word(f.word[j], f.size[j]))
+            ids[j] = find_word(words, f.word[j], f.size[j], word_key(f.word[j], f.size[j]))
             if ids[j] == <word_t>NO_WORD:
                 problem[0] = UNKNOWN_WORD
         if problem[0] != 0:
@@ -237,15 +236,11 @@ def read_ngrams(const byte_t[::1] text, index_t limit, int k, bint highest, uint
     uint64; code_of() the probability and bits of the back-off, uint32 (n * 2,); hashes of the n-grams that are their contexts and
     of those of all their words but the first, uint64 (where these are words, their ids); words, uint32 (n * k,).
     """
-    cdef const uint64_t[::1] slots_view = slots, ends_view = ends
-    cdef const byte_t[::1] blob_view = blob
-    cdef vocab_view words
+    cdef vocab_view words = view_of(slots, ends, blob)
     cdef index_t room = min(limit, text.shape[0] // (2 * k + 2) + 1), n, n_bytes = 0
     cdef int problem = 0
-    if not 2 <= k <= MAX_ORDER or slots_view.shape[0] == 0 or slots_view.shape[0] & (slots_view.shape[0] - 1):
-        raise ValueError(f"{k}-grams, {slots_view.shape[0]} slots of words")
-    words.slots, words.mask, words.ends, words.blob = &slots_view[0], slots_view.shape[0] - 1, &ends_view[0], &blob_view[0]
-    words.n_words, words.pages = ends_view.shape[0] - 1, <page_view*>NULL
+    if not 2 <= k <= MAX_ORDER:
+        raise ValueError(f"{k}-grams: only those of 2 to {MAX_ORDER} words are read here")
     sizes = (1, 2, 1, 1, k)
     arrays = [np.empty(room * size, dtype) for size, dtype in zip(sizes, (np.uint64, np.uint32, np.uint64, np.uint64, np.uint32),
                                                                   strict=True)]

@@ -5,9 +5,8 @@ import numpy as np
 
 from libc.string cimport memchr, memcmp
 
-from kvps._pages cimport page_view
 from kvps._types cimport BOS, EOS, MAX_ORDER, byte_t, count_t, index_t, word_t, uint64_t
-from kvps._vocabulary cimport find_word, hash_word, vocab_view
+from kvps._vocabulary cimport find_word, vocab_view, view_of, word_key
 
 cdef enum:
     NO_WORD = 0xFFFFFFFF
@@ -44,7 +43,7 @@ cdef int read_line(const byte_t* p, const byte_t* end, int k, const vocab_view* 
             p += 1
         if p == start or p == end or p[0] != (9 if j == k - 1 else 32):
             return WORDS
-        ids[j] = find_word(words, start, p - start, hash_word(start, p - start))
+        ids[j] = find_word(words, start, p - start, word_key(start, p - start))
         if ids[j] == <word_t>NO_WORD:
             return UNKNOWN_WORD
         if (ids[j] == BOS and j > 0) or (ids[j] == EOS and j < k - 1):
@@ -107,19 +106,15 @@ def read_counts(const byte_t[::1] text, int k, slots, ends, blob, bytes before=b
         (lines read, what is wrong with the line after them or 0, ids uint32 (n, k) in text order, counts int64 (n,), the n-gram
         of the last line with its tab).
     """
-    cdef const uint64_t[::1] slots_view = slots, ends_view = ends
-    cdef const byte_t[::1] blob_view = blob
-    cdef vocab_view words
+    cdef vocab_view words = view_of(slots, ends, blob)
     cdef index_t n = 0, size = text.shape[0], room = size // (2 * k + 2) + 1, last = 0, n_last = 0
     cdef int problem = 0
     cdef const byte_t* earlier = before
     cdef index_t n_earlier = len(before)
-    if not 1 <= k <= MAX_ORDER or slots_view.shape[0] == 0 or slots_view.shape[0] & (slots_view.shape[0] - 1):
-        raise ValueError(f"{k}-grams, {slots_view.shape[0]} slots of words")
+    if not 1 <= k <= MAX_ORDER:
+        raise ValueError(f"{k}-grams: those of 1 to {MAX_ORDER} words can be read")
     if size == 0 or text[size - 1] != 10:
         raise ValueError("expected whole lines")
-    words.slots, words.mask, words.ends, words.blob = &slots_view[0], slots_view.shape[0] - 1, &ends_view[0], &blob_view[0]
-    words.n_words, words.pages = ends_view.shape[0] - 1, <page_view*>NULL
     ids, counts = np.empty((room, k), np.uint32), np.empty(room, np.int64)
     cdef word_t[:, ::1] ids_view = ids
     cdef count_t[::1] counts_view = counts

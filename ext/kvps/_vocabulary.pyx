@@ -1,7 +1,8 @@
 """Vocabulary tables and the loop that turns text into word ids.
 
-A word is bytes; its id is its place in the order of insertion. The table is open addressing over 8-byte slots;
-a hit is confirmed by comparing all bytes of the word, so no hash collision can merge two words.
+A word is bytes; its id is its place in the order of insertion. The table is open addressing over 16-byte slots, which
+hold words of up to 8 bytes whole: most of a text is found in one cache line a word. A hit of a longer word is confirmed by
+comparing all its bytes, so no hash collision can merge two words.
 Separators are those of lmplz: NUL, TAB, CR and space; newline ends a sentence.
 """
 import threading
@@ -13,110 +14,140 @@ from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcmp, memcpy
 
 from kvps._keys cimport fetch, load64, mix
-from kvps._pages cimport Paged, Pages, usable
+from kvps._pages cimport Paged, Pages, page_view, usable
 from kvps._types cimport BOS, EOS, FIRST_WORD, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "splitting.hpp" namespace "kvps" nogil:
-    const int LINES, BLANKS
+    const int LINES, BLANKS, SPLIT_ROOM
     ctypedef struct splitter:
-        pass
+        index_t at, n
     splitter splitting(const byte_t* text, index_t n, int kind)
-    index_t word_begin(splitter* s, index_t at)
-    index_t word_end(splitter* s, index_t at)
-    uint64_t short_word(const byte_t* p, index_t n)
-    uint64_t short_word(uint64_t x, index_t n)
+    index_t split_some(splitter* s, index_t* starts, index_t* lengths)
+    uint64_t first_bytes(const byte_t* p, index_t n)
     uint64_t first_bytes(uint64_t x, index_t n)
-    bint same_word(const byte_t* p, const byte_t* q, index_t n)
 
 cdef enum:
     NOT_FOUND = 0xFFFFFFFF
     NEW_WORD = 0x80000000      # provisional ids of words that the table lacks; so a store holds at most 2**31 words
-    LANES = 64                 # words looked up together: hides the cache misses
+    LANES = 192                # words looked up together, at least two thirds of them: hides the cache misses
+    SHORT = 8                  # bytes of a word that a slot holds whole
     LONG_TEXT = 1 << 17        # bytes, from which on all of a vocabulary is compared with its checksums at once
     ERR_MEMORY = -2
 
 MAX_WORDS = NEW_WORD
 
 
-cdef uint64_t hash_word(const byte_t* p, index_t n) noexcept nogil:
-    """Hash the n bytes at p. Stored in compiled models: change it with their format version only."""
+cdef uint64_t word_key(const byte_t* p, index_t n) noexcept nogil:
+    """The key of a word: its bytes if there are at most 8, a hash of them otherwise.
+
+    Stored in compiled models, as is place_of(): change them with their format version only.
+    """
     cdef uint64_t h = <uint64_t>n
-    while n > 8:
-        h = mix(h, load64(p))
-        p += 8
-        n -= 8
-    return mix(h, short_word(p, n))
+    cdef index_t i
+    if n <= SHORT:
+        return first_bytes(p, n)
+    for i in range(0, n - 8, 8):
+        h = mix(h, load64(p + i))
+    return mix(h, load64(p + n - 8))
 
 
-cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t h) noexcept nogil:
-    """Return the id of a word, or NOT_FOUND, as where a damaged page is met."""
-    cdef uint64_t at = h & v.mask, slot, word, tried
+cdef inline uint64_t place_of(uint64_t key, index_t n) noexcept nogil:
+    """Where to look for a word of n bytes first, in the lowest bits."""
+    return mix(<uint64_t>n, key)
+
+
+cdef inline index_t slots_for(index_t n_words, index_t n_slots) noexcept nogil:
+    """How many slots a table of so many words has: n_slots, or so many times two that at most 70 % of them are taken.
+
+    Texts are looked up hardly faster (2 %) with at most 50 %: frequent words come early, and so stand where they are looked for.
+    """
+    while 7 * n_slots < 10 * n_words:
+        n_slots *= 2
+    return n_slots
+
+
+cdef inline void put_word(word_slot* slots, uint64_t mask, uint64_t key, index_t n, index_t word) noexcept nogil:
+    """Put a word that is not there yet into a table that is not full."""
+    cdef uint64_t at = place_of(key, n) & mask
+    while slots[at].number != 0:
+        at = (at + 1) & mask
+    slots[at].key, slots[at].n_bytes = key, <uint32_t>min(n, <index_t>0xFFFFFFFF)
+    slots[at].number = <uint32_t>(word + 1)        # last: makes the word visible
+
+
+cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t key) noexcept nogil:
+    """Return the id of a word whose key is given, or NOT_FOUND, as where a damaged page is met."""
+    cdef uint64_t at = place_of(key, n) & v.mask, word, begin, tried
     for tried in range(v.mask + 1):        # a table that others wrote might have no empty slot
-        if not usable(v.pages, &v.slots[at]):
+        if not usable(v.pages, &v.slots[at]) or v.slots[at].number == 0:
             break
-        slot = v.slots[at]
-        if slot == 0:
-            break
-        if (slot >> 32) == (h >> 32):
-            word = <uint64_t><uint32_t>slot - 1
-            if word < v.n_words:
+        word = <uint64_t>v.slots[at].number - 1
+        if v.slots[at].key == key and word < v.n_words:
+            if n <= SHORT:
+                if v.slots[at].n_bytes == <uint32_t>n:
+                    return <word_t>word
+            else:
                 if not usable(v.pages, &v.ends[word], 16):
                     break
-                if v.ends[word + 1] - v.ends[word] == <uint64_t>n:
-                    if not usable(v.pages, v.blob + v.ends[word], n):
+                begin = v.ends[word]
+                if v.ends[word + 1] - begin == <uint64_t>n and begin <= v.n_bytes and <uint64_t>n <= v.n_bytes - begin:
+                    if not usable(v.pages, v.blob + begin, n):
                         break
-                    if same_word(v.blob + v.ends[word], p, n):
+                    if memcmp(v.blob + begin, p, n) == 0:
                         return <word_t>word
         at = (at + 1) & v.mask
     return <word_t>NOT_FOUND
 
 
-cdef inline uint64_t hash_at(const byte_t* text, index_t n_text, index_t start, index_t n) noexcept nogil:
-    """hash_word() of n bytes of a text, n > 0."""
-    if n <= 8 and start + 8 <= n_text:
-        return mix(<uint64_t>n, short_word(load64(text + start), n))
-    return hash_word(text + start, n)
-
-
 cdef void find_words(const vocab_view* v, const byte_t* text, index_t n_text, index_t n, const index_t* starts,
-                     const index_t* lengths, const uint64_t* hashes, word_t* out) noexcept nogil:
-    """Fill out[i] with what find_word() gives for n <= LANES words of a text; where a length is below 1 there is none.
+                     const index_t* lengths, uint64_t* keys, word_t* out) noexcept nogil:
+    """Fill out[i] with what find_word() gives for n <= LANES words of a text, and keys[i]; with anything where a length is 0.
 
     All words take a step before any takes the next, without branches that nobody can guess: no word waits for memory alone.
     """
-    cdef uint64_t begins[LANES]    # in the blob, of the word that may be the one; of the first word where there is none
-    cdef uint8_t rest[LANES]       # those that this does not find
-    cdef index_t i, length, n_rest = 0
-    cdef uint64_t slot, word, begin, differ
-    cdef const byte_t* p
-    cdef const byte_t* q
+    cdef uint64_t places[LANES]
+    cdef uint8_t rest[LANES]
+    cdef index_t i, j, n_rest = 0
+    cdef const word_slot* slot
+    cdef uint64_t word
     cdef bint found
-    cdef uint64_t room = v.ends[v.n_words] if v.n_words and usable(v.pages, &v.ends[v.n_words]) else 0
+    # STEP 1: keys, those of long words by themselves.
     for i in range(n):
-        fetch(&v.slots[hashes[i] & v.mask])
+        keys[i] = (first_bytes(load64(text + starts[i]), lengths[i]) if starts[i] + 8 <= n_text
+                   else word_key(text + starts[i], lengths[i]))
+        rest[n_rest] = <uint8_t>i
+        n_rest += lengths[i] > SHORT
+    for j in range(n_rest):
+        keys[rest[j]] = word_key(text + starts[rest[j]], lengths[rest[j]])
     for i in range(n):
-        slot = v.slots[hashes[i] & v.mask] if usable(v.pages, &v.slots[hashes[i] & v.mask]) else 0
-        word = <uint64_t><uint32_t>slot - 1
-        out[i] = <word_t>word if (slot ^ hashes[i]) >> 32 == 0 and word < v.n_words else 0
-        fetch(&v.ends[out[i]])
+        places[i] = place_of(keys[i], lengths[i]) & v.mask
+        fetch(&v.slots[places[i]])
+    # STEP 2: short words, where their slot or an empty one comes first.
+    n_rest = 0
     for i in range(n):
-        begins[i] = v.ends[out[i]] if usable(v.pages, &v.ends[out[i]]) else 0
-        fetch(v.blob + (begins[i] if begins[i] < room else 0))
-    for i in range(n):
-        length, begin = lengths[i], begins[i]
-        p, q = text + starts[i], v.blob + begin
-        found = False
-        if (1 <= length <= 16 and starts[i] + 8 <= n_text and begin < room and room - begin >= 16
-                and usable(v.pages, &v.ends[out[i] + 1]) and usable(v.pages, q) and usable(v.pages, q + length)):
-            differ = load64(p) ^ load64(q)
-            p, q = p + max(length - 8, 0), q + max(length - 8, 0)
-            differ |= load64(p) ^ load64(q)
-            found = (first_bytes(differ, min(length, 8)) == 0) & (v.ends[out[i] + 1] - begin == <uint64_t>length)
+        slot = &v.slots[places[i]]
+        found = lengths[i] == 0
+        if usable(v.pages, slot):
+            word = <uint64_t>slot.number
+            out[i] = <word_t>(word - 1)            # NOT_FOUND of an empty slot
+            found |= (word == 0) | ((slot.key == keys[i]) & (slot.n_bytes == <uint64_t>lengths[i]) & (lengths[i] <= SHORT)
+                                    & (word <= v.n_words))
+        else:
+            out[i] = <word_t>NOT_FOUND
         rest[n_rest] = <uint8_t>i
         n_rest += not found
-    for i in range(n_rest):
-        if lengths[rest[i]] > 0:
-            out[rest[i]] = find_word(v, text + starts[rest[i]], lengths[rest[i]], hashes[rest[i]])
+    # STEP 3: the rest one by one, the bytes that confirm long words on their way.
+    for j in range(n_rest):
+        i = rest[j]
+        if lengths[i] > SHORT and out[i] < v.n_words:
+            fetch(&v.ends[out[i]])
+    for j in range(n_rest):
+        i = rest[j]
+        if lengths[i] > SHORT and out[i] < v.n_words and usable(v.pages, &v.ends[out[i]]) and v.ends[out[i]] < v.n_bytes:
+            fetch(v.blob + v.ends[out[i]])
+    for j in range(n_rest):
+        i = rest[j]
+        out[i] = find_word(v, text + starts[i], lengths[i], keys[i])
 
 
 cdef uint64_t sum_of(const uint32_t[::1] lengths) noexcept nogil:
@@ -135,7 +166,7 @@ cdef class WordTable:
     Readers work on views without a lock while one thread adds words: arrays that grow are replaced, and the old
     ones live until the last reader has gone (they add up to less than the new one).
     """
-    cdef uint64_t* slots
+    cdef word_slot* slots
     cdef uint64_t* ends
     cdef byte_t* blob
     cdef index_t n_slots, n_words, ends_room, blob_room
@@ -145,7 +176,7 @@ cdef class WordTable:
 
     def __cinit__(self):
         self.n_slots, self.ends_room, self.blob_room = 1024, 512, 4096
-        self.slots = <uint64_t*>calloc(self.n_slots, 8)
+        self.slots = <word_slot*>calloc(self.n_slots, sizeof(word_slot))
         self.ends = <uint64_t*>calloc(self.ends_room, 8)
         self.blob = <byte_t*>malloc(self.blob_room)
         self.retired = []
@@ -170,7 +201,7 @@ cdef class WordTable:
     cdef vocab_view view(self) noexcept:
         cdef vocab_view v
         v.slots, v.mask, v.ends, v.blob, v.n_words = self.slots, self.n_slots - 1, self.ends, self.blob, self.n_words
-        v.pages = NULL
+        v.n_bytes, v.pages = self.blob_room, <page_view*>NULL
         return v
 
     cdef int _retire(self, void* old) except -1:
@@ -182,9 +213,8 @@ cdef class WordTable:
 
     cdef int _reserve(self, index_t n_words, index_t n_bytes) except -1:
         """Make room for so many words and bytes in all. Allocates, fills, then swaps."""
-        cdef index_t room, i
-        cdef uint64_t at, h
-        cdef uint64_t* slots
+        cdef index_t room, i, size
+        cdef word_slot* slots
         cdef uint64_t* ends
         cdef byte_t* blob
         if n_bytes > self.blob_room:
@@ -203,53 +233,44 @@ cdef class WordTable:
             memcpy(ends, self.ends, (self.n_words + 1) * 8)
             self._retire(self.ends)
             self.ends, self.ends_room = ends, room
-        if 2 * n_words > self.n_slots:
-            room = self.n_slots
-            while 2 * n_words > room:
-                room *= 2
-            slots = <uint64_t*>calloc(room, 8)
+        room = slots_for(n_words, self.n_slots)
+        if room > self.n_slots:
+            slots = <word_slot*>calloc(room, sizeof(word_slot))
             if slots == NULL:
                 raise MemoryError(f"no memory for {room} vocabulary slots")
             for i in range(self.n_words):
-                h = hash_word(self.blob + self.ends[i], self.ends[i + 1] - self.ends[i])
-                at = h & (room - 1)
-                while slots[at] != 0:
-                    at = (at + 1) & (room - 1)
-                slots[at] = (h >> 32) << 32 | <uint64_t>(i + 1)
+                size = self.ends[i + 1] - self.ends[i]
+                put_word(slots, room - 1, word_key(self.blob + self.ends[i], size), size, i)
             self._retire(self.slots)
             self.slots, self.n_slots = slots, room
         return 0
 
-    cdef word_t _insert(self, const byte_t* p, index_t n, uint64_t h) except? 0:
+    cdef word_t _insert(self, const byte_t* p, index_t n, uint64_t key) except? 0:
         """Add a word that is not there yet; return its id."""
         cdef index_t word = self.n_words, start = self.ends[self.n_words]
-        cdef uint64_t at
         if word >= NEW_WORD:
             raise OverflowError(f"the vocabulary is full: {word} words")
         self._reserve(word + 1, start + n)
         memcpy(self.blob + start, p, n)
         self.ends[word + 1] = start + n
-        at = h & (self.n_slots - 1)
-        while self.slots[at] != 0:
-            at = (at + 1) & (self.n_slots - 1)
         self.n_words = word + 1
-        self.slots[at] = (h >> 32) << 32 | <uint64_t>(word + 1)      # last: makes the word visible
+        put_word(self.slots, self.n_slots - 1, key, n, word)
         return <word_t>word
 
     def add(self, bytes word):
         """Return the id of a word, adding it when it is new."""
         cdef const byte_t* p = word
-        cdef uint64_t h = hash_word(p, len(word))
+        cdef uint64_t key = word_key(p, len(word))
         with self.lock:
             v = self.view()
-            found = find_word(&v, p, len(word), h)
-            return self._insert(p, len(word), h) if found == <word_t>NOT_FOUND else found
+            found = find_word(&v, p, len(word), key)
+            return self._insert(p, len(word), key) if found == <word_t>NOT_FOUND else found
 
     def get(self, bytes word):
         """Return the id of a word, or None."""
         cdef vocab_view v = self.view()
         cdef const byte_t* p = word
-        found = find_word(&v, p, len(word), hash_word(p, len(word)))
+        found = find_word(&v, p, len(word), word_key(p, len(word)))
         return None if found == <word_t>NOT_FOUND else found
 
     def word(self, index_t i):
@@ -269,7 +290,7 @@ cdef class WordTable:
         with self.lock:
             self._reserve(self.n_words + lengths.shape[0], self.ends[self.n_words] + blob.shape[0])
             for i in range(lengths.shape[0]):
-                self._insert(p, lengths[i], hash_word(p, lengths[i]))
+                self._insert(p, lengths[i], word_key(p, lengths[i]))
                 p += lengths[i]
 
     def slice(self, index_t first):
@@ -280,12 +301,12 @@ cdef class WordTable:
         return np.diff(ends).astype(np.uint32), self.blob[<index_t>ends[0]:<index_t>ends[ends.shape[0] - 1]]
 
     def frozen(self, const uint8_t[::1] alive):
-        """Return arrays (slots uint64, ends uint64, blob uint8) for `FrozenWords`, of the words marked alive only.
+        """Return arrays (slots uint64, two per slot, ends uint64, blob uint8) for `FrozenWords`, of the words marked alive only.
 
         Ids stay; a word that is not alive keeps an id and no bytes.
         """
-        cdef index_t i, n = alive.shape[0], n_bytes = 0, n_alive = 0, n_slots = 8, size
-        cdef uint64_t at, h
+        cdef index_t i, n = alive.shape[0], n_bytes = 0, n_alive = 0, n_slots, size
+        cdef word_slot* at
         import numpy as np  # here: scoring text does without it
 
         if n > self.n_words:
@@ -294,12 +315,12 @@ cdef class WordTable:
             if alive[i]:
                 n_alive += 1
                 n_bytes += self.ends[i + 1] - self.ends[i]
-        while n_slots < 2 * n_alive:
-            n_slots *= 2
-        slots_array, ends_array = np.zeros(n_slots, np.uint64), np.zeros(n + 1, np.uint64)
+        n_slots = slots_for(n_alive, 8)
+        slots_array, ends_array = np.zeros(2 * n_slots, np.uint64), np.zeros(n + 1, np.uint64)
         blob_array = np.zeros(max(n_bytes, 1), np.uint8)
         cdef uint64_t[::1] slots = slots_array, ends = ends_array
         cdef byte_t[::1] blob = blob_array
+        at = <word_slot*>&slots[0]
         with nogil:
             for i in range(n):
                 ends[i + 1] = ends[i]
@@ -307,11 +328,7 @@ cdef class WordTable:
                     size = self.ends[i + 1] - self.ends[i]
                     memcpy(&blob[0] + ends[i], self.blob + self.ends[i], size)
                     ends[i + 1] += size
-                    h = hash_word(&blob[0] + ends[i], size)
-                    at = h & (n_slots - 1)
-                    while slots[at] != 0:
-                        at = (at + 1) & (n_slots - 1)
-                    slots[at] = (h >> 32) << 32 | <uint64_t>(i + 1)
+                    put_word(at, n_slots - 1, word_key(&blob[0] + ends[i], size), size, i)
         return slots_array, ends_array, blob_array
 
     def __enter__(self):
@@ -327,24 +344,33 @@ cdef class WordTable:
                 self._release()
 
 
+cdef vocab_view view_of(const uint64_t[::1] slots, const uint64_t[::1] ends, const byte_t[::1] blob) except *:
+    """The table in arrays as WordTable.frozen() has them, without pages; they must outlive it."""
+    cdef vocab_view v
+    cdef index_t n_slots = slots.shape[0] // 2
+    if slots.shape[0] % 2 or n_slots == 0 or n_slots & (n_slots - 1) or ends.shape[0] == 0:
+        raise ValueError("a frozen vocabulary needs a power of two of slots and the ends of its words")
+    v.slots, v.mask = <const word_slot*>&slots[0], n_slots - 1
+    v.ends, v.n_words = &ends[0], ends.shape[0] - 1
+    v.blob, v.n_bytes = &blob[0] if blob.shape[0] else <const byte_t*>NULL, blob.shape[0]
+    v.pages = <page_view*>NULL
+    return v
+
+
 @cython.final
 cdef class FrozenWords(Paged):
     """A table over arrays that somebody else owns (a mapped model); `pages` are those of the file that they lie in."""
 
     def __cinit__(self, const uint64_t[::1] slots, const uint64_t[::1] ends, const byte_t[::1] blob, Pages pages=None):
-        if slots.shape[0] == 0 or slots.shape[0] & (slots.shape[0] - 1) or ends.shape[0] == 0:
-            raise ValueError("a frozen vocabulary needs a power of two of slots and the ends of its words")
+        self.v = view_of(slots, ends, blob)
         self.take((slots, ends, blob), pages)
-        self.v.slots, self.v.mask = &slots[0], slots.shape[0] - 1
-        self.v.ends, self.v.n_words = &ends[0], ends.shape[0] - 1
-        self.v.blob = &blob[0] if blob.shape[0] else NULL
         self.v.pages = self.page
 
     cdef void compare_whole(self) noexcept nogil:
         """Compare all pages of the table now, so that look-ups need not ask for each: for long texts."""
-        if (self.v.pages != NULL and usable(self.v.pages, self.v.slots, 8 * (self.v.mask + 1))
+        if (self.v.pages != NULL and usable(self.v.pages, self.v.slots, sizeof(word_slot) * (self.v.mask + 1))
                 and usable(self.v.pages, self.v.ends, 8 * (self.v.n_words + 1))
-                and usable(self.v.pages, self.v.blob, self.v.ends[self.v.n_words])):
+                and usable(self.v.pages, self.v.blob, self.v.n_bytes)):
             self.v.pages = NULL
 
     def __len__(self):
@@ -353,7 +379,7 @@ cdef class FrozenWords(Paged):
     def get(self, bytes word):
         """Return the id of a word, or None."""
         cdef const byte_t* p = word
-        found = find_word(&self.v, p, len(word), hash_word(p, len(word)))
+        found = find_word(&self.v, p, len(word), word_key(p, len(word)))
         self.refuse_damage()
         return None if found == <word_t>NOT_FOUND else found
 
@@ -394,7 +420,7 @@ cdef int grow_new(encoding* e) noexcept nogil:
         free(slots)
         return ERR_MEMORY
     for i in range(e.n_new):
-        h = hash_word(e.text + e.new_at[2 * i], e.new_at[2 * i + 1])
+        h = place_of(word_key(e.text + e.new_at[2 * i], e.new_at[2 * i + 1]), e.new_at[2 * i + 1])
         at = h & mask
         while slots[at] != 0:
             at = (at + 1) & mask
@@ -404,9 +430,9 @@ cdef int grow_new(encoding* e) noexcept nogil:
     return 0
 
 
-cdef int new_word(encoding* e, index_t start, index_t n, uint64_t h, word_t* out) noexcept nogil:
+cdef int new_word(encoding* e, index_t start, index_t n, uint64_t key, word_t* out) noexcept nogil:
     """Give a word the table lacks a provisional id, NEW_WORD + its place among the new ones."""
-    cdef uint64_t at, slot, i
+    cdef uint64_t h = place_of(key, n), at, slot, i
     if e.n_new >= e.new_room and grow_new(e) != 0:
         return ERR_MEMORY
     at = h & e.new_mask
@@ -433,67 +459,44 @@ cdef int encode_text(encoding* e) noexcept nogil:
     Return 0, or ERR_MEMORY; e.reserved_at is the place of a reserved word that must not be there, or -1.
     """
     cdef index_t starts[LANES]
-    cdef index_t lengths[LANES]    # -1: the sentence ends here
-    cdef uint64_t hashes[LANES]
+    cdef index_t lengths[LANES]    # 0: the sentence ends here
+    cdef uint64_t keys[LANES]
     cdef word_t words[LANES]
-    cdef index_t at = 0, n = e.n_text, start, lane, n_lanes, n_ids = 0
-    cdef const byte_t* text = e.text
-    cdef bint line_open = False
+    cdef index_t lane, n_lanes, n_ids = 0, n_sentences = 0
+    cdef bint ends, marks, known, start_mark = e.start_mark, oov_is_unk = e.oov_is_unk
     cdef word_t word
-    cdef splitter split = splitting(text, n, LINES)
-    if e.start_mark and n > 0:
-        e.ids[n_ids] = BOS
+    cdef word_t* ids = e.ids
+    cdef splitter split = splitting(e.text, e.n_text, LINES)
+    if start_mark:
+        ids[n_ids] = BOS
         n_ids += 1
-    while at < n or line_open:
-        # STEP 1: split and hash a few words.
+    while split.at <= split.n:
         n_lanes = 0
-        while n_lanes < LANES:
-            if at >= n:
-                if line_open:
-                    starts[n_lanes], lengths[n_lanes], hashes[n_lanes] = 0, -1, 0
-                    n_lanes += 1
-                    line_open = False
-                break
-            start, at = at, word_end(&split, at)
-            if start < at:
-                starts[n_lanes], lengths[n_lanes] = start, at - start
-                hashes[n_lanes] = hash_at(text, n, start, at - start)
-                n_lanes += 1
-            line_open = True
-            # The separators up to the next word, a line at a time.
-            if at < n and n_lanes < LANES:
-                line_open = text[at] != 10
-                if not line_open:
-                    starts[n_lanes], lengths[n_lanes], hashes[n_lanes] = 0, -1, 0
-                    n_lanes += 1
-                at += 1
-        # STEP 2: look them up.
-        find_words(&e.v, text, n, n_lanes, starts, lengths, hashes, words)
+        while split.at <= split.n and n_lanes <= LANES - SPLIT_ROOM:
+            n_lanes += split_some(&split, starts + n_lanes, lengths + n_lanes)
+        find_words(&e.v, e.text, e.n_text, n_lanes, starts, lengths, keys, words)
         for lane in range(n_lanes):
-            if lengths[lane] < 0:
-                e.ids[n_ids] = EOS
-                n_ids += 1
-                e.n_sentences += 1
-                if e.start_mark and (at < n or line_open or lane + 1 < n_lanes):
-                    e.ids[n_ids] = BOS
-                    n_ids += 1
-                continue
-            word = words[lane]
-            if word < FIRST_WORD:
-                if not e.oov_is_unk and not e.skip_reserved:
+            ends, word = lengths[lane] == 0, words[lane]
+            known = word - FIRST_WORD < <word_t>(NOT_FOUND - FIRST_WORD)
+            if oov_is_unk:
+                word = word if known else UNK
+            elif not known and not ends:
+                if word == <word_t>NOT_FOUND:
+                    word = UNK
+                    if not e.closed and new_word(e, starts[lane], lengths[lane], keys[lane], &word) != 0:
+                        return ERR_MEMORY
+                elif e.skip_reserved:
+                    continue
+                else:
                     e.reserved_at = starts[lane]
                     return 0
-                if not e.oov_is_unk:
-                    continue
-                word = UNK
-            elif word == <word_t>NOT_FOUND:
-                if e.oov_is_unk or e.closed:
-                    word = UNK
-                elif new_word(e, starts[lane], lengths[lane], hashes[lane], &word) != 0:
-                    return ERR_MEMORY
-            e.ids[n_ids] = word
-            n_ids += 1
-    e.n_ids = n_ids
+            # Behind </s> goes <s>, overwritten where it is not wanted; that behind the last one is left out.
+            marks = ends & start_mark
+            ids[n_ids + marks] = BOS
+            ids[n_ids] = EOS if ends else word
+            n_ids += 1 + marks
+            n_sentences += ends
+    e.n_ids, e.n_sentences = n_ids - start_mark, n_sentences
     return 0
 
 
@@ -539,10 +542,10 @@ def encode(WordTable table, const byte_t[::1] text, uint32_t[::1] ids, *, bint s
                 for i in range(e.n_new):
                     offset = e.new_at[2 * i]
                     # Another thread may have added the word since the view was taken.
-                    h = hash_word(e.text + offset, e.new_at[2 * i + 1])
+                    key = word_key(e.text + offset, e.new_at[2 * i + 1])
                     e.v = table.view()
-                    found = find_word(&e.v, e.text + offset, e.new_at[2 * i + 1], h)
-                    mapping[i] = (table._insert(e.text + offset, e.new_at[2 * i + 1], h)
+                    found = find_word(&e.v, e.text + offset, e.new_at[2 * i + 1], key)
+                    mapping[i] = (table._insert(e.text + offset, e.new_at[2 * i + 1], key)
                                   if found == <word_t>NOT_FOUND else found)
             with nogil:
                 for i in range(e.n_ids):
@@ -604,20 +607,15 @@ cdef index_t encode_line(const vocab_view* v, const byte_t* text, index_t n, uin
     """
     cdef index_t starts[LANES]
     cdef index_t lengths[LANES]
-    cdef uint64_t hashes[LANES]
+    cdef uint64_t keys[LANES]
     cdef word_t words[LANES]
-    cdef index_t at, start, lane, n_lanes, n_ids = 0
+    cdef index_t lane, n_lanes, n_ids = 0
     cdef splitter split = splitting(text, n, BLANKS)
-    at = word_begin(&split, 0)
-    while at < n:
+    while split.at <= n:
         n_lanes = 0
-        while n_lanes < LANES and at < n:
-            start, at = at, word_end(&split, at)
-            starts[n_lanes], lengths[n_lanes] = start, at - start
-            hashes[n_lanes] = hash_at(text, n, start, at - start)
-            n_lanes += 1
-            at = word_begin(&split, at)
-        find_words(v, text, n, n_lanes, starts, lengths, hashes, words)
+        while split.at <= n and n_lanes <= LANES - SPLIT_ROOM:
+            n_lanes += split_some(&split, starts + n_lanes, lengths + n_lanes)
+        find_words(v, text, n, n_lanes, starts, lengths, keys, words)
         for lane in range(n_lanes):
             ids[n_ids] = UNK if words[lane] == <word_t>NOT_FOUND else words[lane]
             n_ids += 1

@@ -7,7 +7,7 @@ from kvps._keys cimport mix
 from kvps._model cimport Tables, place
 from kvps._types cimport BOS, EOS, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 from kvps._utf8 cimport utf8
-from kvps._vocabulary cimport FrozenWords, encode_line, find_word, hash_word
+from kvps._vocabulary cimport FrozenWords, encode_line, find_word, word_key
 
 
 cdef class State:
@@ -191,7 +191,7 @@ cdef class Walker:
         """The id of a word, <unk> if there is none."""
         cdef Py_ssize_t n
         cdef const byte_t* p = <const byte_t*>utf8(word, &n)
-        cdef word_t found = find_word(&self.words.v, p, n, hash_word(p, n))
+        cdef word_t found = find_word(&self.words.v, p, n, word_key(p, n))
         return UNK if found == <word_t>NONE else found
 
     def word_id(self, bytes word):

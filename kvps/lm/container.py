@@ -11,7 +11,7 @@ when it would matter. Bytes that change in memory after that are not noticed; lo
 
 Sections of a model in hashes (code bytes, partitions and seed stand in meta; buckets: ext/kvps/_buckets.pxd):
     unigrams u64 (n_words,)         value per word id
-    slots u64, ends u64, blob u8    words -> ids, ids -> bytes: kvps._vocabulary.FrozenWords
+    slots u64 (n, 2), ends u64, blob u8    words -> ids (a slot: ext/kvps/_vocabulary.pxd), ids -> bytes: FrozenWords
     totals u64 (n, 4)               distinct (sum, N1, N2, N3+) of contexts
     unigram_contexts u32            per word id: number of its totals as a context, plus 1; 0: none
     large u64                       values beyond the direct codes, sorted
@@ -45,7 +45,7 @@ from kvps.store import files
 
 MAGIC = b"KVPSMDL3"
 KENLM = b"mmap lm http://kheafield.com/code"       # begins a file of KenLM's build_binary
-MODEL_FORMAT = 7               # of what the sections mean; a model of another one is made again
+MODEL_FORMAT = 8               # of what the sections mean; a model of another one is made again
 ALIGN = PAGE_BYTES
 ITEM_BYTES = {"B": 1, "I": 4, "Q": 8}
 _TRAILER = struct.Struct("<QII8s")

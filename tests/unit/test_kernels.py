@@ -130,8 +130,8 @@ def test_frozen_words():
 
 
 def test_frozen_words_that_cannot_be():
-    """Slots that are no power of two are refused: look-ups would not end."""
-    for slots in (0, 3, 6):
+    """Slots that are no power of two are refused: look-ups would not end. A slot is two numbers."""
+    for slots in (0, 1, 3, 6, 9, 12):
         with pytest.raises(ValueError, match="power of two"):
             FrozenWords(np.zeros(slots, np.uint64), np.zeros(1, np.uint64), np.zeros(1, np.uint8))
 
