@@ -98,7 +98,8 @@ cdef class CountTables(Tables):
         if n_partitions < 1 or entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4 \
                 or escaped.shape[0] != escaped_numbers.shape[0]:
             raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
-        self.owner += [entries, escaped, escaped_numbers]
+        self.keep_table(entries)
+        self.owner += [escaped, escaped_numbers]
         t.data, t.n_buckets = &entries[0], entries.shape[0] // (BUCKET * n_partitions)
         t.partition_bits, t.slot_bytes = (n_partitions - 1).bit_length(), 4 + code_bytes
         t.n_slots = BUCKET // (5 + code_bytes)
@@ -249,7 +250,7 @@ cdef class CountTables(Tables):
         cdef byte_t mark = mark_of(f)
         cdef int s
         for tried in range(t.n_buckets + 1):
-            if not usable(self.page, bucket):
+            if not usable(self.table_page, bucket):
                 return False
             # The lowest eight tags at once: a byte of `differ` that is 0 leaves its highest bit in `same`. Bytes above such
             # a one may do so too; the comparison of the other 32 bits sorts them out.
@@ -451,7 +452,7 @@ cdef class CountTables(Tables):
         cdef const byte_t* slots
         for j in range(n):
             bucket, high = buckets[j], <uint32_t>(hashes[j] >> 8)
-            m = equal16(bucket, tag_of(hashes[j])) & t.slot_bits if usable(self.page, bucket) else 0
+            m = equal16(bucket, tag_of(hashes[j])) & t.slot_bits if usable(self.table_page, bucket) else 0
             m2 = m & (m - 1)
             # The eight bytes that end where a slot ends lie in its bucket. Where no tag matches the last slot is read, in vain.
             slots = bucket + t.n_slots + t.slot_bytes - 8

@@ -209,7 +209,6 @@ cdef inline void back_off(index_t n, int order, const uint32_t* codes, const uin
 @cython.final
 cdef class GivenTables(Tables):
     """What an ARPA file gives: the values of words are the bits of -log10 p plus 1, numbers of contexts the bits of back-offs."""
-    cdef const byte_t* buckets
     cdef uint64_t n_buckets                # of a partition
     cdef int partition_bits
 
@@ -217,14 +216,14 @@ cdef class GivenTables(Tables):
                   uint64_t seed, Pages pages=None):
         if n_partitions < 1 or entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions):
             raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
-        self.owner.append(entries)
-        self.buckets, self.n_buckets = &entries[0], entries.shape[0] // (BUCKET * n_partitions)
+        self.keep_table(entries)
+        self.n_buckets = entries.shape[0] // (BUCKET * n_partitions)
         self.partition_bits = (n_partitions - 1).bit_length()
         self.n_numbers, self.valueless = <uint64_t>1 << 32, UNK
         self.gaps, self.logs, self.ready, self.told = not closed, True, True, True
 
     cdef inline const bucket* at(self, uint64_t hash) noexcept nogil:
-        return <const bucket*>(self.buckets + mul_high(hash, self.n_buckets << self.partition_bits) * BUCKET)
+        return <const bucket*>(self.table + mul_high(hash, self.n_buckets << self.partition_bits) * BUCKET)
 
     cdef const byte_t* bucket_of(self, uint64_t hash) noexcept nogil:
         return <const byte_t*>self.at(hash)
@@ -232,7 +231,7 @@ cdef class GivenTables(Tables):
     cdef inline const bucket* next_to(self, uint64_t hash, uint64_t* b, uint64_t tried) noexcept nogil:
         """The bucket to try after the one numbered b in the partition, which was number `tried` from 0 on; IN and OUT b."""
         b[0] = after(hash, b[0], tried, self.n_buckets)
-        return <const bucket*>(self.buckets + ((hash >> (64 - self.partition_bits) if self.partition_bits else 0) * self.n_buckets
+        return <const bucket*>(self.table + ((hash >> (64 - self.partition_bits) if self.partition_bits else 0) * self.n_buckets
                                                + b[0]) * BUCKET)
 
     cdef bint find(self, uint64_t hash, const bucket* at, uint32_t* code, uint32_t* number) noexcept nogil:
@@ -240,7 +239,7 @@ cdef class GivenTables(Tables):
         cdef uint64_t b = 0, tried
         cdef int s
         for tried in range(self.n_buckets + 1):
-            if not usable(self.page, at):
+            if not usable(self.table_page, at):
                 break
             for s in range(N_SLOTS):
                 if is_of(at, s, hash):
@@ -276,7 +275,7 @@ cdef class GivenTables(Tables):
         cdef int s
         for j in range(n):
             i, at = live[j], buckets[j]
-            same = equal5(at.prints, print_of(hashes[j])) if usable(self.page, at) else 0
+            same = equal5(at.prints, print_of(hashes[j])) if usable(self.table_page, at) else 0
             s = lowest(same | 1 << (N_SLOTS - 1))          # where none is the same the last one is read, in vain
             found = (same != 0) & (((at.rest >> MORE_BITS * s ^ more_of(hashes[j])) & ((1 << MORE_BITS) - 1)) == 0)
             there, code = all_if(found), at.codes[s]

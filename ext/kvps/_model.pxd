@@ -1,5 +1,5 @@
 # What the kernels see of a compiled model; see _model.pyx.
-from kvps._pages cimport Paged
+from kvps._pages cimport Paged, page_view
 from kvps._tally cimport by_sentence, tally
 from kvps._types cimport MAX_ORDER, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
@@ -22,6 +22,9 @@ cdef class Tables(Paged):
     cdef bint gaps                         # n-grams may be listed without their last words
     cdef bint told                         # numbers tell contexts from others; where not, what ends with </s> is none either
     cdef bint logs                         # probabilities() gives log10
+    cdef const byte_t* table               # what most look-ups read
+    cdef uint64_t table_bytes, n_asked     # tokens that were looked up in long texts
+    cdef page_view* table_page             # of its pages; NULL once all were compared
     cdef bint ready                        # all is there that look-ups need
     cdef readonly bint exact               # without fingerprints
 
@@ -34,6 +37,7 @@ cdef class Tables(Paged):
     cdef float float_of(self, const uint64_t* values, const uint32_t* numbers, int longest, word_t word, int* matched) noexcept nogil
     cdef void share_out(self, const word_t* last, int n, const word_t* words, index_t n_words, double* p) noexcept nogil
 
+    cdef void keep_table(self, const byte_t[::1] table)
     cdef int refuse_unknown(self, const uint32_t[::1] ids) except -1
     cdef void add_up(self, const word_t* ids, const uint8_t* history, index_t n, tally* t,
                      const by_sentence* rows) noexcept nogil

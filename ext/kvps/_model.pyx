@@ -9,7 +9,7 @@ from libc.string cimport memchr
 
 from kvps._block cimport LANES, NONE
 from kvps._keys cimport fetch, mix
-from kvps._pages cimport Paged, Pages
+from kvps._pages cimport PAGE, Paged, Pages, all_sound
 from kvps._tally cimport by_sentence, count, count_log10, start, tally, write_row
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, int64_t, uint8_t, uint32_t, uint64_t
 from kvps._utf8 cimport utf8
@@ -17,6 +17,10 @@ from kvps._vocabulary cimport FrozenWords, encode_lines
 
 cdef extern from "Python.h":
     bint PyUnicode_IS_ASCII(object text)
+
+
+cdef enum:
+    LONG = 1 << 13             # tokens of a text
 
 
 cdef class Tables(Paged):
@@ -76,6 +80,11 @@ cdef class Tables(Paged):
 
     # And so much follows for all.
 
+    cdef void keep_table(self, const byte_t[::1] table):
+        """Take what most look-ups read; a subclass asks whether its pages are usable by self.table_page."""
+        self.owner.append(table)
+        self.table, self.table_bytes, self.table_page = &table[0], table.shape[0], self.page
+
     cdef int refuse_unknown(self, const uint32_t[::1] ids) except -1:
         """Raise ValueError if an id is beyond the words."""
         cdef index_t i
@@ -126,6 +135,12 @@ cdef class Tables(Paged):
         start(t)
         for d in range(MAX_ORDER + 2):
             before[d] = <uint32_t>NONE
+        # Who asks for more tokens than there are pages has most of them compared: the rest too then, and no look-up need ask.
+        self.n_asked += <uint64_t>n
+        if self.table_page != NULL and n >= LONG and self.n_asked > self.table_bytes // PAGE:
+            self.n_asked = 0                   # where a page is damaged, not again for a while
+            if all_sound(self.table_page, self.table, self.table_bytes):
+                self.table_page = NULL
         while first < n:
             block = n - first if n - first < LANES else LANES
             self.probabilities(ids, history, first, block, before, p, NULL)

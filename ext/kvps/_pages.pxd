@@ -12,6 +12,7 @@ cdef extern from "pages.hpp" namespace "kvps" nogil:
     uint32_t page_sum(const byte_t* p, uint64_t number)
     bint usable(page_view* g, const void* p)
     bint usable(page_view* g, const void* p, uint64_t n)
+    bint all_sound(page_view* g, const void* p, uint64_t n)
 
 cdef class Pages:
     cdef page_view view

@@ -80,7 +80,7 @@ def join_lines(list sentences not None, index_t first, index_t limit):
     Stops before what is no str, has a newline or cannot be UTF-8, and before there are more bytes than `limit`, but for the
     first sentence.
     """
-    cdef index_t end = first, n = 0
+    cdef index_t end = first, n = 0, i
     cdef Py_ssize_t size
     cdef const char* p
     cdef char* out
@@ -94,15 +94,17 @@ def join_lines(list sentences not None, index_t first, index_t limit):
             except UnicodeEncodeError:
                 break
         p = utf8(line, &size)
-        if n and n + size >= limit or size and memchr(p, 10, size) != NULL:
+        if n and n + size >= limit:
             break
         lines.append(line)
         n += size + 1
         end += 1
     joined = PyBytes_FromStringAndSize(NULL, n)
     out = PyBytes_AS_STRING(joined)
-    for line in lines:
+    for i, line in enumerate(lines):
         p = utf8(line, &size)
+        if size and memchr(p, 10, size) != NULL:       # here, where it is read once for both
+            return joined[:out - PyBytes_AS_STRING(joined)], first + i
         memcpy(out, p, size)
         out[size] = 10
         out += size + 1

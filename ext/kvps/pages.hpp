@@ -4,6 +4,7 @@
 //                         place of another one is noticed too; equal on every machine that is little-endian
 //   usable(g, p)          whether the page of p lies in the file and is sound; otherwise it is noted in g->damaged
 //   usable(g, p, n)       the same of n bytes from p on
+//   all_sound(g, p, n)    whether all pages of these are sound; notes no damage, which may never matter
 //   Without a view (null), of what lies in no file, everything is usable.
 //
 // Costs: one compare and one bit where the page was used before, 0.3 us where not. Threads may share a view: two that meet
@@ -56,6 +57,16 @@ inline bool usable(page_view* g, const void* p, uint64_t n) {
   uint64_t last = ((uint64_t)p - (uint64_t)g->base + n - 1) / PAGE;
   for (uint64_t page = first; page <= last; page++)
     if (!usable(g, g->base + page * PAGE)) return false;
+  return true;
+}
+
+inline bool all_sound(page_view* g, const void* p, uint64_t n) {
+  uint64_t first = ((uint64_t)p - (uint64_t)g->base) / PAGE, end = ((uint64_t)p - (uint64_t)g->base + n + PAGE - 1) / PAGE;
+  for (uint64_t page = first; page < end; page++) {
+    if (__atomic_load_n(&g->seen[page >> 3], __ATOMIC_RELAXED) >> (page & 7) & 1) continue;
+    if (page >= g->n_pages || page_sum(g->base + page * PAGE, page) != g->sums[page]) return false;
+    __atomic_fetch_or(&g->seen[page >> 3], (uint8_t)(1 << (page & 7)), __ATOMIC_RELAXED);
+  }
   return true;
 }
 

@@ -131,7 +131,7 @@ def batches(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int
     """Yield sentences as batches of lines, (kind, number of the first, bytes): "text" is still to be tokenised, "words" is not."""
     kind, batch, size, first, line = "text", [], 0, 1, 1
     for this, n, lines in _lines(sentences):
-        if batch and (this != kind or size >= BATCH_BYTES):
+        if batch and (this != kind or size + len(lines) > BATCH_BYTES):
             yield kind, first, b"".join(batch)
             batch, size, first = [], 0, line
         kind = this
@@ -149,7 +149,7 @@ def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int,
     except TypeError as error:
         raise ArgumentError(f"expected an iterable of sentences, got {type(sentences).__name__}") from error
     before = 0
-    while chunk := list(itertools.islice(iterator, CHUNK)):
+    while chunk := sentences[before:] if isinstance(sentences, list) else list(itertools.islice(iterator, CHUNK)):
         at = 0
         while at < len(chunk):
             lines, end = join_lines(chunk, at, BATCH_BYTES)
