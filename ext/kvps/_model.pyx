@@ -132,7 +132,8 @@ cdef class Tables(Paged):
         cdef double p[LANES]
         cdef index_t first = 0, i, block, row = -1
         cdef int d
-        start(t)
+        cdef tally sums                            # its own, which can stay in registers
+        start(&sums)
         for d in range(MAX_ORDER + 2):
             before[d] = <uint32_t>NONE
         # Who asks for more tokens than there are pages has most of them compared: the rest too then, and no look-up need ask.
@@ -147,16 +148,17 @@ cdef class Tables(Paged):
             for i in range(block):
                 if ids[first + i] == BOS and history[first + i] == 0:
                     if rows != NULL:
-                        write_row(rows, row, t)
+                        write_row(rows, row, &sums)
                         row += 1
-                        start(t)
+                        start(&sums)
                 elif self.logs:
-                    count_log10(t, p[i], ids[first + i] == UNK)
+                    count_log10(&sums, p[i], ids[first + i] == UNK)
                 else:
-                    count(t, p[i], ids[first + i] == UNK)
+                    count(&sums, p[i], ids[first + i] == UNK)
             first += block
         if rows != NULL:
-            write_row(rows, row, t)
+            write_row(rows, row, &sums)
+        t[0] = sums
 
     def sums(self, const uint32_t[::1] ids, const uint8_t[::1] history):
         """Score text and add up; arguments as `score`.

@@ -751,7 +751,10 @@ def test_what_is_given_is_found(closed, load, rng):
     for k in range(2, order + 1):
         table[k] = {}
         for _ in range(300):
-            ngram = (*rng.choice(list(table[k - 1])), rng.choice([w for w in words if w != 1]))
+            before = rng.choice(list(table[k - 1]))
+            # Where all last words are to be listed: what goes on with those of a listed n-gram.
+            after = [ngram[-1] for ngram in table[k - 1] if ngram[:-1] == before[1:]] if closed else words
+            ngram = (*before, rng.choice([w for w in after if w != 1] or [0]))
             if ngram[-2] != 2 and (not closed or ngram[1:] in table[k - 1]):
                 table[k][ngram] = (-rng.uniform(0, 3), rng.choice([0, -1.0, 0.5]) if k < order and ngram[-1] != 2 else 0)
     ngrams, parts = given_records(table, chain_start(5))
