@@ -9,7 +9,6 @@ cimport cython
 from libc.math cimport isinf
 from libc.string cimport memcpy
 
-from kvps._block cimport NONE
 from kvps._keys cimport VALUE_BITS, fetch, low32, packed_t, shl, shr, text_key_words64, u64, u128, u256, wide
 from kvps._sort cimport sort_keys
 from kvps._types cimport byte_t, index_t, uint32_t, uint64_t
