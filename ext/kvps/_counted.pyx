@@ -95,8 +95,8 @@ cdef class CountTables(Tables):
                    const uint32_t[::1] escaped_numbers):
         """Answer look-ups from the hash table; `escaped` lists contexts whose totals' numbers have no code of their own."""
         cdef table* t = &self.entries
-        if n_partitions < 1 or entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4 \
-                or escaped.shape[0] != escaped_numbers.shape[0]:
+        if n_partitions < 1 or n_partitions & (n_partitions - 1) or entries.shape[0] == 0 \
+                or entries.shape[0] % (BUCKET * n_partitions) or not 2 <= code_bytes <= 4 or escaped.shape[0] != escaped_numbers.shape[0]:
             raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
         self.keep_table(entries)
         self.owner += [escaped, escaped_numbers]

@@ -214,7 +214,7 @@ cdef class GivenTables(Tables):
 
     def __cinit__(self, int order, unigrams, unigram_contexts, const byte_t[::1] entries, int n_partitions, bint closed, *,
                   uint64_t seed, Pages pages=None):
-        if n_partitions < 1 or entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions):
+        if n_partitions < 1 or n_partitions & (n_partitions - 1) or entries.shape[0] == 0 or entries.shape[0] % (BUCKET * n_partitions):
             raise ValueError(f"{entries.shape[0]} bytes for {n_partitions} partitions of buckets")
         self.keep_table(entries)
         self.n_buckets = entries.shape[0] // (BUCKET * n_partitions)

@@ -140,7 +140,7 @@ cdef class Tables(Paged):
         self.n_asked += <uint64_t>n
         if self.table_page != NULL and n >= LONG and self.n_asked > self.table_bytes // PAGE:
             self.n_asked = 0                   # where a page is damaged, not again for a while
-            if all_sound(self.table_page, self.table, self.table_bytes):
+            if all_sound(self.page, self.table, self.table_bytes):
                 self.table_page = NULL
         while first < n:
             block = n - first if n - first < LANES else LANES
@@ -317,7 +317,7 @@ cdef class Tables(Paged):
             numbers[d * LANES] = before.numbers[d - 1] if before.numbers[d - 1] < self.n_numbers else <uint32_t>NONE
             values[d * LANES] = 0
             own[d + 1] = <uint32_t>NONE
-            if numbers[d * LANES] != <uint32_t>NONE and (values[(d - 1) * LANES] > 0 or self.gaps):
+            if numbers[d * LANES] != <uint32_t>NONE and (values[(d - 1) * LANES] > 0 or self.gaps or d == 1 and word == self.valueless):
                 self.find_entry(grams[d], buckets[d], &values[d * LANES], &own[d + 1])
                 if word == EOS and not self.told:
                     own[d + 1] = <uint32_t>NONE

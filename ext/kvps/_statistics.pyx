@@ -17,13 +17,13 @@ cimport cython
 
 from libc.math cimport INFINITY, log, log10
 from libc.stdlib cimport calloc, free, malloc, realloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from kvps._keys cimport (
     VALUE_BITS, bit_length, key_words64, low32, mix, packed_t, shl, shr, store, text_key_words64, u64, u128, u256,
 )
 from kvps._totals cimport NO_TUPLE, TotalsTable, totals
-from kvps._types cimport BOS, EOS, LARGE_CODE, MAX_ORDER, byte_t, count_t, index_t, word_t, uint8_t, uint32_t, uint64_t
+from kvps._types cimport BOS, LARGE_CODE, MAX_ORDER, byte_t, count_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
     SHORT_LIST = 32            # a list up to this long is sorted by insertion, a longer one through dense counters

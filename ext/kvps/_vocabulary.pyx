@@ -7,6 +7,8 @@ Separators are those of lmplz: NUL, TAB, CR and space; newline ends a sentence.
 """
 import threading
 
+from kvps.errors import CorruptionError
+
 cimport cython
 from cython cimport view
 
@@ -387,10 +389,14 @@ cdef class FrozenWords(Paged):
         """Return the bytes of word i."""
         if not 0 <= i < <index_t>self.v.n_words:
             raise IndexError(f"word {i} of {self.v.n_words}")
+        cdef uint64_t begin = 0, end = 0
         if usable(self.v.pages, &self.v.ends[i], 16):
-            usable(self.v.pages, self.v.blob + self.v.ends[i], self.v.ends[i + 1] - self.v.ends[i])
+            begin, end = self.v.ends[i], self.v.ends[i + 1]
+            if not begin <= end <= self.v.n_bytes:
+                raise CorruptionError(f"word {i} of {self.v.n_words} lies at {begin} to {end} of {self.v.n_bytes} bytes of words")
+            usable(self.v.pages, self.v.blob + begin, end - begin)
         self.refuse_damage()
-        return self.v.blob[self.v.ends[i]:self.v.ends[i + 1]]
+        return self.v.blob[<index_t>begin:<index_t>end]
 
 
 cdef struct encoding:

@@ -61,10 +61,12 @@ inline bool usable(page_view* g, const void* p, uint64_t n) {
 }
 
 inline bool all_sound(page_view* g, const void* p, uint64_t n) {
-  uint64_t first = ((uint64_t)p - (uint64_t)g->base) / PAGE, end = ((uint64_t)p - (uint64_t)g->base + n + PAGE - 1) / PAGE;
-  for (uint64_t page = first; page < end; page++) {
+  if (g == nullptr || n == 0) return true;
+  uint64_t at = (uint64_t)p - (uint64_t)g->base, room = g->n_pages * PAGE;      // before the file: a huge number
+  if (at > room || n > room - at) return false;
+  for (uint64_t page = at / PAGE; page <= (at + n - 1) / PAGE; page++) {
     if (__atomic_load_n(&g->seen[page >> 3], __ATOMIC_RELAXED) >> (page & 7) & 1) continue;
-    if (page >= g->n_pages || page_sum(g->base + page * PAGE, page) != g->sums[page]) return false;
+    if (page_sum(g->base + page * PAGE, page) != g->sums[page]) return false;
     __atomic_fetch_or(&g->seen[page >> 3], (uint8_t)(1 << (page & 7)), __ATOMIC_RELAXED);
   }
   return true;

@@ -324,7 +324,8 @@ class _Import(_Reader):
             line, closed = link(out, bits, parts)
             if line:
                 raise self.lines.refusal("the context of this n-gram (all its words but the last) is not listed", line)
-            meta["closed"] = meta["closed"] and closed
+            if not closed:
+                meta["closed"] = False
             return out
 
         ngrams = dict(enumerate(self.sizes, 1))

@@ -20,6 +20,7 @@ from kvps.text.vocabulary import BOS, EOS, UNK
 # Sentences scored in one call of the kernel; bounds memory at some 50 bytes per byte of text.
 BATCH_BYTES = 1 << 18
 CHUNK = 4096                   # sentences taken from an iterable at once
+LIST = 1 << 16                 # and from a list
 
 
 class CompiledModel(Scorer):
@@ -149,7 +150,7 @@ def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int,
     except TypeError as error:
         raise ArgumentError(f"expected an iterable of sentences, got {type(sentences).__name__}") from error
     before = 0
-    while chunk := sentences[before:] if isinstance(sentences, list) else list(itertools.islice(iterator, CHUNK)):
+    while chunk := sentences[before:before + LIST] if type(sentences) is list else list(itertools.islice(iterator, CHUNK)):
         at = 0
         while at < len(chunk):
             lines, end = join_lines(chunk, at, BATCH_BYTES)

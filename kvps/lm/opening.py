@@ -93,12 +93,12 @@ def open_model_place(path: str | os.PathLike[str], progress: Callable[[int, int]
     """
     if address(path) is not None or not os.path.isfile(path):
         return open_place(path)
+    if container.is_model(path):               # first: it may begin with any bytes
+        return ModelFile(path)
     if container.begins(path, len(BEGINS)) == BEGINS:
         return MixtureFile(path, open_model_place)
     if container.begins(path, len(container.KENLM)) == container.KENLM:
         raise DataError(f"{path}: is a binary file of KenLM; name the ARPA file that it was made of", path=str(path))
-    if container.is_model(path):
-        return ModelFile(path)
     if os.path.splitext(path)[1] not in SUFFIXES and container.begins(path, LOOKED_AT_BYTES).lstrip()[:1] not in ARPA:
         raise CorruptionError(f"{path}: is no model, or a damaged one (import it again), and no ARPA file: line 1 is not \\data\\",
                               path=str(path))

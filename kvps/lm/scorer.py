@@ -138,7 +138,7 @@ class Scorer:
 
 
 def _rows(arrays: dict, order: int) -> dict:
-    """Return the exact rows as Tables.use_rows takes them."""
+    """Return the exact rows as CountTables.use_rows takes them."""
     rows = {("ngrams", k): (arrays[f"ngrams.{k}"], arrays[f"ngrams.{k}.starts"], arrays[f"ngrams.{k}.values"])
             for k in range(2, order + 1)}
     return rows | {("contexts", d): (arrays[f"contexts.{d}"], arrays[f"contexts.{d}.starts"], arrays[f"contexts.{d}.numbers"])

@@ -173,6 +173,19 @@ def test_store(made, kenlm, rng):
         assert [mine.BaseScore(state, word, state) for word in [*words, "</s>"]] == [p for p, _, _ in found]
 
 
+def test_unknown_words_in_ngrams(tmp_path, kenlm):
+    """N-grams with <unk> are found word by word as in whole sentences, where the last words of all n-grams are listed."""
+    unigrams = "-2.5\t<unk>\t-0.5\n-1\t<s>\t-0.3\n-1\t</s>\t0\n-0.7\ta\t-0.4\n"
+    bigrams = "-0.1\ta <unk>\t-0.25\n-0.2\t<unk> a\t-0.125\n-0.3\t<s> <unk>\t-0.5\n"
+    (tmp_path / "a.arpa").write_text(
+        "\\data\\\nngram 1=4\nngram 2=3\nngram 3=1\n\n\\1-grams:\n" + unigrams + "\n\\2-grams:\n" + bigrams
+        + "\n\\3-grams:\n-0.6\ta <unk> a\n\n\\end\\\n")
+    import_arpa(tmp_path / "a.arpa", tmp_path / "a.kvm", tokenizer=Tokenizer.from_spec("whitespace"))
+
+    same(kenlm, kenlm.Model(str(tmp_path / "a.arpa")), ours.Model(str(tmp_path / "a.kvm")),
+         ["zzz a zzz", "a zzz a", "a a", "zzz zzz zzz a"])
+
+
 def test_imported_model(made, tmp_path):
     """The file that `kvps import` makes answers as the ARPA file that it was made of."""
     import_arpa(made[1], tmp_path / "made.kvm", tokenizer=Tokenizer.from_spec("whitespace"))

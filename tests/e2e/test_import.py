@@ -525,3 +525,14 @@ def test_damaged_list(tmp_path):
             model.next("a")
     with pytest.raises(CorruptionError):
         list(opening.ModelFile(tmp_path / "m").listed(2))
+
+
+def test_model_that_begins_with_a_brace(tmp_path):
+    """A model whose first byte is that of a mixture's file is a model."""
+    p = np.array([0x4020007A], np.uint32).view(np.float32)[0]                  # plus 1 it begins with 0x7B, "{"
+    (tmp_path / "a.arpa").write_text(f"\\data\\\nngram 1=3\n\n\\1-grams:\n-{p:.9f}\t<unk>\n0\t<s>\n-1\t</s>\n\n\\end\\\n")
+    kvps.import_arpa(tmp_path / "m", tmp_path / "a.arpa")
+
+    assert (tmp_path / "m").read_bytes()[:1] == b"{"
+    with kvps.load(tmp_path / "m") as model:
+        assert model.score("a") == pytest.approx(-1 - p)

@@ -813,7 +813,7 @@ def test_what_cannot_be_given():
     with pytest.raises(ValueError, match="a region of"):
         link(region[:63], 0, parts)
     codes, contexts = np.ones(3, np.uint64), np.zeros(3, np.uint32)
-    for n_bytes, partitions in ((0, 1), (64, 2), (100, 1), (64, 0)):
+    for n_bytes, partitions in ((0, 1), (64, 2), (100, 1), (64, 0), (192, 3)):
         with pytest.raises(ValueError, match="partitions of buckets"):
             GivenTables(2, codes, contexts, np.zeros(n_bytes, np.uint8), partitions, True, seed=0)
 
@@ -873,7 +873,7 @@ def test_tables_arguments():
         with pytest.raises(ValueError, match="order"):
             CountTables(*arguments, none, seed=0)
     tables = CountTables(2, unigrams, contexts, totals, none, seed=0)
-    for n_bytes, code_bytes, partitions in ((0, 3, 1), (64, 3, 2), (100, 3, 1), (64, 5, 1)):
+    for n_bytes, code_bytes, partitions in ((0, 3, 1), (64, 3, 2), (100, 3, 1), (64, 5, 1), (192, 3, 3)):
         with pytest.raises(ValueError, match="partitions of buckets"):
             tables.use_hashes(np.zeros(n_bytes, np.uint8), code_bytes, partitions, none, contexts[:0])
     with pytest.raises(ValueError, match="discounts"):

@@ -1,4 +1,5 @@
 """Pages of a file and their checksums, and a compiled model that is damaged."""
+import contextlib
 import json
 import struct
 import zlib
@@ -222,3 +223,52 @@ def test_best_rows():
     with pytest.raises(CorruptionError):
         best_rows(np.frombuffer(damaged, np.uint32, rows.size).reshape(rows.shape), np.array([0], np.uint32), 3,
                   Pages(damaged, sums, "name"))
+
+
+@pytest.fixture
+def imported(tmp_path, rng):
+    """The file of an imported model of some hundred pages, the words of its text, and the bytes of its n-grams in the file."""
+    words = [f"w{i}" for i in range(300)]
+    with kvps.create(tmp_path / "s", order=3) as store:
+        store.train([" ".join(rng.choices(words, k=12)) for _ in range(1000)], threads=1)
+    kvps.export(tmp_path / "s", tmp_path / "a.arpa", threads=1)
+    kvps.import_arpa(tmp_path / "m", tmp_path / "a.arpa", threads=1)
+    data = (tmp_path / "m").read_bytes()
+    offset, length, _, _ = struct.unpack("<QII8s", data[-24:])
+    start, _, n_bytes = json.loads(data[offset:offset + length])["sections"]["entries"]
+    return tmp_path / "m", words, range(start, start + n_bytes)
+
+
+def test_long_texts_compare_all_pages(imported):
+    """Who scored more tokens than there are pages is not told of bytes that change later: all pages were compared."""
+    path, words, entries = imported
+    with kvps.load(path, threads=1) as model:
+        model.score(["w1 w2"] * 4000)
+        with open(path, "r+b") as file:
+            for at in entries[100::PAGE_BYTES]:
+                file.seek(at)
+                file.write(b"\xff")
+        assert len(model.score([f"{a} {b}" for a in words for b in words])) == len(words) ** 2
+    with kvps.load(path, threads=1) as model, pytest.raises(CorruptionError, match="is damaged"):
+        model.score([" ".join(words)])
+
+
+def test_long_texts_where_a_page_is_damaged(imported):
+    """A damaged page that a long text does not ask for is none of its business, and is told when it is asked for."""
+    path, words, entries = imported
+    text, all_words = ["w1 w2"] * 4000, [f"{a} {b}" for a in words for b in words]
+    with kvps.load(path, threads=1) as model:
+        expected = model.score(text)
+    untouched = 0
+    for at in entries[100::9 * PAGE_BYTES]:
+        before = path.read_bytes()
+        with open(path, "r+b") as file:
+            file.seek(at)
+            file.write(bytes([before[at] ^ 1]))
+        with kvps.load(path, threads=1) as model, contextlib.suppress(CorruptionError):
+            assert np.array_equal(model.score(text), expected)
+            untouched += 1
+            with pytest.raises(CorruptionError, match="is damaged"):
+                model.score(all_words)
+        path.write_bytes(before)
+    assert untouched

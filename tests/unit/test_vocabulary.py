@@ -175,6 +175,8 @@ def test_ends_beyond_the_bytes(shift):
 
     assert [frozen.get(word) for word in WORDS] == [3, 4, None, None]
     assert read(frozen, b"a eight888 nine99999 nine99999") == [3, 4, 0, 0]
+    with pytest.raises(CorruptionError, match=f"word {len(table) - 1} of {len(table)} lies at"):
+        frozen.word(len(table) - 1)
 
 
 def test_no_empty_slot():
