@@ -235,13 +235,8 @@ class _Reader(abc.ABC):
         if codes[UNK] < 0:
             log.warning("%s: has no <unk>; log10 p of unknown words is -100, as in KenLM", self.lines.name)
             codes[UNK] = int(np.float32(MISSING_UNK).view(np.uint32)) + 1
-        # Frequent words get low numbers: what text asks for most lies together then.
-        by_code = np.argsort(np.array(codes[FIRST_WORD:], np.uint64), kind="stable") + FIRST_WORD
-        numbers = np.concatenate([np.arange(FIRST_WORD), by_code])
-        self.codes, self.backoffs = np.array(codes, np.uint64)[numbers], np.array(backoffs, np.uint32)[numbers]
-        words = [table.word(i) for i in numbers.tolist()]
-        table = WordTable()
-        table.load(np.array([len(word) for word in words], np.uint32), np.frombuffer(b"".join(words), np.uint8))
+        self.codes = np.array(codes, np.uint64)
+        self.backoffs = np.array(backoffs, np.uint32)
         self.words = table.frozen(np.ones(len(table), np.uint8))
         self.is_context = self.backoffs << 1 != 0          # of either sign; more words are found to be with the 2-grams
 
