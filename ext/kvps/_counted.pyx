@@ -666,41 +666,18 @@ cdef class CountTables(Tables):
             self.combine_block(asked, history, block, values, numbers, p + first)
             first += block
 
-    def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
-        """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4), parts).
-
-        values[i, k - 1] is that of the k-gram that ends at token i; totals[i, d] those of its context of d words, d = 0 left out.
-        parts: float64 (3, n, order + 1): shares, discounts and back-offs, as `take_apart` has them.
-        """
-        cdef index_t n = ids.shape[0], start = 0, i, block
+    cdef void look_block(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before,
+                         uint64_t[:, ::1] v, uint64_t[:, :, ::1] t, double[:, :, ::1] p) noexcept:
+        cdef index_t i
         cdef int d, j
-        cdef uint32_t before[MAX_ORDER + 2]
         cdef uint64_t values[MAX_ORDER * LANES]
         cdef uint32_t numbers[MAX_ORDER * LANES]
-        import numpy as np  # here: scoring text does without it
-
-        v_array, t_array = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
-        cdef uint64_t[:, ::1] v = v_array
-        cdef uint64_t[:, :, ::1] t = t_array
-        p_array = np.zeros((3, n, self.order + 1))
-        p_array[2] = 1
-        cdef double[:, :, ::1] p = p_array
-        if history.shape[0] != n or not self.ready:
-            raise ValueError(f"{n} ids, {history.shape[0]} histories")
-        self.refuse_unknown(ids)
-        for d in range(MAX_ORDER + 2):
-            before[d] = <uint32_t>NONE
-        while start < n:
-            block = n - start if n - start < LANES else LANES
-            self.gather(&ids[0], &history[0], start, block, before, values, numbers)
-            for i in range(block):
-                for d in range(self.order):
-                    v[start + i, d] = values[d * LANES + i]
-                    if d > 0 and numbers[d * LANES + i] != <uint32_t>NONE:
-                        for j in range(4):
-                            t[start + i, d, j] = self.totals[4 * numbers[d * LANES + i] + j]
-                self.take_apart(values + i, numbers + i, min(history[start + i] + 1, self.order), &p[0, start + i, 0],
-                                &p[1, start + i, 0], &p[2, start + i, 0])
-            start += block
-        self.refuse_damage()
-        return v_array, t_array, p_array
+        self.gather(ids, history, first, n, before, values, numbers)
+        for i in range(n):
+            for d in range(self.order):
+                v[first + i, d] = values[d * LANES + i]
+                if d > 0 and numbers[d * LANES + i] != <uint32_t>NONE:
+                    for j in range(4):
+                        t[first + i, d, j] = self.totals[4 * numbers[d * LANES + i] + j]
+            self.take_apart(values + i, numbers + i, min(history[first + i] + 1, self.order), &p[0, first + i, 0],
+                            &p[1, first + i, 0], &p[2, first + i, 0])

@@ -18,7 +18,7 @@ from kvps._block cimport LANES, NONE, ROW, all_if, with_context
 from kvps._buckets cimport BUCKET, home
 from kvps._keys cimport equal5, fetch, load32, load64, lowest, mix, mul_high
 from kvps._model cimport Tables
-from kvps._pages cimport Pages, usable
+from kvps._pages cimport Pages, page_view, usable
 from kvps._types cimport BOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, uint32_t, uint64_t
 
 cdef enum:
@@ -106,14 +106,17 @@ cdef int insert(bucket* region, uint64_t n_buckets, int partition_bits, uint64_t
     return FULL
 
 
-cdef uint32_t* code_at(bucket* region, uint64_t n_buckets, int partition_bits, uint64_t hash) noexcept nogil:
-    """The code of an n-gram in its partition, or NULL."""
+cdef bucket* look_up(bucket* region, uint64_t n_buckets, int partition_bits, uint64_t hash, page_view* page, int* slot) noexcept nogil:
+    """The bucket of an n-gram in its partition, OUT its slot; NULL: there is none, or a damaged page was met."""
     cdef uint64_t b = home(hash, partition_bits, n_buckets), tried
     cdef int s
     for tried in range(n_buckets + 1):
+        if not usable(page, region + b):
+            break
         for s in range(N_SLOTS):
             if is_of(region + b, s, hash):
-                return &region[b].codes[s]
+                slot[0] = s
+                return region + b
         if not region[b].rest & mark_of(hash):
             break
         b = after(hash, b, tried, n_buckets)
@@ -157,17 +160,19 @@ def link(byte_t[::1] region, int partition_bits, const byte_t[:, ::1] records):
     cdef index_t i, n = records.shape[0]
     cdef uint64_t n_buckets = region.shape[0] // BUCKET
     cdef uint32_t number, missing = 0
-    cdef uint32_t* code
+    cdef bucket* at
+    cdef int s = 0
     cdef bint closed = True
     if region.shape[0] % BUCKET or n_buckets == 0 or records.shape[1] != 12:
         raise ValueError(f"a region of {region.shape[0]} bytes, records of {records.shape[1]} bytes")
     with nogil:
         for i in range(n):
-            code, number = code_at(<bucket*>&region[0], n_buckets, partition_bits, load64(&records[i, 0])), load32(&records[i, 8])
+            at = look_up(<bucket*>&region[0], n_buckets, partition_bits, load64(&records[i, 0]), NULL, &s)
+            number = load32(&records[i, 8])
             if number == 0:
-                closed = closed and code != NULL
-            elif code != NULL:
-                code[0] |= <uint32_t>CONTEXT
+                closed = closed and at != NULL
+            elif at != NULL:
+                at.codes[s] |= <uint32_t>CONTEXT
             else:
                 missing = number
                 break
@@ -220,7 +225,7 @@ cdef class GivenTables(Tables):
         self.n_buckets = entries.shape[0] // (BUCKET * n_partitions)
         self.partition_bits = (n_partitions - 1).bit_length()
         self.n_numbers, self.valueless = <uint64_t>1 << 32, UNK
-        self.gaps, self.logs, self.ready, self.told = not closed, True, True, True
+        self.gaps, self.given, self.ready = not closed, True, True
 
     cdef inline const bucket* at(self, uint64_t hash) noexcept nogil:
         return <const bucket*>(self.table + mul_high(hash, self.n_buckets << self.partition_bits) * BUCKET)
@@ -228,32 +233,22 @@ cdef class GivenTables(Tables):
     cdef const byte_t* bucket_of(self, uint64_t hash) noexcept nogil:
         return <const byte_t*>self.at(hash)
 
-    cdef inline const bucket* next_to(self, uint64_t hash, uint64_t* b, uint64_t tried) noexcept nogil:
-        """The bucket to try after the one numbered b in the partition, which was number `tried` from 0 on; IN and OUT b."""
-        b[0] = after(hash, b[0], tried, self.n_buckets)
-        return <const bucket*>(self.table + ((hash >> (64 - self.partition_bits) if self.partition_bits else 0) * self.n_buckets
-                                               + b[0]) * BUCKET)
+    cdef inline bucket* partition_of(self, uint64_t hash) noexcept nogil:
+        return <bucket*>self.table + (hash >> (64 - self.partition_bits) if self.partition_bits else 0) * self.n_buckets
 
-    cdef bint find(self, uint64_t hash, const bucket* at, uint32_t* code, uint32_t* number) noexcept nogil:
+    cdef bint find(self, uint64_t hash, uint32_t* code, uint32_t* number) noexcept nogil:
         """Look an n-gram up: OUT its code and its back-off as a context, NONE if it is none. False as find_entry()."""
-        cdef uint64_t b = 0, tried
-        cdef int s
-        for tried in range(self.n_buckets + 1):
-            if not usable(self.table_page, at):
-                break
-            for s in range(N_SLOTS):
-                if is_of(at, s, hash):
-                    code[0] = at.codes[s]
-                    number[0] = at.backoffs[s] if at.codes[s] & <uint32_t>CONTEXT else <uint32_t>NONE
-                    return True
-            if not at.rest & mark_of(hash):
-                break
-            at = self.next_to(hash, &b, tried)
-        return False
+        cdef int s = 0
+        cdef const bucket* at = look_up(self.partition_of(hash), self.n_buckets, self.partition_bits, hash, self.table_page, &s)
+        if at == NULL:
+            return False
+        code[0] = at.codes[s]
+        number[0] = at.backoffs[s] if at.codes[s] & <uint32_t>CONTEXT else <uint32_t>NONE
+        return True
 
     cdef bint find_entry(self, uint64_t hash, const byte_t* first, uint64_t* value, uint32_t* number) noexcept nogil:
         cdef uint32_t code
-        if not self.find(hash, <const bucket*>first, &code, number):
+        if not self.find(hash, &code, number):
             return False
         value[0] = <uint64_t>(code & <uint32_t>~CONTEXT) + 1
         return True
@@ -269,7 +264,6 @@ cdef class GivenTables(Tables):
         cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
         cdef index_t j, i, n_kept = 0, n_rest = 0
         cdef const bucket* at
-        cdef uint64_t b = 0
         cdef uint32_t same, there, code
         cdef bint found
         cdef int s
@@ -286,10 +280,10 @@ cdef class GivenTables(Tables):
             kept[n_kept] = <uint8_t>i
             n_kept += found
         for j in range(n_rest):
-            fetch(self.next_to(hashes[rest[j]], &b, 0))
+            fetch(self.partition_of(hashes[rest[j]]) + after(hashes[rest[j]], 0, 0, self.n_buckets))
         for j in range(n_rest):
             i = live[rest[j]]
-            if self.find(hashes[rest[j]], buckets[rest[j]], &codes[i], &own[i]):
+            if self.find(hashes[rest[j]], &codes[i], &own[i]):
                 kept[n_kept] = <uint8_t>i
                 n_kept += 1
         memcpy(live, kept, n_kept)
@@ -347,20 +341,11 @@ cdef class GivenTables(Tables):
 
     cdef void probabilities(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, double* p,
                             uint8_t* matched) noexcept nogil:
-        cdef uint32_t codes[MAX_ORDER * LANES]
-        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
-        self.gather(ids + first, history + first, n, before, codes, own)
-        back_off(n, self.order, codes, own, history + first, self.unknown(), p)
-        if matched != NULL:
-            self.longest_listed(n, codes, matched)
+        answer(self, ids + first, history + first, n, before, p, matched)
 
     cdef void floats(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, float* p,
                      uint8_t* matched) noexcept nogil:
-        cdef uint32_t codes[MAX_ORDER * LANES]
-        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
-        self.gather(ids + first, history + first, n, before, codes, own)
-        back_off(n, self.order, codes, own, history + first, self.unknown(), p)
-        self.longest_listed(n, codes, matched)
+        answer(self, ids + first, history + first, n, before, p, matched)
 
     cdef inline void longest_listed(self, index_t n, const uint32_t* codes, uint8_t* out) noexcept nogil:
         """Fill out with the order of the longest n-gram that ends at each of n tokens; 0 for an unknown word."""
@@ -456,7 +441,6 @@ cdef class GivenTables(Tables):
         """
         cdef index_t i, n = rows.shape[0]
         cdef int k = <int>rows.shape[1]
-        cdef uint64_t hash
         cdef uint32_t code, number
         import numpy as np  # here: scoring text does without it
 
@@ -473,44 +457,40 @@ cdef class GivenTables(Tables):
                 if k == 1:
                     number = self.unigram_contexts[rows[i, 0]] - 1
                 else:
-                    hash = self.hash_of(&rows[i, k - 1], k)
-                    self.find(hash, self.at(hash), &code, &number)
+                    self.find(self.hash_of(&rows[i, k - 1], k), &code, &number)
                 if number != <uint32_t>NONE:
                     out[i] = float_in(number)
         self.refuse_damage()
         return backoffs
 
-    def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
-        """Return how the probability of each token comes about, as CountTables.look(): there are no counts, which are all 0."""
-        cdef index_t n = ids.shape[0], first = 0, i, block
+    cdef void look_block(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before,
+                         uint64_t[:, ::1] values, uint64_t[:, :, ::1] totals, double[:, :, ::1] parts) noexcept:
+        cdef index_t i
         cdef int d
         cdef double mass
         cdef uint32_t code, number
-        cdef uint32_t before[MAX_ORDER + 2]
         cdef uint32_t codes[MAX_ORDER * LANES]
         cdef uint32_t own[(MAX_ORDER + 1) * ROW]
-        import numpy as np  # here: scoring text does without it
+        self.gather(ids + first, history + first, n, before, codes, own)
+        for i in range(n):
+            mass = 1
+            for d in range(min(history[first + i], self.order - 1), -1, -1):
+                code = codes[d * LANES + i]
+                if code != <uint32_t>ABSENT or d == 0:
+                    parts[0, first + i, d + 1] = mass * power10(log10_in(code if code != <uint32_t>ABSENT else self.unknown()))
+                    break
+                number = own[d * ROW + i]
+                if number != <uint32_t>NONE:
+                    parts[2, first + i, d] = power10(float_in(number))
+                    mass *= parts[2, first + i, d]
 
-        p_array = np.zeros((3, n, self.order + 1))
-        p_array[2] = 1
-        cdef double[:, :, ::1] p = p_array
-        if history.shape[0] != n:
-            raise ValueError(f"{n} ids, {history.shape[0]} histories")
-        self.refuse_unknown(ids)
-        memset(before, 255, sizeof(before))
-        while first < n:
-            block = n - first if n - first < LANES else LANES
-            self.gather(&ids[first], &history[first], block, before, codes, own)
-            for i in range(block):
-                mass = 1
-                for d in range(min(history[first + i], self.order - 1), -1, -1):
-                    code, number = codes[d * LANES + i], own[d * ROW + i]
-                    if code != <uint32_t>ABSENT or d == 0:
-                        p[0, first + i, d + 1] = mass * power10(log10_in(code if code != <uint32_t>ABSENT else self.unknown()))
-                        break
-                    if number != <uint32_t>NONE:
-                        p[2, first + i, d] = power10(float_in(number))
-                        mass *= p[2, first + i, d]
-            first += block
-        self.refuse_damage()
-        return np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64), p_array
+
+cdef inline void answer(GivenTables t, const word_t* ids, const uint8_t* history, index_t n, uint32_t* before, real* p,
+                        uint8_t* matched) noexcept nogil:
+    """Do what probabilities() and floats() do, which differ in their precision alone."""
+    cdef uint32_t codes[MAX_ORDER * LANES]
+    cdef uint32_t own[(MAX_ORDER + 1) * ROW]
+    t.gather(ids, history, n, before, codes, own)
+    back_off(n, t.order, codes, own, history, t.unknown(), p)
+    if matched != NULL:
+        t.longest_listed(n, codes, matched)

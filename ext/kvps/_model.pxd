@@ -20,8 +20,8 @@ cdef class Tables(Paged):
     cdef int order
     cdef word_t valueless                  # a word whose value does not count as one: <unk>, where it is given
     cdef bint gaps                         # n-grams may be listed without their last words
-    cdef bint told                         # numbers tell contexts from others; where not, what ends with </s> is none either
-    cdef bint logs                         # probabilities() gives log10
+    cdef bint given                        # probabilities() gives log10, and a number tells whether there is a context; where
+                                           # counts do not tell, what ends with </s> is none
     cdef const byte_t* table               # what most look-ups read
     cdef uint64_t table_bytes, n_asked     # tokens that were looked up in long texts
     cdef page_view* table_page             # of its pages; NULL once all were compared
@@ -35,6 +35,8 @@ cdef class Tables(Paged):
     cdef void floats(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, float* p,
                      uint8_t* matched) noexcept nogil
     cdef float float_of(self, const uint64_t* values, const uint32_t* numbers, int longest, word_t word, int* matched) noexcept nogil
+    cdef void look_block(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before,
+                         uint64_t[:, ::1] values, uint64_t[:, :, ::1] totals, double[:, :, ::1] parts) noexcept
     cdef void share_out(self, const word_t* last, int n, const word_t* words, index_t n_words, double* p) noexcept nogil
 
     cdef void keep_table(self, const byte_t[::1] table)

@@ -5,7 +5,7 @@ kvps/lm/container.py.
 """
 from libc.math cimport INFINITY, log10
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr
+from libc.string cimport memchr, memset
 
 from kvps._block cimport LANES, NONE
 from kvps._keys cimport fetch, mix
@@ -55,7 +55,7 @@ cdef class Tables(Paged):
 
     cdef void probabilities(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, double* p,
                             uint8_t* matched) noexcept nogil:
-        """Fill p with the probabilities of the n <= LANES tokens ids[first:first + n], with their log10 where self.logs.
+        """Fill p with the probabilities of the n <= LANES tokens ids[first:first + n], with their log10 where self.given.
 
         history[first + i] is how many tokens before token i belong to its sentence (at most order - 1).
         before[k]: number of the k-gram that ends before `first`, NONE if it is no context; OUT the same for the last token.
@@ -77,6 +77,10 @@ cdef class Tables(Paged):
 
     cdef void share_out(self, const word_t* last, int n, const word_t* words, index_t n_words, double* p) noexcept nogil:
         """Fill p[i] with the probability of words[i], or of word i, after the context of n words that ends at *last."""
+
+    cdef void look_block(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before,
+                         uint64_t[:, ::1] values, uint64_t[:, :, ::1] totals, double[:, :, ::1] parts) noexcept:
+        """Fill in what look() returns of n <= LANES tokens; other arguments as those of probabilities()."""
 
     # And so much follows for all.
 
@@ -106,14 +110,12 @@ cdef class Tables(Paged):
             matched: uint8 (n,), OUT, the order of the longest n-gram seen.
         """
         cdef index_t n = ids.shape[0], first = 0, i, block
-        cdef int d
         cdef double p[LANES]
         cdef uint32_t before[MAX_ORDER + 2]
         if history.shape[0] != n or out.shape[0] < n or matched.shape[0] < n or not self.ready:
             raise ValueError(f"{n} ids, {history.shape[0]} histories, room for {out.shape[0]} results")
         self.refuse_unknown(ids)
-        for d in range(MAX_ORDER + 2):
-            before[d] = <uint32_t>NONE
+        memset(before, 255, sizeof(before))        # NONE
         with nogil:
             while first < n:
                 block = n - first if n - first < LANES else LANES
@@ -122,7 +124,7 @@ cdef class Tables(Paged):
                     if ids[first + i] == BOS and history[first + i] == 0:
                         out[first + i], matched[first + i] = 0, 1
                         continue
-                    out[first + i] = p[i] if self.logs else log10(p[i])
+                    out[first + i] = p[i] if self.given else log10(p[i])
                 first += block
         self.refuse_damage()
 
@@ -131,11 +133,9 @@ cdef class Tables(Paged):
         cdef uint32_t before[MAX_ORDER + 2]
         cdef double p[LANES]
         cdef index_t first = 0, i, block, row = -1
-        cdef int d
         cdef tally sums                            # its own, which can stay in registers
         start(&sums)
-        for d in range(MAX_ORDER + 2):
-            before[d] = <uint32_t>NONE
+        memset(before, 255, sizeof(before))        # NONE
         # Who asks for more tokens than there are pages has most of them compared: the rest too then, and no look-up need ask.
         self.n_asked += <uint64_t>n
         if self.table_page != NULL and n >= LONG and self.n_asked > self.table_bytes // PAGE:
@@ -151,7 +151,7 @@ cdef class Tables(Paged):
                         write_row(rows, row, &sums)
                         row += 1
                         start(&sums)
-                elif self.logs:
+                elif self.given:
                     count_log10(&sums, p[i], ids[first + i] == UNK)
                 else:
                     count(&sums, p[i], ids[first + i] == UNK)
@@ -248,7 +248,7 @@ cdef class Tables(Paged):
         for d in range(1, n + 1):
             numbers[d] = <uint32_t>NONE
             chains[d] = mix(chains[d - 1], (last - d + 1)[0])
-            if last[0] == EOS and not self.told:
+            if last[0] == EOS and not self.given:
                 continue
             if d == 1:
                 numbers[1] = self.unigram_contexts[last[0]] - 1
@@ -291,6 +291,32 @@ cdef class Tables(Paged):
                 start = ends[i]
         self.refuse_damage()
 
+    def look(self, const uint32_t[::1] ids, const uint8_t[::1] history):
+        """Return what the model knows of each token: (values uint64 (n, order), totals uint64 (n, order, 4), parts).
+
+        values[i, k - 1] is that of the k-gram that ends at token i; totals[i, d] those of its context of d words, d = 0 left out;
+        both are 0 where there are no counts. parts: float64 (3, n, order + 1), how its probability comes about. parts[0, i, k]:
+        what the n-gram of order k gives to it, k = 0 being what all words get; they add up to it. parts[1, i, k]: what is taken
+        off its count. parts[2, i, d]: by what the context of d words multiplies what the shorter ones give; 1 where it was not seen.
+        """
+        cdef index_t n = ids.shape[0], first = 0, block
+        cdef uint32_t before[MAX_ORDER + 2]
+        import numpy as np  # here: scoring text does without it
+
+        values, totals = np.zeros((n, self.order), np.uint64), np.zeros((n, self.order, 4), np.uint64)
+        parts = np.zeros((3, n, self.order + 1))
+        parts[2] = 1
+        if history.shape[0] != n or not self.ready:
+            raise ValueError(f"{n} ids, {history.shape[0]} histories")
+        self.refuse_unknown(ids)
+        memset(before, 255, sizeof(before))        # NONE
+        while first < n:
+            block = n - first if n - first < LANES else LANES
+            self.look_block(&ids[0], &history[0], first, block, before, values, totals, parts)
+            first += block
+        self.refuse_damage()
+        return values, totals, parts
+
     cdef float step(self, const place* before, word_t word, place* after, int* matched) noexcept nogil:
         """Return the log10 probability of a word behind others, float32; OUT where the sentence stands then.
 
@@ -319,7 +345,7 @@ cdef class Tables(Paged):
             own[d + 1] = <uint32_t>NONE
             if numbers[d * LANES] != <uint32_t>NONE and (values[(d - 1) * LANES] > 0 or self.gaps or d == 1 and word == self.valueless):
                 self.find_entry(grams[d], buckets[d], &values[d * LANES], &own[d + 1])
-                if word == EOS and not self.told:
+                if word == EOS and not self.given:
                     own[d + 1] = <uint32_t>NONE
         result = self.float_of(values, numbers, length + 1, word, matched)
         length = min(length + 1, self.order - 1)
@@ -336,9 +362,7 @@ cdef class Tables(Paged):
         """Score n tokens as step() does, a block at a time; those without history that are <s> get 0."""
         cdef uint32_t before[MAX_ORDER + 2]
         cdef index_t first = 0, i, block
-        cdef int d
-        for d in range(MAX_ORDER + 2):
-            before[d] = <uint32_t>NONE
+        memset(before, 255, sizeof(before))        # NONE
         while first < n:
             block = n - first if n - first < LANES else LANES
             self.floats(ids, history, first, block, before, out + first, matched + first)

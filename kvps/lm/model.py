@@ -150,7 +150,8 @@ def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int,
     except TypeError as error:
         raise ArgumentError(f"expected an iterable of sentences, got {type(sentences).__name__}") from error
     before = 0
-    while chunk := sentences[before:before + LIST] if type(sentences) is list else list(itertools.islice(iterator, CHUNK)):
+    most = LIST if isinstance(sentences, list) else CHUNK
+    while chunk := list(itertools.islice(iterator, most)):
         at = 0
         while at < len(chunk):
             lines, end = join_lines(chunk, at, BATCH_BYTES)

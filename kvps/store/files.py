@@ -141,7 +141,7 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bo
     private: mode 0600. Otherwise it is a file that leaves the store: what the user's umask makes of 0666, and not synced,
     since it can be made again. A link is followed then, and what is no file is written to as it is: see is_stream().
     huge_pages: write so that Linux keeps the file in huge pages, where it can (ext4 from 6.16 on, XFS, Btrfs), and maps it as
-    such. Takes a few tenths of a second more for half a gigabyte; look-ups all over it are faster by half then.
+    such. Takes a few tenths of a second more for half a gigabyte; look-ups all over it are faster by a sixth to a half then.
     """
     if not private:
         if is_stream(path):
