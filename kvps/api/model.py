@@ -23,13 +23,13 @@ from kvps.lm.explain import ExplainedWord
 from kvps.lm.followers import context_of
 from kvps.lm.foresight import MAX_WORDS, Foresight, NextWords
 from kvps.lm.model import BATCH_BYTES, CompiledModel, batches
-from kvps.lm.pools import spread
 from kvps.lm.prediction import Evaluation
 from kvps.lm.prediction import evaluate as measured
 from kvps.lm.rescore import Hypothesis, check_feature, hypothesis, rescored
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
+from kvps.pools import spread
 from kvps.text.tokenize import PLAIN, Spec, Tokenizer, store_tokenizer
 from kvps.units import MAX_BEAM, MAX_DRAWN_WORDS, check_number, thread_count
 

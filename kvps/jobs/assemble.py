@@ -25,7 +25,7 @@ import numpy as np
 from kvps._arpa import pack_text_keys, sort_text_keys, text_key_width
 from kvps._runs import encode, encoded_room, pack
 from kvps.jobs.train import check_shape
-from kvps.lm.pools import gathered
+from kvps.pools import gathered
 from kvps.ps.router import Router
 from kvps.ps.runs import CHUNK_BYTES, Block, bits_for, encoded, merged
 from kvps.store import creation, files, layout, rebuild

@@ -15,8 +15,8 @@ from kvps.jobs.models import model_at
 from kvps.lm import container, mixture, opening
 from kvps.lm.mixed import best_weights, refuse_scores, shares
 from kvps.lm.model import CompiledModel
-from kvps.lm.pools import spread
 from kvps.lm.smoothing import DEFAULT, GIVEN
+from kvps.pools import spread
 from kvps.text.tokenize import Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import EOS, UNK
 from kvps.units import thread_count

@@ -22,7 +22,7 @@ import numpy as np
 from kvps.errors import StoreError
 from kvps.jobs.dealing import deal
 from kvps.jobs.train import check_shape
-from kvps.lm.pools import gathered
+from kvps.pools import gathered
 from kvps.ps.router import Router, parts, plan, weigh
 from kvps.ps.runs import Block, bits_for, encoded, merged, merged_below
 from kvps.store import files, layout, rebuild

@@ -26,11 +26,11 @@ from kvps._arpa import arpa_lines, pack_text_keys
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words
-from kvps.lm.pools import gathered, windowed
 from kvps.lm.pruning import Weights
 from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import FALLBACK
 from kvps.lm.walks import split_sums, survey, walk_shard
+from kvps.pools import Pool, gathered, windowed
 from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.store.directory import StoreDirectory, StoreSnapshot
@@ -187,7 +187,7 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
     except TypeError as exc:                   # from elsewhere
         raise ArgumentError(f"choices: {exc}") from exc
     threads = thread_count(threads)
-    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+    with store.snapshot(labels) as snapshot, Pool(threads) as pool, contextlib.ExitStack() as stack:
         model = Estimates(store, snapshot, top, chosen, pool, stack, scratch or store.path)
         yield json.dumps({"version": snapshot.version, "order": top, "smoothing": str(model.smoothing),
                           "ngrams": model.sizes}).encode() + b"\n"

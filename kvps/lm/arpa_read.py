@@ -19,7 +19,6 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +33,8 @@ from kvps.errors import ArgumentError, DataError
 from kvps.lm import container
 from kvps.lm.compile import BUCKET_BYTES, MAX_PARTITIONS, PARTITION_RECORDS, SeedCollision, section
 from kvps.lm.ordered import Partitions, unpacked
-from kvps.lm.pools import windowed
 from kvps.lm.statistics import Statistics
+from kvps.pools import Pool, windowed
 from kvps.ps.runs import bits_for
 from kvps.store import files
 from kvps.text.streams import DEFAULT_MAX_RATIO, compression_of, failures_named, open_stream
@@ -329,7 +328,7 @@ class _Import(_Reader):
         meta = {"format": container.MODEL_FORMAT, "kind": "arpa", "order": self.order, "exact": False, "seed": self.start,
                 "partitions": self.n_partitions, "closed": True, "tokenizer": tokenizer.to_json(),
                 "statistics": statistics.to_json()}
-        with ThreadPoolExecutor(threads) as pool:
+        with Pool(threads) as pool:
             def written() -> Iterator:
                 # 0 stands for a word that is no context; the bits of no finite back-off are 2**32 - 1.
                 contexts = np.where(self.is_context, self.backoffs + np.uint32(1), np.uint32(0))

@@ -16,14 +16,13 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from kvps.errors import ArgumentError
 from kvps.lm.mixed import Union, refuse_scores
-from kvps.lm.pools import windowed
+from kvps.pools import Pool, windowed
 from kvps.text.tokenize import Tokenizer
 
 BATCH_BYTES = 1 << 18          # of documents, scored at once
@@ -147,7 +146,7 @@ class Classes:
         def work(batch: list[Document]) -> list[tuple[Document, Classified]]:
             return list(zip(batch, map(self._classified, self._joint(batch, encoding_errors)), strict=True))
 
-        with ThreadPoolExecutor(threads) as pool:
+        with Pool(threads) as pool:
             for found in windowed(pool, work, _batches(documents), 2 * threads):
                 yield from found
 

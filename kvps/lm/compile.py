@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,8 @@ from kvps._spill import Spill
 from kvps._statistics import Walk, chain_start
 from kvps._totals import TotalsTable
 from kvps.lm import container
-from kvps.lm.pools import gathered, windowed
 from kvps.lm.walks import folded, statistics_of, summed_unigrams, walk_shard
+from kvps.pools import Pool, gathered, windowed
 from kvps.ps.router import Router
 from kvps.ps.runs import bits_for
 from kvps.store import files
@@ -85,7 +84,7 @@ def _compile(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Path, kind: 
     with contextlib.ExitStack() as stack:
         descriptors = [(stack.enter_context(files.scratch(scratch)), stack.enter_context(files.scratch(scratch)))
                        for _ in range(0 if exact else n_shards + 1)]
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        pool = stack.enter_context(Pool(threads))
 
         # STEP 1: walk the shards, and what their walks set aside.
         def begun(number: int, split: Sequence[int] = ()) -> _Walked:

@@ -2,12 +2,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from kvps.errors import DataError
-from kvps.lm.pools import windowed
 from kvps.lm.scorer import Score, Scorer
+from kvps.pools import Pool, windowed
 from kvps.text.corpus import Input, Split
 from kvps.text.documents import document_of, record_of
 from kvps.text.tokenize import Tokenizer
@@ -30,7 +29,7 @@ def perplexity(model: Scorer, inputs: list[Input], tokenizer: Tokenizer, *, thre
         return model.score_text(_text(source, split, tokenizer, encoding_errors)), split.raw
 
     total = Score()
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         for part, n_bytes in windowed(pool, score, _splits(inputs), 2 * threads):
             total += part
             progress(n_bytes)
@@ -109,7 +108,7 @@ def document_scores(model: CompiledModel, documents: list[bytes]) -> list[Score]
 
 def _scored(inputs: list[Input], function: Callable, threads: int) -> Iterator:
     """Yield all that a function gives for the splits of the inputs, in their order, several threads at work."""
-    with ThreadPoolExecutor(threads) as pool:
+    with Pool(threads) as pool:
         for rows in windowed(pool, function, _splits(inputs), 2 * threads):
             yield from rows
 

@@ -24,7 +24,6 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +35,9 @@ from kvps.lm import cache, container
 from kvps.lm.foresight import Choices, Foresight, ImportedModel, sorted_words
 from kvps.lm.model import CompiledModel
 from kvps.lm.opening import ModelFile, load
-from kvps.lm.pools import gathered
 from kvps.lm.smoothing import DEFAULT, Smoothing, parse
 from kvps.lm.walks import folded, statistics_of, summed_unigrams, walk_shard
+from kvps.pools import Pool, gathered
 from kvps.ps.router import Router
 from kvps.ps.runs import bits_for
 from kvps.store import files
@@ -66,7 +65,7 @@ def compile_followers(snapshot: StoreSnapshot, vocabulary: Vocabulary, path: Pat
     bits = bits_for(n_words)
     _, ranks = sorted_words([vocabulary.table.word(i) for i in range(n_words)])
     with contextlib.ExitStack() as stack:
-        pool = stack.enter_context(ThreadPoolExecutor(threads))
+        pool = stack.enter_context(Pool(threads))
         parts = [_Part(stack.enter_context(files.scratch(scratch)), top, scratch) for _ in range(n_shards + 1)]
 
         def begun(split: Sequence[int] = ()) -> Walk:

@@ -23,9 +23,9 @@ from kvps._vocabulary import FrozenWords, encode_frozen
 from kvps.errors import ArgumentError
 from kvps.lm import completion, container, prediction
 from kvps.lm.model import CompiledModel
-from kvps.lm.pools import spread
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, Smoothing
+from kvps.pools import spread
 from kvps.text.vocabulary import BOS, EOS, UNK, text_of_word
 
 # Contexts answered at once, and words that one answer may have.

@@ -41,6 +41,7 @@ from kvps.lm.opening import ModelFile, load
 from kvps.lm.ordered import Partitions, Words
 from kvps.lm.pruning import Weights
 from kvps.lm.smoothing import DEFAULT, parse
+from kvps.pools import Pool
 from kvps.ps.runs import bits_for
 from kvps.text.streams import compression_of, packed
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
@@ -66,7 +67,7 @@ def export(place: ModelFile, path: str | Path, *, order: int | None = None, choi
     threads = thread_count(threads)
 
     def pieces() -> Iterator[bytes]:
-        with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+        with Pool(threads) as pool, contextlib.ExitStack() as stack:
             made = _Given(place, model, top, chosen, pool, stack, scratch or place.file.absolute().parent)
             yield json.dumps({"version": model.version, "order": top, "smoothing": str(model.smoothing),
                               "ngrams": made.sizes}).encode() + b"\n"

@@ -13,8 +13,8 @@ from kvps._arpa import count_lines, pack_text_keys
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions, Words, text_order
-from kvps.lm.pools import gathered, windowed
 from kvps.lm.walks import folded, summed_unigrams, walk_all, walk_shard
+from kvps.pools import Pool, gathered, windowed
 from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import Vocabulary
@@ -38,7 +38,7 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, labels: list[
     if not 1 <= k <= order:
         raise ArgumentError(f"order {k} is not possible: {store.path} has orders 1 to {order}")
     threads = thread_count(threads)
-    with store.snapshot(labels) as snapshot, ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+    with store.snapshot(labels) as snapshot, Pool(threads) as pool, contextlib.ExitStack() as stack:
         vocabulary = Vocabulary(store.root.words())
         words = Words(vocabulary)
         lines = _Lines(words, k, bits_for(len(vocabulary)))
@@ -145,7 +145,7 @@ def counts(store: StoreDirectory, ngrams: Sequence[str | Sequence[str]]) -> list
     for ngram, words in zip(ngrams, texts, strict=True):
         if not 1 <= len(words) <= order:
             raise ArgumentError(f"{ngram!r} has {len(words)} words; {store.path} has n-grams of 1 to {order}")
-    with store.snapshot() as snapshot, ThreadPoolExecutor(thread_count()) as pool:
+    with store.snapshot() as snapshot, Pool(thread_count()) as pool:
         vocabulary = Vocabulary(store.root.words())
         n_words, bits = len(vocabulary), bits_for(len(vocabulary))
         ids = [[vocabulary.table.get(word.encode()) for word in words] for words in texts]

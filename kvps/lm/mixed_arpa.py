@@ -32,8 +32,8 @@ from kvps.lm.mixed import MixedModel
 from kvps.lm.mixture import MixtureFile
 from kvps.lm.opening import ModelFile
 from kvps.lm.ordered import Partitions, Words, text_order, unpacked
-from kvps.lm.pools import windowed
 from kvps.lm.smoothing import GIVEN
+from kvps.pools import Pool, windowed
 from kvps.ps.runs import bits_for
 from kvps.text.streams import compression_of, packed
 from kvps.text.vocabulary import BOS, EOS, SPECIALS, UNK
@@ -55,7 +55,7 @@ def export(place: MixtureFile, model: MixedModel, path: str | Path, *, order: in
     threads = thread_count(threads)
 
     def pieces() -> Iterator[bytes]:
-        with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+        with Pool(threads) as pool, contextlib.ExitStack() as stack:
             made = _Mixed(place, model, top, pool, 2 * threads, stack, scratch or place.path.absolute().parent)
             yield json.dumps({"version": model.version, "order": top, "smoothing": str(model.smoothing),
                               "ngrams": made.sizes}).encode() + b"\n"

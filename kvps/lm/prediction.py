@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from kvps.lm.pools import spread
 from kvps.lm.scorer import Score
+from kvps.pools import spread
 
 if TYPE_CHECKING:
     from kvps.lm.foresight import Foresight

@@ -37,7 +37,7 @@ import numpy as np
 from kvps._arpa import raise_to_longer
 from kvps.errors import ArgumentError
 from kvps.lm.ordered import Partitions
-from kvps.lm.pools import gathered
+from kvps.pools import gathered
 from kvps.store import files
 
 INFINITE_BITS = 0x7F800000     # of a float32

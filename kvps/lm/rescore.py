@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvps.errors import ArgumentError, DataError
 from kvps.lm.evaluate import document_scores
-from kvps.lm.pools import spread
+from kvps.pools import spread
 from kvps.text.corpus import Input
 from kvps.text.documents import record_of, text_of, with_fields
 from kvps.text.piped import numbered_lines

@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 from kvps._statistics import Walk
-from kvps.lm.pools import gathered
 from kvps.lm.statistics import Statistics
+from kvps.pools import gathered
 from kvps.ps.runs import Block, bits_for, merged, merged_below
 from kvps.store.directory import StoreSnapshot
 from kvps.store.shard import Snapshot

@@ -13,14 +13,13 @@ import hashlib
 import os
 import re
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from kvps.errors import CorruptionError, KvpsError, StoreError
+from kvps.pools import spread
 from kvps.store import files, lock
 from kvps.units import check_name
 
@@ -32,9 +31,6 @@ WORKERS = 4                               # they wait for the disk or the networ
 _OBJECT = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _FOLDER = re.compile(r"[0-9a-f]{2}", re.ASCII)
 _LEFTOVER = re.compile(r".+\.tmp-[0-9a-f]{16}", re.ASCII)
-
-S = TypeVar("S")
-T = TypeVar("T")
 
 
 def object_name(data: bytes) -> str:
@@ -66,22 +62,6 @@ def open_depot(place: str | os.PathLike[str], *, create: bool = False) -> Depot:
             raise StoreError(f"{place}: names another machine; write file:///PATH", path=str(place))
         return LocalDepot(Path(os.path.abspath(unquote(parts.path))), create=create)
     return RemoteDepot(str(place))
-
-
-def ahead(function: Callable[[S], T], items: Iterable[S]) -> Iterator[T]:
-    """Yield function(item) of each item in order, with several at work in threads; items are taken in the caller's thread."""
-    waiting: deque[Future[T]] = deque()
-    with ThreadPoolExecutor(WORKERS) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * WORKERS:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
 
 
 class Depot(abc.ABC):
@@ -400,7 +380,7 @@ class RemoteDepot(Depot):
 
     def remove(self, names: list[str]) -> None:
         """Remove objects; those that are missing are fine."""
-        for _ in ahead(lambda name: self._remove(self._path(name), self.where(name)), names):
+        for _ in spread(lambda name: self._remove(self._path(name), self.where(name)), names, WORKERS):
             pass
 
     def _remove(self, path: str, shown: str) -> None:

@@ -733,21 +733,6 @@ def test_deletion_beside_a_create_is_noticed(store, monkeypatch):
     assert store.checkpoints(to=url) == []
 
 
-def test_ahead_keeps_order_and_stops():
-    """Results come in the order of the items; an error ends it, and items are not taken far beyond what is asked."""
-    taken = []
-
-    def items():
-        for number in range(1000):
-            taken.append(number)
-            yield number
-
-    assert list(depots.ahead(lambda n: n * n, range(100))) == [n * n for n in range(100)]
-    with pytest.raises(ZeroDivisionError):
-        list(depots.ahead(lambda n: 1 // (5 - n), items()))
-    assert len(taken) < 40
-
-
 # The document
 
 

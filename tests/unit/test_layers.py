@@ -1,6 +1,6 @@
 """The architecture: modules import downwards only, and each outside library comes in at one place.
 
-    cli  >  jobs api compat  >  lm  >  ps  >  store text  >  kernels (kvps._x)  >  errors units
+    cli  >  jobs api compat  >  lm  >  ps  >  store text  >  kernels (kvps._x)  >  errors units pools
 
 bench and tests may import anything; nothing imports them.
 """
@@ -19,7 +19,7 @@ KERNELS = sorted(path.relative_to(ROOT).as_posix() for path in (ROOT / "ext").rg
 
 # A new room or module of the package gets its layer here.
 LAYER = {
-    "errors": 0, "units": 0,
+    "errors": 0, "units": 0, "pools": 0,
     # 1: kernels
     "text": 2, "store": 2,
     "ps": 3,

@@ -15,12 +15,13 @@ import time
 from collections.abc import Iterator
 
 from kvps.errors import ArgumentError, StoreError, StoreFull
+from kvps.pools import spread
 from kvps.store import files
 from kvps.store import format as fmt
 from kvps.store.checkpoint.catalog import Place, Progress, default_place, no_progress, read_all
 from kvps.store.checkpoint.description import IDENTITY, KIND, STATE, Checkpoint, Kept, Object
 from kvps.store.checkpoint.pruning import beyond, collect
-from kvps.store.depot import Depot, ahead, object_name, open_depot
+from kvps.store.depot import WORKERS, Depot, object_name, open_depot
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.store.runs import Run, RunTotal
 from kvps.store.shard import Snapshot
@@ -177,7 +178,7 @@ class _Sender:
         words: list[tuple[int, Object]] = []
         shards: list[list[Kept]] = []
         with contextlib.closing(self._new(view, order, words, shards)) as new:
-            for n_bytes in ahead(self._put, new):
+            for n_bytes in spread(self._put, new, WORKERS):
                 self.new_bytes += n_bytes
                 self._advance(n_bytes)
         return words, shards

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from kvps.errors import ArgumentError, CorruptionError
+from kvps.pools import spread
 from kvps.store import creation, files
 from kvps.store import format as fmt
 from kvps.store.checkpoint.catalog import Place, Progress, missing, named, no_progress, of_version, read
 from kvps.store.checkpoint.description import STATE, Checkpoint, Kept
-from kvps.store.depot import Depot, ahead
+from kvps.store.depot import WORKERS, Depot
 from kvps.store.root import FIRST_WORD, Root
 from kvps.store.runs import RunTotal
 from kvps.store.shard import Shard
@@ -85,7 +86,7 @@ def _fill_root(root: Root, generations: list[int], depot: Depot, chosen: Checkpo
 def _chunks(depot: Depot, runs: list[Kept], order: int, advance: Advance) -> Iterator[tuple[bytes, bytes]]:
     """Yield (key, value) of all chunks of a shard's runs, each compared with its name, its key and its run."""
     wanted = (found for kept in runs for found in kept.objects)
-    with contextlib.closing(ahead(lambda found: depot.read(*found), wanted)) as values:
+    with contextlib.closing(spread(lambda found: depot.read(*found), wanted, WORKERS)) as values:
         for kept in runs:
             total = RunTotal()
             for index, (name, n_bytes) in enumerate(kept.objects):
@@ -102,7 +103,7 @@ def _chunks(depot: Depot, runs: list[Kept], order: int, advance: Advance) -> Ite
 def _segments(depot: Depot, chosen: Checkpoint, advance: Advance) -> Iterator[tuple[bytes, bytes]]:
     """Yield (key, value) of the vocabulary; CorruptionError unless it has every id up to the state's once."""
     following = FIRST_WORD
-    with contextlib.closing(ahead(lambda found: depot.read(*found), (found for _, found in chosen.words))) as segments:
+    with contextlib.closing(spread(lambda found: depot.read(*found), (found for _, found in chosen.words), WORKERS)) as segments:
         for (first, (name, n_bytes)), segment in zip(chosen.words, segments, strict=True):
             try:
                 n_words = len(fmt.check_words(segment))

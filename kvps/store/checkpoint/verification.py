@@ -2,9 +2,10 @@
 from __future__ import annotations
 
 from kvps.errors import CorruptionError, VersionMismatch
+from kvps.pools import spread
 from kvps.store.checkpoint.catalog import Progress, missing, named, no_progress, read_all
 from kvps.store.checkpoint.description import Object
-from kvps.store.depot import Depot, ahead
+from kvps.store.depot import WORKERS, Depot
 from kvps.units import check_name
 
 
@@ -52,7 +53,7 @@ def _wrong_objects(depot: Depot, objects: set[Object], progress: Progress) -> di
         return found, None
 
     wrong, done, total = {}, 0, sum(n_bytes for _, n_bytes in objects)
-    for found, exc in ahead(look, sorted(objects)):
+    for found, exc in spread(look, sorted(objects), WORKERS):
         if exc is not None:
             wrong[found] = exc
         done += found[1]
