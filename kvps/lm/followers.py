@@ -28,10 +28,12 @@ from pathlib import Path
 
 import numpy as np
 
-from kvps._followers import Followers, Workspace
+from kvps._drawing import draw_word, generate
+from kvps._followers import Followers
 from kvps._statistics import Walk
 from kvps.errors import ArgumentError
 from kvps.lm import cache, container
+from kvps.lm.best import BestWords
 from kvps.lm.foresight import Choices, Foresight, ImportedModel, sorted_words
 from kvps.lm.model import CompiledModel
 from kvps.lm.opening import ModelFile, load
@@ -180,8 +182,7 @@ class FollowingModel(CompiledModel, Foresight):
         self.n_words = len(self.ranks)
         self.by_rank = np.empty(self.n_words, np.uint32)
         self.by_rank[self.ranks] = np.arange(self.n_words, dtype=np.uint32)
-        self.followers = Followers(self.order, levels, arrays["starts"], arrays["parts"], arrays["ranks"], self.by_rank, pages)
-        self._spaces: list[Workspace] = []         # of threads that asked before
+        self.followers = Followers(self.order, levels, arrays["starts"], arrays["parts"], arrays["ranks"], pages)
         self._drawing: tuple[float, tuple[np.ndarray, np.ndarray]] | None = None
         alone = np.empty(self.n_words)
         self.tables.unigram_probabilities(alone)
@@ -200,60 +201,44 @@ class FollowingModel(CompiledModel, Foresight):
         vocabulary = self.statistics.vocabulary + (2 if self.smoothing.name == "modified-kneser-ney" else 3)
         self.followers.smooth(self.smoothing.number, self.smoothing.kernel_value, self.discounts, float(vocabulary),
                               list(zip((self.ground, self.alone), self.by_ground, strict=True)))
-
-    @contextlib.contextmanager
-    def workspace(self) -> Iterator[Workspace]:
-        """Give the scratch of one thread."""
-        try:
-            space = self._spaces.pop()
-        except IndexError:
-            space = Workspace(self.n_words)
-        yield space
-        self._spaces.append(space)             # not after a failure, which may leave something in it
+        self.best = BestWords([(self.followers, 1.0, None, None)], self.ranks, self.by_rank)
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of()."""
         out = np.empty(self.n_words)
-        with self.workspace() as space:
+        with self.best.spaces.one() as space:
             self.followers.distribution(space, np.array(context, np.uint32), out)
         return out
 
     def mass(self, context: Sequence[int], low: int, high: int) -> float:
         """As Foresight.mass()."""
         out = np.empty(high - low)
-        with self.workspace() as space:
+        with self.best.spaces.one() as space:
             self.followers.distribution(space, np.array(context, np.uint32), out, self.by_rank[low:high])
-        return math.fsum(out)
+        return math.fsum(out.tolist())
 
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.top()."""
-        with self.workspace() as space:
-            ids, ends, found = _listed(contexts, min(k, self.n_words))
-            self.followers.top(space, ids, ends, min(k, self.n_words), *found)
-        return found
+        return self.best.find(contexts, self.order - 1, k, (0, self.n_words), drawn_from=False)
 
     def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
                min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.extend()."""
-        keep, k = max(self.order - 1, 1), min(k, self.n_words)
-        with self.workspace() as space:
-            ids, ends, found = _listed([context[-keep:] for context in contexts], k)
-            self.followers.extend(space, ids, ends, k, low, high, min_count, *found)
-        return found
+        return self.best.find(contexts, self.order - 1, k, (low, high), min_count)
 
     def draw(self, start: list[int], seed: int, first: int, n: int, max_words: int,
              choices: Choices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.draw()."""
         words, lengths, ends = np.empty((n, max_words), np.uint32), np.empty(n, np.int64), np.empty(n, np.uint8)
         top_p = 1.0 if choices.top_p is None else choices.top_p
-        with self.workspace() as space:
-            self.followers.generate(space, np.array(start, np.uint32), seed, first, max_words, choices.temperature,
+        with self.best.spaces.one() as space:
+            generate(self.best.best, space, np.array(start, np.uint32), seed, first, max_words, choices.temperature,
                                     choices.top_k or 0, top_p, *self._shares(choices.temperature), words, lengths, ends)
         return words, lengths, ends
 
     def draw_word(self, context: Sequence[int], seed: int) -> int:
         """Return a word drawn after a context; prediction.NO_WORD where it would be <s> or <unk>, or there is none."""
-        return self.followers.draw_word(np.array(context, np.uint32), self._shares(1.0)[0], seed)
+        return draw_word(self.followers, np.array(context, np.uint32), self._shares(1.0)[0], seed)
 
     def _shares(self, temperature: float) -> tuple[np.ndarray, np.ndarray]:
         """Return what drawing needs of the ground; kept for the temperature that was asked for last."""
@@ -273,18 +258,10 @@ class FollowingModel(CompiledModel, Foresight):
         ids, history, _ = self.encode(text)
         _, matched = self.score_ids(ids, history)
         places, first = np.empty(len(ids), np.int64), np.empty(len(ids), np.uint32)
-        with self.workspace() as space:
+        with self.best.spaces.one() as space:
             self.followers.places(space, ids, history, places, first)
         tokens = (ids != BOS) | (history > 0)
         return ids[tokens], matched[tokens], places[tokens], first[tokens]
-
-
-def _listed(contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Return contexts as the kernel takes them, and room for its answers."""
-    n = len(contexts)
-    ends = np.cumsum([len(context) for context in contexts], dtype=np.int64)
-    return (np.array([i for context in contexts for i in context], np.uint32), ends,
-            (np.zeros((n, k), np.uint32), np.zeros((n, k)), np.empty(n, np.int64)))
 
 
 def context_of(text: str, tokenizer: Tokenizer, *, from_begin: bool = False) -> list[str]:

@@ -209,7 +209,7 @@ class Whole(Foresight):
 
     def mass(self, context: Sequence[int], low: int, high: int) -> float:
         """As Foresight.mass()."""
-        return math.fsum(self.in_order(context)[low:high])
+        return math.fsum(self.in_order(context)[low:high].tolist())
 
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.top()."""

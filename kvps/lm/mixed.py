@@ -18,6 +18,7 @@ import numpy as np
 
 from kvps._vocabulary import FrozenWords, WordTable
 from kvps.errors import ArgumentError
+from kvps.lm.best import BestWords
 from kvps.lm.explain import ExplainedWord
 from kvps.lm.foresight import Choices, Promising, Whole, sorted_words
 from kvps.lm.mixture import MixtureFile
@@ -190,6 +191,22 @@ class MixedModel(Whole):
         """As Foresight.mass()."""
         return math.fsum(part.weight * part.model.mass(self._read_by(i, context), *self._range_of(i, low, high))
                          for i, part in enumerate(self.parts))
+
+    def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
+               min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """As Whole.extend(); at once where the followers of all models are listed."""
+        if min_count or self._best_of_all is None:
+            return super().extend(contexts, k, low, high, min_count)
+        return self._best_of_all.find(contexts, self.order - 1, k, (low, high))
+
+    @functools.cached_property
+    def _best_of_all(self) -> BestWords | None:
+        """The search in the lists of all models, unless one has none."""
+        if not all(hasattr(part.model, "followers") for part in self.parts):
+            return None
+        return BestWords([(part.model.followers, part.weight, own, here)
+                          for part, own, here in zip(self.parts, self.union.own, self.union.here, strict=True)],
+                         self.ranks, self.by_rank)
 
     def promising(self, contexts: Sequence[Sequence[int]], m: int, places: tuple[int, int],
                   without: tuple[int, ...]) -> Promising | None:

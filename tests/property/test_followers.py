@@ -334,7 +334,7 @@ def test_wide_columns(small):
         levels = [tuple(arrays.get(f"{name}.{depth}") for name in followers.COLUMNS) for depth in (1, 2)]
         wide = [tuple(np.array(column, np.uint64) if name in followers.STARTS and column is not None else column
                       for name, column in zip(followers.COLUMNS, level, strict=True)) for level in levels]
-        rest = arrays["starts"], arrays["parts"], arrays["ranks"], model.by_rank
+        rest = arrays["starts"], arrays["parts"], arrays["ranks"]
         twin, expected = Followers(3, wide, *rest), model.distribution(["the", "cat"])
         grounds = list(zip((model.ground, model.alone), model.by_ground, strict=True))
         with pytest.raises(ValueError, match="a workspace"):
@@ -344,7 +344,7 @@ def test_wide_columns(small):
         twin.distribution(Workspace(model.n_words), np.array(model.ids_of(["the", "cat"]), np.uint32), out)
         assert out.tolist() == expected.tolist()
 
-        for arguments in ((4, levels, *rest), (3, levels, *rest[:2], rest[2][1:], rest[3]),
+        for arguments in ((4, levels, *rest), (3, levels, *rest[:2], rest[2][1:]),
                           (3, [(levels[0][0][1:], *levels[0][1:]), levels[1]], *rest),
                           (3, levels, np.array([0, 99, 99], np.uint64), *rest[1:])):
             with pytest.raises(ValueError):

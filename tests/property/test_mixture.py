@@ -208,6 +208,7 @@ def check_promising(place, contexts, rng, monkeypatch):
                  for k in range(1, 13)]
         found = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
         patch.setattr(type(model), "promising", lambda *_: None)
+        patch.setattr(type(model), "_best_of_all", None, raising=False)
         expected = [(model.top(rows, k), model.extend(rows, k, *places, 0)) for k, places in asked]
         for one_way, other_way in zip(found, expected, strict=True):
             for (ids, p, n), (all_ids, all_p, all_n) in zip(one_way, other_way, strict=True):
@@ -250,3 +251,23 @@ def test_lists_with_gaps_and_ties(tmp_path, monkeypatch):
 
     contexts = [[words[200 + c], words[100 + c]] for c in range(30)] + [[words[c]] for c in range(90)]
     check_promising(listed(tmp_path / "m.arpa"), contexts, rng, monkeypatch)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_best_of_many_words(seed, tmp_path, monkeypatch):
+    """Where lists are long enough to be gone down only as far as it matters, the best words are those of the distribution."""
+    rng = np.random.default_rng(seed)
+
+    def text(n, first):
+        return [[f"w{first + i}" for i in np.minimum(rng.zipf(1.2, rng.integers(1, 12)), 4000).tolist()] for _ in range(n)]
+
+    with ExitStack() as stack:
+        stores = [stack.enter_context(new_store(order, 2)) for order in (3, 4, 1)]
+        for i, store in enumerate(stores):
+            store.train(text(1500, 700 * i), threads=1)
+        smoothing = rng.choice(DISTRIBUTIONS, 3).tolist()
+        kvps.mix(tmp_path / "mix", [store.path for store in stores], text(30, 0), smoothing=smoothing, threads=1)
+        with kvps.load(tmp_path / "mix", threads=1) as opened:
+            assert opened._following()._best_of_all is not None
+        contexts = [["<s>"], [], ["w1"], ["unheard-of", "w701"], ["w1", "w2"], ["<s>", "w1"], *(words[:3] for words in text(20, 0))]
+        check_promising(tmp_path / "mix", contexts, rng, monkeypatch)
