@@ -12,7 +12,7 @@ cimport cython
 from cpython.ref cimport PyObject
 from libc.stdlib cimport calloc, free
 
-from kvps._followers cimport Followers, Workspace, better, candidate, listing, source
+from kvps._followers cimport Followers, Workspace, better, candidate, listing, pop_heap, push_heap, sort_heap, source
 from kvps._smoothing cimport STUPID_BACKOFF
 from kvps._types cimport BOS, MAX_ORDER, UNK, index_t, int64_t, uint32_t, uint64_t, word_t
 
@@ -22,13 +22,6 @@ cdef enum:
 cdef double DEEPER = 0.25      # of what words got, go down to this next
 cdef double LEFT = 0.5         # of what k words have, is little for the rest of the lists
 cdef double ROUNDED = 1e-12    # sums that come two ways may differ by this part
-
-
-cdef extern from "<algorithm>" namespace "std" nogil:
-    # As in libcpp.algorithm, which takes an exception of the comparison into account; ours raise none.
-    void push_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
-    void pop_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
-    void sort_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
 
 
 @cython.final
@@ -53,7 +46,7 @@ cdef class Best:
         if ranks.shape[0] != by_rank.shape[0] or ranks.shape[0] == 0 or len(models) == 0:
             raise ValueError(f"{len(models)} models, {ranks.shape[0]} places of {by_rank.shape[0]} words")
         self.ranks, self.by_rank, self.n_words = &ranks[0], &by_rank[0], ranks.shape[0]
-        self.n_room, self.falling = self.n_words, True
+        self.n_room, self.order, self.falling = self.n_words, 1, True
         for i in range(self.n_words):
             if <index_t>by_rank[i] >= self.n_words:
                 raise ValueError(f"word {by_rank[i]} of {self.n_words}")
@@ -61,6 +54,7 @@ cdef class Best:
             p = &self.parts[self.n_parts]
             p.followers, p.weight = <PyObject*>followers, weight
             self.n_room = max(self.n_room, followers.n_words)
+            self.order = max(self.order, followers.order)
             self.falling = self.falling and followers.falling
             if followers.n_ground[0] == 0:
                 raise ValueError(f"model {self.n_parts} has no smoothing")
@@ -90,36 +84,40 @@ cdef class Best:
     # Which words
 
     cdef int gather(self, Workspace ws, const word_t* last, int n) noexcept nogil:
-        """Find the lists that give something to the words after a context, those of each model one after another; return how many.
+        """Find what gives something to the words after a context; return how many sources that are.
 
-        OUT ws.sources, ws.scales.
+        OUT ws.sources: the ground of each model, then the lists of the first model, those of the second one, and so on.
         """
         cdef listing lists[MAX_ORDER]
         cdef word_t words[MAX_ORDER]
         cdef const part* p
         cdef source* s
-        cdef int i, j, known, found, n_sources = 0
+        cdef double scale
+        cdef int i, j, known, found, n_sources = self.n_parts
         for i in range(self.n_parts):
             p = &self.parts[i]
-            ws.scales[i] = p.weight
             known = min(n, (<Followers>p.followers).order - 1)
-            if known == 0:
-                continue
-            for j in range(known):
-                words[known - 1 - j] = p.own[(last - j)[0]] if p.own != NULL else (last - j)[0]
-            found = (<Followers>p.followers).weigh(words + known - 1, known, lists, &ws.scales[i])
+            found, scale = 0, 1
+            if known > 0:
+                for j in range(known):
+                    words[known - 1 - j] = p.own[(last - j)[0]] if p.own != NULL else (last - j)[0]
+                found = (<Followers>p.followers).weigh(words + known - 1, known, lists, &scale)
+            s = &ws.sources[i]
+            s.model, s.order = i, (<Followers>p.followers).by_ground[known == 0]
+            s.x.d, s.x.start, s.x.end = known == 0, 0, (<Followers>p.followers).n_ground[known == 0]
+            s.x.coefficient = scale * p.weight
             for j in range(found):
                 s = &ws.sources[n_sources]
                 s.model, s.x = i, lists[j]
                 s.order = NULL
                 s.x.coefficient *= p.weight
                 n_sources += 1
-            ws.scales[i] *= p.weight
         return n_sources
 
-    cdef bint touch(self, Workspace ws, word_t word, bint drawn_from) noexcept nogil:
+    cdef bint touch(self, Workspace ws, word_t word, bint drawn_from, index_t low, index_t high) noexcept nogil:
         """Take a word in, unless it was; False if it does not count."""
-        if <index_t>word >= self.n_words or drawn_from and (word == UNK or word == BOS):
+        if (<index_t>word >= self.n_words or drawn_from and (word == UNK or word == BOS)
+                or not low <= <index_t>self.ranks[word] < high):
             return False
         if not ws.marked(word):
             ws.touched[ws.n_touched] = word
@@ -128,37 +126,29 @@ cdef class Best:
         return True
 
     cdef void down_to(self, Workspace ws, source* s, double least, bint drawn_from, index_t low, index_t high) noexcept nogil:
-        """Take in the next words of a list that get at least so much, and add it to what they have."""
+        """Take in the next words of a source that get at least so much, and add it to what they have."""
         cdef const part* p = &self.parts[s.model]
         cdef const uint32_t* words = s.order
         cdef word_t word
         if s.order == NULL:
             words = (<Followers>p.followers).levels[s.x.d].words
-        while s.at < s.end and s.next >= least:
+        while s.at < s.x.end and s.next >= least:
             word = self.here_of(p, words[s.at])
-            if <index_t>word < self.n_words and low <= <index_t>self.ranks[word] < high and self.touch(ws, word, drawn_from):
+            if self.touch(ws, word, drawn_from, low, high):
                 ws.sums[word] += s.next
             s.at += 1
-            look_at(<Followers>self.parts[s.model].followers, s)
+            look_at(<Followers>p.followers, s)
 
-    cdef void touch_promising(self, Workspace ws, int n, int n_sources, index_t k, bint drawn_from, index_t low,
-                              index_t high) noexcept nogil:
+    cdef void touch_promising(self, Workspace ws, int n_sources, index_t k, bint drawn_from, index_t low, index_t high) noexcept nogil:
         """Take in all words in [low, high) that can be among the k best ones, and few others."""
         cdef source* s
         cdef double least = 0, rest = 1, reached = 0
-        cdef bint alone
         cdef int i
         cdef index_t j, kept = 0
         cdef word_t word
-        for i in range(self.n_parts):
-            alone = min(n, (<Followers>self.parts[i].followers).order - 1) == 0
-            s = &ws.sources[n_sources]
-            s.model, s.order = i, (<Followers>self.parts[i].followers).by_ground[alone]
-            s.x.d, s.x.start, s.x.end, s.x.coefficient = alone, 0, (<Followers>self.parts[i].followers).n_ground[alone], ws.scales[i]
-            n_sources += 1
         for i in range(n_sources):
             s = &ws.sources[i]
-            s.at, s.end = s.x.start, s.x.end
+            s.at = s.x.start
             look_at(<Followers>self.parts[s.model].followers, s)
             least = max(least, s.next)
         # STEP 1: down all lists, until a word that has not been met can get but little.
@@ -196,15 +186,12 @@ cdef class Best:
         cdef listing lists[MAX_ORDER + 1]
         cdef int d = followers.find(last, min(n, followers.order - 1), lists)
         cdef index_t i
-        cdef word_t word
         if d == 0:
             return
         for i in range(lists[d].start, lists[d].end):
             if followers.value_at(&lists[d], i) < least:
                 break                              # they are listed by their counts
-            word = followers.levels[d].words[i]
-            if <index_t>word < self.n_words and low <= <index_t>self.ranks[word] < high:
-                self.touch(ws, word, True)
+            self.touch(ws, followers.levels[d].words[i], True, low, high)
 
     # What they get
 
@@ -213,7 +200,7 @@ cdef class Best:
         cdef const part* p
         cdef uint64_t* marks = ws.marks
         cdef int i, model = -1
-        for i in range(n_sources):
+        for i in range(self.n_parts, n_sources):
             if ws.sources[i].model != model:
                 model = ws.sources[i].model
                 p = &self.parts[model]
@@ -261,8 +248,8 @@ cdef class Best:
                     ws.sums[word] = share if instead and share > 0 else ws.sums[word] + share
             i = end
 
-    cdef double probability(self, Workspace ws, word_t word, int n) noexcept nogil:
-        """The probability of a word after n words, once the workspace has what it gets."""
+    cdef double probability(self, Workspace ws, word_t word) noexcept nogil:
+        """The probability of a word, once the workspace has what it gets."""
         cdef const part* p
         cdef word_t own = word
         cdef double total = 0
@@ -275,7 +262,7 @@ cdef class Best:
                 own = p.own[word]
                 if own == UNK and word != UNK:
                     continue
-            total += ws.scales[i] * (<Followers>p.followers).ground[min(n, (<Followers>p.followers).order - 1) == 0][own]
+            total += share_of(<Followers>p.followers, &ws.sources[i], own)
         return total + ws.sums[word]
 
     cdef index_t search(self, Workspace ws, const word_t* last, int n, index_t k, bint drawn_from, index_t low, index_t high,
@@ -291,18 +278,18 @@ cdef class Best:
         if least > 0:
             self.touch_frequent(<Followers>self.parts[0].followers, ws, last, n, low, high, least)
         elif self.falling and high - low > FEW_WORDS:
-            self.touch_promising(ws, n, n_sources, k, drawn_from, low, high)
+            self.touch_promising(ws, n_sources, k, drawn_from, low, high)
         else:
             for j in range(low, high):
-                self.touch(ws, self.by_rank[j], drawn_from)
+                self.touch(ws, self.by_rank[j], drawn_from, low, high)
         self.add_up(ws, n_sources)
         for i in range(self.n_parts):
-            most += ws.scales[i] * greatest(<Followers>self.parts[i].followers, n)
+            most += share_of(<Followers>self.parts[i].followers, &ws.sources[i], ws.sources[i].order[0])
         for j in range(ws.n_touched):
             c.word = ws.touched[j]
             if n_found == k and self.falling and ws.sums[c.word] + most < ws.heap[0].p:
                 continue                           # neither its share of the ground nor its rank is looked at
-            c.p, c.rank = self.probability(ws, c.word, n), self.ranks[c.word]
+            c.p, c.rank = self.probability(ws, c.word), self.ranks[c.word]
             if c.p > 0:
                 n_found = offer(ws.heap, n_found, k, &c)
         ws.clear()
@@ -347,22 +334,21 @@ cdef class Best:
             (<Followers>self.parts[i].followers).refuse_damage()
 
 
+cdef double share_of(Followers followers, const source* s, word_t word) noexcept nogil:
+    """What the ground of a model gives to a word."""
+    return s.x.coefficient * followers.ground[s.x.d][word]
+
+
 cdef void look_at(Followers followers, source* s) noexcept nogil:
     """Set what the word gets at which a source of a model stands."""
-    if s.at == s.end:
+    if s.at == s.x.end:
         s.next = 0
-    elif s.order == NULL:
-        s.next = s.x.coefficient * followers.kept_at(&s.x, s.at)
+    elif s.order != NULL:
+        s.next = share_of(followers, s, s.order[s.at])
     else:
-        s.next = s.x.coefficient * followers.ground[s.x.d][s.order[s.at]]
+        s.next = s.x.coefficient * followers.kept_at(&s.x, s.at)
     if s.next <= 0:
-        s.at = s.end                       # nothing gets anything after it
-
-
-cdef double greatest(Followers followers, int n) noexcept nogil:
-    """The greatest share of the ground that a word has after n words."""
-    cdef bint alone = min(n, followers.order - 1) == 0
-    return followers.ground[alone][followers.by_ground[alone][0]]
+        s.at = s.x.end                     # nothing gets anything after it
 
 
 cdef index_t offer(candidate* heap, index_t n, index_t k, const candidate* c) noexcept nogil:

@@ -6,19 +6,13 @@ from libc.math cimport pow
 from libc.stdint cimport int64_t
 
 from kvps._best cimport Best
-from kvps._followers cimport NO_WORD, Followers, Workspace, better, candidate, listing
+from kvps._followers cimport NO_WORD, Followers, Workspace, better, candidate, listing, make_heap, pop_heap
 from kvps._keys cimport mix
 from kvps._smoothing cimport LIDSTONE
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, index_t, uint8_t, uint32_t, uint64_t, word_t
 
 cdef enum:
     TRIES = 1000               # to draw a word that is neither <s> nor <unk>
-
-
-cdef extern from "<algorithm>" namespace "std" nogil:
-    # As in libcpp.algorithm, which takes an exception of the comparison into account; ours raise none.
-    void make_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
-    void pop_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
 
 
 cdef bint worse(const candidate& a, const candidate& b) noexcept nogil:
@@ -224,7 +218,7 @@ def generate(Best best, Workspace ws, const uint32_t[::1] prompt, uint64_t seed,
     cdef word_t word
     cdef bint plain = temperature == 1 and top_k == 0 and top_p >= 1
     cdef double sharpness = 1 / temperature
-    f.refuse_shape(ws, prompt, None)
+    f.refuse_shape(ws)
     if best.n_parts != 1 or best.n_words != f.n_words:
         raise ValueError(f"{best.n_parts} models, of which one is drawn from")
     if (prompt.shape[0] < 1 or out.shape[1] < max_words or lengths.shape[0] < n or ends.shape[0] < n

@@ -37,9 +37,9 @@ cdef struct listing:
 cdef struct source:
     # Words by what one list gives them, or the ground, the greatest first, as _best.pyx goes down them.
     int model
-    listing x                  # of which the words from `at` to `end` are left
+    listing x                  # of which the words from `at` on are left; of a ground d, start, end and coefficient
     const uint32_t* order      # the words of the ground, if it is that
-    index_t at, end
+    index_t at
     double next                # what the word at `at` gets
 
 cdef struct candidate:
@@ -53,6 +53,14 @@ cdef inline bint better(const candidate& a, const candidate& b) noexcept nogil:
     return a.p > b.p or a.p == b.p and a.rank < b.rank
 
 
+cdef extern from "<algorithm>" namespace "std" nogil:
+    # As in libcpp.algorithm, which takes an exception of the comparison into account; ours raise none.
+    void make_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
+    void push_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
+    void pop_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
+    void sort_heap(candidate*, candidate*, bint (*)(const candidate&, const candidate&) noexcept nogil) noexcept
+
+
 cdef class Workspace:
     cdef double* sums                      # per word; 0 but for those that are touched
     cdef word_t* touched
@@ -61,8 +69,7 @@ cdef class Workspace:
     cdef uint64_t* theirs                  # the same by the ids of one of several models, while it is asked
     cdef candidate* heap
     cdef candidate* chosen
-    cdef source* sources
-    cdef double* scales                    # of the ground of each model
+    cdef source* sources                   # of _best.pyx: the ground of each model, then the lists of all
     cdef index_t n_words, n_models
     cdef uint32_t mask                     # bits of marks and theirs, less 1: a power of two less 1, at least n_words
     cdef double scale                      # of the ground
@@ -101,4 +108,4 @@ cdef class Followers(Paged):
     cdef void sum_up(self, Workspace ws, const word_t* last, int n) noexcept nogil
     cdef double probability(self, Workspace ws, word_t word) noexcept nogil
     cdef int64_t rank_of(self, Workspace ws, word_t word, word_t* first) noexcept nogil
-    cdef int refuse_shape(self, Workspace ws, const uint32_t[::1] ids, const int64_t[::1] ends) except -1
+    cdef int refuse_shape(self, Workspace ws) except -1

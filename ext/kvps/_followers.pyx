@@ -46,9 +46,8 @@ cdef class Workspace:
         self.heap = <candidate*>malloc((n_words + 1) * sizeof(candidate))
         self.chosen = <candidate*>malloc((n_words + 1) * sizeof(candidate))
         self.sources = <source*>malloc(n_models * MAX_ORDER * sizeof(source))
-        self.scales = <double*>malloc(n_models * sizeof(double))
         if (self.sums == NULL or self.touched == NULL or self.marks == NULL or self.theirs == NULL or self.heap == NULL
-                or self.chosen == NULL or self.sources == NULL or self.scales == NULL):
+                or self.chosen == NULL or self.sources == NULL):
             raise MemoryError(f"no memory for the probabilities of {n_words} words")
 
     def __dealloc__(self):
@@ -59,7 +58,6 @@ cdef class Workspace:
         free(self.heap)
         free(self.chosen)
         free(self.sources)
-        free(self.scales)
 
     cdef bint marked(self, word_t word) noexcept nogil:
         return self.marks[word >> 6] >> (word & 63) & 1
@@ -371,7 +369,7 @@ cdef class Followers(Paged):
         for i in range(n if words is not None else 0):
             if <index_t>words[i] >= self.n_words:
                 raise ValueError(f"word {words[i]} of {self.n_words}")
-        self.refuse_shape(ws, context, None)
+        self.refuse_shape(ws)
         with nogil:
             self.sum_up(ws, &context[0] + context.shape[0] - 1, <int>min(<index_t>MAX_ORDER, context.shape[0]))
             for i in range(n):
@@ -435,7 +433,7 @@ cdef class Followers(Paged):
             first: uint32 (n,), OUT: the best word by the model; NO_WORD where none has a probability.
         """
         cdef index_t i, n = ids.shape[0]
-        self.refuse_shape(ws, ids, None)
+        self.refuse_shape(ws)
         if history.shape[0] != n or out.shape[0] < n or first.shape[0] < n:
             raise ValueError(f"{n} ids, {history.shape[0]} histories, room for {out.shape[0]} places")
         for i in range(n):
@@ -451,13 +449,7 @@ cdef class Followers(Paged):
                 ws.clear()
         self.refuse_damage()
 
-    cdef int refuse_shape(self, Workspace ws, const uint32_t[::1] ids, const int64_t[::1] ends) except -1:
-        cdef index_t i, start = 0
+    cdef int refuse_shape(self, Workspace ws) except -1:
         if ws.n_words != self.n_words or self.n_ground[0] == 0:
             raise ValueError(f"a workspace for {ws.n_words} of {self.n_words} words")
-        if ends is not None:
-            for i in range(ends.shape[0]):
-                if not start <= ends[i] <= ids.shape[0]:
-                    raise ValueError(f"context {i} ends at {ends[i]} of {ids.shape[0]}")
-                start = ends[i]
         return 0

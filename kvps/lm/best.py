@@ -39,9 +39,9 @@ class BestWords:
         self.best = Best(models, ranks, by_rank)
         self.spaces = Workspaces(self.best.n_room, len(models))
 
-    def find(self, contexts: Sequence[Sequence[int]], most: int, k: int, places: tuple[int, int], least: int = 0, *,
+    def find(self, contexts: Sequence[Sequence[int]], k: int, places: tuple[int, int], least: int = 0, *,
              drawn_from: bool = True) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return the k best next words after each of n contexts of word ids, of which the last `most` words matter.
+        """Return the k best next words after each of n contexts of word ids.
 
         Args:
             places, least, drawn_from: low and high, least, and drawn_from of Best.find().
@@ -49,7 +49,8 @@ class BestWords:
         Returns:
             As Foresight.top().
         """
-        k, rows = min(k, self.best.n_words), [context[max(0, len(context) - most):] for context in contexts]
+        k, most = min(k, self.best.n_words), self.best.order - 1
+        rows = [context[max(0, len(context) - most):] for context in contexts]
         ends = np.cumsum([len(row) for row in rows], dtype=np.int64)
         ids = np.array([i for row in rows for i in row], np.uint32)
         found = np.zeros((len(rows), k), np.uint32), np.zeros((len(rows), k)), np.empty(len(rows), np.int64)

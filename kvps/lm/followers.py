@@ -219,12 +219,12 @@ class FollowingModel(CompiledModel, Foresight):
 
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.top()."""
-        return self.best.find(contexts, self.order - 1, k, (0, self.n_words), drawn_from=False)
+        return self.best.find(contexts, k, (0, self.n_words), drawn_from=False)
 
     def extend(self, contexts: Sequence[Sequence[int]], k: int, low: int, high: int,
                min_count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.extend()."""
-        return self.best.find(contexts, self.order - 1, k, (low, high), min_count)
+        return self.best.find(contexts, k, (low, high), min_count)
 
     def draw(self, start: list[int], seed: int, first: int, n: int, max_words: int,
              choices: Choices) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -197,7 +197,7 @@ class MixedModel(Whole):
         """As Whole.extend(); at once where the followers of all models are listed."""
         if min_count or self._best_of_all is None:
             return super().extend(contexts, k, low, high, min_count)
-        return self._best_of_all.find(contexts, self.order - 1, k, (low, high))
+        return self._best_of_all.find(contexts, k, (low, high))
 
     @functools.cached_property
     def _best_of_all(self) -> BestWords | None:
