@@ -5,22 +5,20 @@ kvps/lm/container.py.
 """
 from libc.math cimport INFINITY, log10
 from libc.stdlib cimport free, malloc
-from libc.string cimport memchr, memset
+from libc.string cimport memchr, memcpy, memset
 
 from kvps._block cimport LANES, NONE
 from kvps._keys cimport fetch, mix
 from kvps._pages cimport PAGE, Paged, Pages, all_sound
 from kvps._tally cimport by_sentence, count, count_log10, start, tally, write_row
 from kvps._types cimport BOS, EOS, MAX_ORDER, UNK, byte_t, index_t, word_t, int64_t, uint8_t, uint32_t, uint64_t
-from kvps._utf8 cimport utf8
+from kvps._utf8 cimport plain, utf8
 from kvps._vocabulary cimport FrozenWords, encode_lines
-
-cdef extern from "Python.h":
-    bint PyUnicode_IS_ASCII(object text)
-
 
 cdef enum:
     LONG = 1 << 13             # tokens of a text
+    BLOCK_BYTES = 1 << 16      # of lines that are scored together, so that all that is made of them stays in the second cache,
+    BLOCK_LINES = 1 << 12      # and how many, at most
 
 
 cdef class Tables(Paged):
@@ -207,12 +205,9 @@ cdef class Tables(Paged):
         cdef tally t
         if not self.ready or <index_t>words.v.n_words != self.n_words:
             raise ValueError(f"{words.v.n_words} words for a model of {self.n_words}")
-        text = line
-        if not PyUnicode_IS_ASCII(line):       # a str would keep its UTF-8 for good
-            try:
-                text = line.encode()
-            except UnicodeEncodeError:
-                return None
+        text = plain(line)
+        if text is None:
+            return None
         p = utf8(text, &n)
         if n == 0 or memchr(p, 10, n) != NULL:
             return None
@@ -228,6 +223,59 @@ cdef class Tables(Paged):
         words.refuse_damage()
         self.refuse_damage()
         return -INFINITY if t.zero else t.total + log10(t.product)
+
+    def score_lines(self, FrozenWords words not None, list lines not None, index_t first, double[::1] out):
+        """Fill out[i], float64, with what score_line() returns of lines[first + i].
+
+        Return how many, up to the first that has to be looked at closer, which is one of BLOCK_BYTES too.
+        """
+        cdef index_t done = 0, end, last, n, n_sentences, i
+        cdef Py_ssize_t size
+        cdef const char* p
+        cdef tally t
+        cdef by_sentence rows
+        cdef word_t* ids
+        cdef uint8_t* history
+        cdef byte_t* text
+        if not self.ready or <index_t>words.v.n_words != self.n_words:
+            raise ValueError(f"{words.v.n_words} words for a model of {self.n_words}")
+        rows.logs = <double*>malloc(BLOCK_LINES * 6 * 8 + (2 * BLOCK_BYTES + 2) * (sizeof(word_t) + 1) + BLOCK_BYTES)
+        if rows.logs == NULL:
+            raise MemoryError("no memory for a block of lines")
+        rows.counts = <int64_t*>(rows.logs + 2 * BLOCK_LINES)
+        ids = <word_t*>(rows.counts + 4 * BLOCK_LINES)
+        history = <uint8_t*>(ids + 2 * BLOCK_BYTES + 2)
+        text = <byte_t*>(history + 2 * BLOCK_BYTES + 2)
+        try:
+            while done < out.shape[0]:
+                n, end, last = 0, done, min(done + <index_t>BLOCK_LINES, out.shape[0])
+                while end < last and first + end < len(lines):
+                    line = plain(lines[first + end])
+                    if line is None:
+                        break
+                    p = utf8(line, &size)
+                    if n + size >= BLOCK_BYTES or size and memchr(p, 10, size) != NULL:
+                        break
+                    memcpy(text + n, p, size)
+                    text[n + size] = 10
+                    n, end = n + size + 1, end + 1
+                if end == done:
+                    break
+                if end < out.shape[0]:
+                    words.compare_whole()
+                rows.n = end - done
+                with nogil:
+                    n = encode_lines(&words.v, text, n, ids, &n_sentences)
+                    fill_histories(ids, n, self.order, history)
+                    self.add_up(ids, history, n, &t, &rows)
+                for i in range(rows.n):
+                    out[done + i] = -INFINITY if rows.counts[2 * rows.n + i] else rows.logs[i]
+                done = end
+        finally:
+            free(rows.logs)
+        words.refuse_damage()
+        self.refuse_damage()
+        return done
 
     cdef uint64_t hash_of(self, const word_t* last, int n) noexcept nogil:
         """The hash by which the n-gram of n words that ends at *last is known: its context, the last word first, and that one."""

@@ -8,10 +8,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memchr, memcpy
 
 from kvps._types cimport byte_t, index_t
-from kvps._utf8 cimport utf8
-
-cdef extern from "Python.h":
-    bint PyUnicode_IS_ASCII(object text)
+from kvps._utf8 cimport plain, utf8
 
 cdef enum:
     ALL_VALID = -1
@@ -84,15 +81,12 @@ def join_lines(list sentences not None, index_t first, index_t limit):
     cdef Py_ssize_t size
     cdef const char* p
     cdef char* out
-    cdef list lines = []                       # str of ASCII, or bytes: a str would keep its UTF-8 for good
+    cdef list lines = []
     cdef bytes joined
-    while end < len(sentences) and isinstance(sentences[end], str):
-        line = sentences[end]
-        if not PyUnicode_IS_ASCII(line):
-            try:
-                line = (<str>line).encode()
-            except UnicodeEncodeError:
-                break
+    while end < len(sentences):
+        line = plain(sentences[end])
+        if line is None:
+            break
         p = utf8(line, &size)
         if n and n + size >= limit:
             break

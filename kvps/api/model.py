@@ -178,10 +178,12 @@ class Model:
             probability 0. A str that the store splits into sentences has the sum of theirs.
         """
         model = self._model()
+        plain = isinstance(model, CompiledModel) and self._plain
         if isinstance(sentences, str):
-            found = model.score_line(sentences) if isinstance(model, CompiledModel) and self._plain else None
+            found = model.score_line(sentences) if plain else None
             return float(self._scores(model, [sentences])[0]) if found is None else found
-        return self._scores(model, sentences)
+        scores = model.score_lines(sentences, self._threads) if plain and isinstance(sentences, list) else None
+        return self._scores(model, sentences) if scores is None else scores
 
     @functools.cached_property
     def _plain(self) -> bool:

@@ -340,7 +340,7 @@ class _Import(_Reader):
                 yield ("entries", "B", n_buckets * BUCKET_BYTES * self.n_partitions,
                        windowed(pool, region, range(self.n_partitions), 2 * threads))
 
-            container.write(path, meta, written(), huge_pages=True)
+            container.write(path, meta, written())
         return {"path": os.fspath(path), "order": self.order, "ngrams": ngrams, "bytes": path.stat().st_size}
 
     def _partitions(self, k: int) -> Partitions:

@@ -51,11 +51,8 @@ ITEM_BYTES = {"B": 1, "I": 4, "Q": 8}
 _TRAILER = struct.Struct("<QII8s")
 
 
-def write(path: Path, meta: dict, sections: Iterable[tuple[str, str, int, Iterable]], *, huge_pages: bool = False) -> None:
-    """Write a model file atomically; a section is (name, type, number of items, pieces of its bytes in order).
-
-    huge_pages: see files.atomic_write().
-    """
+def write(path: Path, meta: dict, sections: Iterable[tuple[str, str, int, Iterable]]) -> None:
+    """Write a model file atomically; a section is (name, type, number of items, pieces of its bytes in order)."""
     def pieces() -> Iterator[bytes]:
         offset, listed, sums = 0, {}, PageSums()
         for name, kind, n_items, parts in sections:
@@ -79,7 +76,7 @@ def write(path: Path, meta: dict, sections: Iterable[tuple[str, str, int, Iterab
         yield description
         yield _TRAILER.pack(offset, len(description), zlib.crc32(description), MAGIC)
 
-    files.atomic_write(path, pieces(), huge_pages=huge_pages)
+    files.atomic_write(path, pieces(), huge_pages=True)
 
 
 def read(path: Path) -> tuple[dict, dict[str, memoryview]]:

@@ -14,6 +14,7 @@ from kvps._vocabulary import encode_frozen
 from kvps.errors import ArgumentError
 from kvps.lm.explain import ExplainedWord, explain
 from kvps.lm.scorer import Score, Scorer
+from kvps.pools import spread
 from kvps.text.spool import sentence_line
 from kvps.text.vocabulary import BOS, EOS, UNK
 
@@ -105,6 +106,13 @@ class CompiledModel(Scorer):
     def score_line(self, sentence: str) -> float | None:
         """Return the log10 probability of a sentence of words between separators; None where score_columns() has to see it."""
         return self.tables.score_line(self.words, sentence)
+
+    def score_lines(self, sentences: list, threads: int) -> np.ndarray | None:
+        """Return score_line() of each sentence, float64 (n,); None where score_columns() has to see one."""
+        scores = np.empty(len(sentences))
+        parts = [(first, scores[first:first + CHUNK]) for first in range(0, len(sentences), CHUNK)]
+        done = spread(lambda part: self.tables.score_lines(self.words, sentences, *part), parts, threads)
+        return scores if all(n == len(part) for n, (_, part) in zip(done, parts, strict=True)) else None
 
     def score_sentences(self, text: bytes) -> list[Score]:
         """Return one Score per line of tokenised text."""

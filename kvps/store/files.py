@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvps.errors import KvpsError, StoreError, StoreFull
+from kvps.units import memory_limit
 
 DIR_MODE = 0o700
 FILE_MODE = 0o600
@@ -140,8 +141,7 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes], *, private: bo
 
     private: mode 0600. Otherwise it is a file that leaves the store: what the user's umask makes of 0666, and not synced,
     since it can be made again. A link is followed then, and what is no file is written to as it is: see is_stream().
-    huge_pages: write so that Linux keeps the file in huge pages, where it can (ext4 from 6.16 on, XFS, Btrfs), and maps it as
-    such. Takes a few tenths of a second more for half a gigabyte; look-ups all over it are faster by a sixth to a half then.
+    huge_pages: write so that Linux keeps the file in huge pages, where it can (ext4 from 6.16 on, XFS, Btrfs): see map_file().
     """
     if not private:
         if is_stream(path):
@@ -333,6 +333,14 @@ def scratch(folder: str | Path) -> Iterator[int]:
 
 
 def map_file(path: str | Path) -> mmap.mmap:
-    """Map a whole file for reading."""
+    """Map a whole file for reading here and there.
+
+    Where Linux can, it reads the file in huge pages and maps it as such: look-ups all over it are faster by a sixth to a half.
+    Not a file beyond half of the memory: where pages come and go, too much would be read.
+    """
     with reading(path) as fd, reporting(path):
-        return mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        mapping = mmap.mmap(fd, 0, prot=mmap.PROT_READ)
+        if HUGE_PAGE <= len(mapping) <= memory_limit() // 2 and hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):     # a kernel without them
+                mapping.madvise(mmap.MADV_HUGEPAGE)
+        return mapping

@@ -1,11 +1,13 @@
 """The environment: LMDB's errors mapped, files checked before LMDB sees them, lifetimes of maps and views."""
 import errno
+import itertools
 import os
 import resource
 import stat
 import struct
 import subprocess
 import sys
+from pathlib import Path
 
 import lmdb
 import numpy as np
@@ -525,3 +527,21 @@ def test_files_in_huge_pages(tmp_path, rng):
         files.atomic_write(tmp_path / "file", iter(pieces), huge_pages=True)
         assert (tmp_path / "file").read_bytes() == b"".join(pieces)
         assert {len(piece) for piece in list(files._chunks(pieces))[:-1]} <= {page}
+
+
+@pytest.mark.skipif(not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="a kernel without huge pages")
+@pytest.mark.parametrize(("n_bytes", "memory", "asked"), [(files.HUGE_PAGE, 1 << 40, True), (files.HUGE_PAGE - 1, 1 << 40, False),
+                                                          (2 * files.HUGE_PAGE, 4 * files.HUGE_PAGE - 1, False)])
+def test_mapped_in_huge_pages(n_bytes, memory, asked, tmp_path, monkeypatch):
+    """A file is mapped for huge pages where it fills one and there is memory for twice its size."""
+    path = tmp_path / "file"
+    path.write_bytes(bytes(n_bytes))
+    monkeypatch.setattr(files, "memory_limit", lambda: memory)
+    mapping = files.map_file(path)
+
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    flags = next(line for line in itertools.dropwhile(lambda line: not line.endswith(str(path)), lines)
+                 if line.startswith("VmFlags"))
+
+    assert ("hg" in flags.split()) == asked
+    assert len(mapping) == n_bytes

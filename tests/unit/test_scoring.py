@@ -81,6 +81,23 @@ def test_many_sentences(store, model, monkeypatch):
         assert many.score([]).shape == (0,) and many.score([["the", "cat"], "the cat"]).tolist() == [many.score("the cat")] * 2
 
 
+@pytest.mark.parametrize("threads", [1, 3])
+def test_lists(store, threads):
+    """A list has the scores that its sentences have alone, to the last bit, whatever is among them; what is none is told."""
+    text = ["the cat", "", " ", "a\0cat\tsat\r", "der Käse the", "zebra " * 3, "the cat sat " * 40] * 3000
+    with store.model(threads=threads) as model, store.model(smoothing="mle") as mle:
+        alone = [model.score(sentence) for sentence in text[:7]] * 3000
+        long = ["the " * 30_000, "cat"]
+
+        assert model.score(text).tolist() == alone
+        assert model.score(long).tolist() == [model.score(sentence) for sentence in long]
+        assert model.score([*text, ["the", "cat"]]).tolist() == [*alone, alone[0]]
+        assert mle.score(["the cat", "zebra", "zebra cat"]).tolist() == [mle.score("the cat"), -math.inf, -math.inf]
+        for bad in ("the\ncat", "\ud800", 7):
+            with pytest.raises(ArgumentError, match="21001"):
+                model.score([*text, bad, "cat"])
+
+
 def test_words(store, model):
     """--words names matched order and OOVs; the words of a sentence add up to its probability."""
     lines = score(store, "--words", text="the cat zebra\n\n")
