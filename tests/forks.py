@@ -26,7 +26,7 @@ import sys
 import time
 from collections import Counter
 
-TIMEOUT_S = 60                       # for one command; the longest takes a second or two
+TIMEOUT_S = 120                      # for one command; longer than any takes
 LAYERS = ("kvps.store.", "kvps.jobs.")
 # Pure functions of bytes and errors: no moment that another process could see.
 NO_STEPS = ("kvps.store.format", "kvps.store.extents")
@@ -65,7 +65,7 @@ class ForkServer:
             step: (name, "before" or "after", number): SIGKILL just before or after so many calls of this function ("*": of
                 any).
             delay_s: SIGKILL so long after the first step, if it still runs.
-            split_bytes: length of a split, at least.
+            split_bytes: length of a split, at least; None: as users have it.
             profile: count the calls of every step.
             check: the exit code that it must have, unless it is killed; None: any.
         """
@@ -208,7 +208,8 @@ def child(request, mine, out, err, calls):
             os.dup2(nothing.fileno(), 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
-        counting.MIN_SPLIT_BYTES = request["split_bytes"]
+        if request["split_bytes"] is not None:
+            counting.MIN_SPLIT_BYTES = request["split_bytes"]
         mine.step = tuple(request["step"]) if request["step"] else None
         mine.profile = Counter() if request["profile"] else None
         marker = mine

@@ -77,26 +77,33 @@ cdef inline void put_word(word_slot* slots, uint64_t mask, uint64_t key, index_t
     slots[at].number = <uint32_t>(word + 1)        # last: makes the word visible
 
 
+cdef inline bint stands_at(const vocab_view* v, word_t word, const byte_t* p, uint64_t n) noexcept nogil:
+    """Return whether the n bytes of a long word are those of a word of the table; False too where a damaged page is met."""
+    cdef uint64_t begin
+    cdef const byte_t* own
+    if not usable(v.pages, &v.ends[word], 16):
+        return False
+    begin = v.ends[word]
+    if v.ends[word + 1] - begin != n or begin > v.n_bytes or n > v.n_bytes - begin:
+        return False
+    own = v.blob + begin
+    if not usable(v.pages, own, n):
+        return False
+    if n <= 2 * SHORT:                             # as most are
+        return load64(own) == load64(p) and load64(own + n - SHORT) == load64(p + n - SHORT)
+    return memcmp(own, p, n) == 0
+
+
 cdef word_t find_word(const vocab_view* v, const byte_t* p, index_t n, uint64_t key) noexcept nogil:
     """Return the id of a word whose key is given, or NOT_FOUND, as where a damaged page is met."""
-    cdef uint64_t at = place_of(key, n) & v.mask, word, begin, tried
+    cdef uint64_t at = place_of(key, n) & v.mask, word, tried
     for tried in range(v.mask + 1):        # a table that others wrote might have no empty slot
         if not usable(v.pages, &v.slots[at]) or v.slots[at].number == 0:
             break
         word = <uint64_t>v.slots[at].number - 1
         if v.slots[at].key == key and word < v.n_words:
-            if n <= SHORT:
-                if v.slots[at].n_bytes == <uint32_t>n:
-                    return <word_t>word
-            else:
-                if not usable(v.pages, &v.ends[word], 16):
-                    break
-                begin = v.ends[word]
-                if v.ends[word + 1] - begin == <uint64_t>n and begin <= v.n_bytes and <uint64_t>n <= v.n_bytes - begin:
-                    if not usable(v.pages, v.blob + begin, n):
-                        break
-                    if memcmp(v.blob + begin, p, n) == 0:
-                        return <word_t>word
+            if v.slots[at].n_bytes == <uint32_t>n if n <= SHORT else stands_at(v, <word_t>word, p, n):
+                return <word_t>word
         at = (at + 1) & v.mask
     return <word_t>NOT_FOUND
 
@@ -108,45 +115,51 @@ cdef void find_words(const vocab_view* v, const byte_t* text, index_t n_text, in
     All words take a step before any takes the next, without branches that nobody can guess: no word waits for memory alone.
     """
     cdef uint64_t places[LANES]
+    cdef uint8_t longs[LANES]
     cdef uint8_t rest[LANES]
-    cdef index_t i, j, n_rest = 0
+    cdef index_t i, j, n_longs = 0, n_rest = 0
     cdef const word_slot* slot
     cdef uint64_t word
-    cdef bint found
+    cdef bint same, found
     # STEP 1: keys, those of long words by themselves.
     for i in range(n):
         keys[i] = (first_bytes(load64(text + starts[i]), lengths[i]) if starts[i] + 8 <= n_text
                    else word_key(text + starts[i], lengths[i]))
-        rest[n_rest] = <uint8_t>i
-        n_rest += lengths[i] > SHORT
-    for j in range(n_rest):
-        keys[rest[j]] = word_key(text + starts[rest[j]], lengths[rest[j]])
+        longs[n_longs] = <uint8_t>i
+        n_longs += lengths[i] > SHORT
+    for j in range(n_longs):
+        keys[longs[j]] = word_key(text + starts[longs[j]], lengths[longs[j]])
     for i in range(n):
         places[i] = place_of(keys[i], lengths[i]) & v.mask
         fetch(&v.slots[places[i]])
-    # STEP 2: short words, where their slot or an empty one comes first.
-    n_rest = 0
+    # STEP 2: words where their slot or an empty one comes first; of long ones it is still to be confirmed.
+    n_longs = 0
     for i in range(n):
         slot = &v.slots[places[i]]
-        found = lengths[i] == 0
+        found, same = lengths[i] == 0, False
         if usable(v.pages, slot):
             word = <uint64_t>slot.number
             out[i] = <word_t>(word - 1)            # NOT_FOUND of an empty slot
-            found |= (word == 0) | ((slot.key == keys[i]) & (slot.n_bytes == <uint64_t>lengths[i]) & (lengths[i] <= SHORT)
-                                    & (word <= v.n_words))
+            same = (slot.key == keys[i]) & (slot.n_bytes == <uint64_t>lengths[i]) & (word - 1 < v.n_words)
+            found |= word == 0
         else:
             out[i] = <word_t>NOT_FOUND
+        longs[n_longs] = <uint8_t>i
+        n_longs += same & (lengths[i] > SHORT)
         rest[n_rest] = <uint8_t>i
-        n_rest += not found
-    # STEP 3: the rest one by one, the bytes that confirm long words on their way.
-    for j in range(n_rest):
-        i = rest[j]
-        if lengths[i] > SHORT and out[i] < v.n_words:
-            fetch(&v.ends[out[i]])
-    for j in range(n_rest):
-        i = rest[j]
-        if lengths[i] > SHORT and out[i] < v.n_words and usable(v.pages, &v.ends[out[i]]) and v.ends[out[i]] < v.n_bytes:
-            fetch(v.blob + v.ends[out[i]])
+        n_rest += not (found | same)
+    # STEP 3: the bytes that confirm long words, on their way before they are compared.
+    for j in range(n_longs):
+        fetch(&v.ends[out[longs[j]]])
+    for j in range(n_longs):
+        if usable(v.pages, &v.ends[out[longs[j]]]):
+            fetch(v.blob + v.ends[out[longs[j]]])
+    for j in range(n_longs):
+        i = longs[j]
+        if not stands_at(v, out[i], text + starts[i], <uint64_t>lengths[i]):
+            rest[n_rest] = <uint8_t>i
+            n_rest += 1
+    # STEP 4: the rest one by one.
     for j in range(n_rest):
         i = rest[j]
         out[i] = find_word(v, text + starts[i], lengths[i], keys[i])
@@ -294,6 +307,21 @@ cdef class WordTable:
             for i in range(lengths.shape[0]):
                 self._insert(p, lengths[i], word_key(p, lengths[i]))
                 p += lengths[i]
+
+    def in_order(self, const uint32_t[::1] order):
+        """Return a new table of the same words, of which word i is word order[i] of this one."""
+        cdef WordTable other = WordTable()
+        cdef index_t i, size, n = order.shape[0]
+        cdef const byte_t* p
+        if n != self.n_words:
+            raise ValueError(f"{n} places for {self.n_words} words")
+        other._reserve(n, self.ends[n])
+        for i in range(n):
+            if order[i] >= n:
+                raise IndexError(f"word {order[i]} of {n}")
+            p, size = self.blob + self.ends[order[i]], self.ends[order[i] + 1] - self.ends[order[i]]
+            other._insert(p, size, word_key(p, size))
+        return other
 
     def slice(self, index_t first):
         """Return (lengths uint32, bytes) of the words from `first` on, as `load` takes them."""

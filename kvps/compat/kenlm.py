@@ -116,6 +116,7 @@ class Model(Walker):
         except KvpsError as exc:
             raise OSError(f"Cannot read model '{name}' ({exc})") from exc
         super().__init__(scorer.tables, scorer.words)
+        self._scorer = scorer
         self.path = os.fsencode(os.path.abspath(name))
 
     def perplexity(self, sentence: str | bytes) -> float:
@@ -130,6 +131,10 @@ class Model(Walker):
     def BaseFullScore(self, in_state: State, word: str, out_state: State) -> FullScoreReturn:
         """Return what is known of p(word | in_state), and make out_state the state behind the word."""
         return FullScoreReturn(*self.full_step(in_state, word, out_state))
+
+    def word_id(self, word: bytes) -> int:
+        """Return the number of a word, that of an ARPA file by its lines; 0, that of <unk>, where there is none. Not KenLM's."""
+        return self._scorer.number(super().word_id(word))
 
     def __repr__(self) -> str:
         return f"<Model from {os.path.basename(self.path)!r}>"

@@ -234,9 +234,11 @@ class _Reader(abc.ABC):
         if codes[UNK] < 0:
             log.warning("%s: has no <unk>; log10 p of unknown words is -100, as in KenLM", self.lines.name)
             codes[UNK] = int(np.float32(MISSING_UNK).view(np.uint32)) + 1
-        self.codes = np.array(codes, np.uint64)
-        self.backoffs = np.array(backoffs, np.uint32)
-        self.words = table.frozen(np.ones(len(table), np.uint8))
+        # What text asks for most has the lowest ids, and so lies together.
+        by_probability = np.argsort(np.array(codes[FIRST_WORD:], np.uint64), kind="stable") + FIRST_WORD
+        self.numbers = np.concatenate([np.arange(FIRST_WORD), by_probability]).astype(np.uint32)
+        self.codes, self.backoffs = np.array(codes, np.uint64)[self.numbers], np.array(backoffs, np.uint32)[self.numbers]
+        self.words = table.in_order(self.numbers).frozen(np.ones(len(codes), np.uint8))
         self.is_context = self.backoffs << 1 != 0          # of either sign; more words are found to be with the 2-grams
 
     def _ngrams(self, k: int) -> None:
@@ -332,7 +334,7 @@ class _Import(_Reader):
             def written() -> Iterator:
                 # 0 stands for a word that is no context; the bits of no finite back-off are 2**32 - 1.
                 contexts = np.where(self.is_context, self.backoffs + np.uint32(1), np.uint32(0))
-                for name, array in (("unigrams", self.codes), ("unigram_contexts", contexts),
+                for name, array in (("unigrams", self.codes), ("unigram_contexts", contexts), ("numbers", self.numbers),
                                     ("slots", slots), ("ends", ends), ("blob", blob)):
                     yield section(name, array)
                 for k, part in self._listed.items():

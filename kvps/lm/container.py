@@ -22,7 +22,8 @@ An exact model has, instead of the buckets, for k = 2..order: ngrams.k u32 (n, k
 (first row of each part), ngrams.k.values u64; for d = 1..order - 1 contexts.d, contexts.d.starts, contexts.d.numbers; and
 parts u32 (n_words,), the part of what begins with a word, or their number where that may be any.
 An imported model ("arpa") has of these the words, and `entries` of its own (ext/kvps/_given.pyx). Its unigrams are the bits of
--log10 p as a float32, plus 1, its unigram_contexts the bits of log10 of back-offs, plus 1; 0: no context. "closed" in meta says
+-log10 p as a float32, plus 1, its unigram_contexts the bits of log10 of back-offs, plus 1; 0: no context. The ids of words follow
+their probabilities; numbers u32 (n_words,) tells their order in the ARPA file. "closed" in meta says
 whether of all n-grams the last words are listed too. It may have for k = 2..order: listed.k u32 (n, k + 1), its n-grams in
 context order, sorted, and their probabilities as those of words.
 

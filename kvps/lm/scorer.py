@@ -90,7 +90,8 @@ class Scorer:
             raise ArgumentError(f"{path}: a model of kind {meta['kind']} and order {meta['order']} cannot answer "
                                 f"{self.smoothing} of order {self.order}")
         self._idle: list[tuple[memoryview, memoryview]] = []       # buffers of threads that scored before
-        pages = container.pages(path, arrays)
+        self._pages = pages = container.pages(path, arrays)
+        self._numbers = arrays.get("numbers")
         self.words = FrozenWords(arrays["slots"], arrays["ends"], arrays["blob"], pages)
         self.unigrams = arrays["unigrams"]
         self.tables: Tables
@@ -120,6 +121,13 @@ class Scorer:
         score = Score(n_sentences, *self.tables.sums(ids[:n], history[:n]))
         self._keep(buffers, text)
         return score
+
+    def number(self, word: int) -> int:
+        """Return which word of the ARPA file that a model was imported from one of ours is, from 0 on; of others its id."""
+        if self._numbers is None:
+            return word
+        self._pages.compare(self._numbers[word:word + 1].cast("B"))
+        return self._numbers[word]
 
     def _buffers(self, n_bytes: int) -> tuple[memoryview, memoryview]:
         """Return room for the ids and the histories of a text."""
