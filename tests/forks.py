@@ -58,7 +58,7 @@ class ForkServer:
         self._process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
                                          text=True, env=environment)
 
-    def run(self, *arguments, step=None, delay_s=None, split_bytes=2048, profile=False, check=0):
+    def run(self, *arguments, step=None, delay_s=None, split_bytes=2048, profile=False, text=None, check=0):
         """Run `kvps ARGUMENTS`; kill it where that is asked for.
 
         Args:
@@ -67,10 +67,11 @@ class ForkServer:
             delay_s: SIGKILL so long after the first step, if it still runs.
             split_bytes: length of a split, at least; None: as users have it.
             profile: count the calls of every step.
+            text: what it reads from stdin; None: that is /dev/null.
             check: the exit code that it must have, unless it is killed; None: any.
         """
         request = {"arguments": [str(argument) for argument in arguments], "step": step, "delay_s": delay_s,
-                   "split_bytes": split_bytes, "profile": profile}
+                   "split_bytes": split_bytes, "profile": profile, "text": text}
         self._process.stdin.write(json.dumps(request) + "\n")
         self._process.stdin.flush()
         line = self._process.stdout.readline()
@@ -195,7 +196,7 @@ def wrap_methods(owner, name):
             setattr(owner, attribute, kind(wrapped) if kind else wrapped)
 
 
-def child(request, mine, out, err, calls):
+def child(request, mine, given, out, err, calls):
     """Run a command and end this process; what it calls is counted into the file `calls` where asked for."""
     global marker
 
@@ -204,8 +205,7 @@ def child(request, mine, out, err, calls):
 
     code = 70
     try:
-        with open(os.devnull, "rb") as nothing:
-            os.dup2(nothing.fileno(), 0)
+        os.dup2(given, 0)
         os.dup2(out, 1)
         os.dup2(err, 2)
         if request["split_bytes"] is not None:
@@ -231,18 +231,21 @@ def serve(request):
     """Run one command in a child and return the reply."""
     mine = Marker()
     begun, mine.begun = os.pipe()
+    given = os.open(os.devnull, os.O_RDONLY) if request["text"] is None else os.memfd_create("in")
+    if request["text"] is not None:
+        os.pwrite(given, request["text"].encode(), 0)
     files = [os.memfd_create(name) for name in ("out", "err", "calls")]
     pid = os.fork()
     if pid == 0:
         os.close(begun)
-        child(request, mine, *files)
+        child(request, mine, given, *files)
     os.close(mine.begun)
     try:
         code, seconds = watch(pid, begun, request["delay_s"])
         steps, inside, last = mine.read()
         out, err, calls = (os.pread(file, os.fstat(file).st_size, 0).decode() for file in files)
     finally:
-        for file in (begun, *files):
+        for file in (begun, given, *files):
             os.close(file)
         mine.close()
     if code is None:

@@ -106,14 +106,16 @@ _turn = threading.Lock()             # for the prepared process, which runs one 
 def run(*arguments, check=0, **options):
     """Run `kvps ARGUMENTS` to its end and return the CompletedProcess; its exit code must be `check` (None: any).
 
-    Without options, which are those of start(), it is a child of the prepared process, where that is free and as we are.
+    input: what it reads from stdin. With no other options of start() than `small`, it is a child of the prepared process,
+    where that is free and as we are.
     """
     done = None
-    if not options and _turn.acquire(blocking=False):
+    if options.keys() <= {"small", "input"} and _turn.acquire(blocking=False):
         try:
             server, theirs = prepared()
             if theirs == surroundings():
-                found = server.run(*arguments, split_bytes=None, check=None)
+                found = server.run(*arguments, split_bytes=2048 if options.get("small") else None, text=options.get("input"),
+                                   check=None)
                 done = subprocess.CompletedProcess(arguments, found.code, found.out, found.err)
         finally:
             _turn.release()

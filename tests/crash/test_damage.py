@@ -57,9 +57,9 @@ def damage_often(stores, seed, times):
     return bad
 
 
-def test_damaged_at_600_places(stores, seed):
-    """600 random damages are refused with a message or do no harm."""
-    assert damage_often(stores, seed, 600) == []
+def test_damaged_at_300_places(stores, seed):
+    """300 random damages are refused with a message or do no harm."""
+    assert damage_often(stores, seed, 300) == []
 
 
 @pytest.mark.slow

@@ -144,12 +144,12 @@ def test_allocations_are_counted(stages):
     assert all(stage.n_calls >= 2 for stage in stages.values())
 
 
-def test_out_of_memory_at_50_allocations(stages, tmp_path, library, seed):
-    """Fifty allocations that fail, some in each command, do no harm; most of them are met."""
+def test_out_of_memory_at_some_allocations(stages, tmp_path, library, seed):
+    """Allocations that fail, three in each command, do no harm; most of them are met."""
     found = fail_often(stages, tmp_path, library, seed,
-                       lambda stage, rng: rng.sample(range(1, stage.n_calls + 1), min(6, stage.n_calls)))
+                       lambda stage, rng: rng.sample(range(1, stage.n_calls + 1), min(3, stage.n_calls)))
 
-    assert sum(n for (_, how), n in found.items() if how == "failed") >= 40
+    assert sum(n for (_, how), n in found.items() if how == "failed") >= 20
 
 
 @pytest.mark.slow

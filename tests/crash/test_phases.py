@@ -328,10 +328,10 @@ def kill_each(kills, seed, times):
 
 
 def test_killed_inside_each_phase(kills, seed):
-    """100 kills, spread over phases and numbers of shards, leave stores that go on to the counts of an undisturbed run."""
-    inside = kill_each(kills, seed, 2)
+    """50 kills, spread over phases and numbers of shards, leave stores that go on to the counts of an undisturbed run."""
+    inside = kill_each(kills, seed, 1)
 
-    assert all(inside[phase.name] >= 2 for phase in PHASES), inside
+    assert all(inside[phase.name] >= 1 for phase in PHASES), inside
 
 
 @pytest.mark.slow

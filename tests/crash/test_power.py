@@ -10,7 +10,7 @@ from faults.server import Server, scratch
 
 pytestmark = pytest.mark.crash
 
-DEFAULT_STATES, ALL_STATES = 200, 20_000
+DEFAULT_STATES, ALL_STATES = 100, 20_000
 
 
 @pytest.fixture(scope="module")

@@ -81,8 +81,9 @@ class Reader:
     def run(self, deadline):
         try:
             with kvps.open(path) as store, store.model(stale=self.rng.choice(["ok", "wait"]), threads=1) as model:
-                # On a busy machine a reader may not have had its turn by then.
-                while time.monotonic() < deadline or (self.dumps + self.scores < 2 and time.monotonic() < deadline + 60):
+                # On a busy machine neither a reader nor the writer may have had enough turns by then.
+                while time.monotonic() < deadline or (time.monotonic() < deadline + 60
+                                                      and (self.dumps + self.scores < 2 or len(self.seen) < 3)):
                     self.look(store, model)
         except BaseException as exc:
             self.wrong = f"{type(exc).__name__}: {exc}"

@@ -23,7 +23,7 @@ SENTENCES = st.lists(st.lists(st.sampled_from(WORDS), max_size=9), min_size=1, m
 ORDERS = st.integers(1, 8)
 DISTRIBUTIONS = ["modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell", "lidstone:0.1", "laplace", "mle"]
 CONTEXTS = st.lists(st.lists(st.sampled_from([*WORDS, "<s>", "</s>", "unheard-of"]), max_size=9), min_size=1, max_size=8)
-FEW = settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+FEW = settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def files_of(folder):
             for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(TEXT, st.integers(1, 8), st.integers(1, 3), st.sampled_from([1, 2, 5, 10_000]), st.booleans())
 def test_round_trip(tmp_path_factory, text, order, shards, file_lines, closed):
     """Export, make a store of it, export: the same bytes; the store has all counts, is sound, and text of it can be forgotten."""
@@ -162,7 +162,7 @@ def test_from_the_command_line(tmp_path, counts):
         assert store.count("the cat") == 3
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(TEXT, TEXT, st.integers(1, 5), st.integers(1, 3))
 def test_balance(tmp_path_factory, text, gone, order, shards):
     """Counts of any text are balanced, however they are dealt; what is out of balance is told, once for each order."""

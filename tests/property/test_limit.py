@@ -41,7 +41,7 @@ def expected_scores(text, order, smoothing):
             "laplace": model.laplace, "mle": model.mle, "stupid-backoff": model.stupid_backoff}[smoothing]
 
 
-@settings(max_examples=30, suppress_health_check=list(HealthCheck))
+@settings(max_examples=15, suppress_health_check=list(HealthCheck))
 @given(TEXT, TEXT, st.sets(st.sampled_from([*WORDS, "never"])), st.integers(1, 6), st.integers(1, 3), st.booleans())
 def test_limit_is_counting_with_unk(tmp_path_factory, text, more, kept, order, shards, by_count):
     """The counts, and those after later text was added and forgotten, are those of the text with its other words as <unk>."""

@@ -26,7 +26,7 @@ def contents(path):
         return counts, store.statistics if any(counts) else None
 
 
-@settings(max_examples=25, suppress_health_check=list(HealthCheck))
+@settings(max_examples=12, suppress_health_check=list(HealthCheck))
 @given(st.lists(st.tuples(TEXT, TEXT, st.integers(1, 3), st.integers(1, 3)), min_size=1, max_size=3), st.integers(1, 8),
        st.integers(1, 3))
 def test_merge_is_training_on_all(tmp_path_factory, parts, order, shards):

@@ -513,7 +513,7 @@ COVERED = [(["update killed", "forget killed"], "pending"), (["update killed", "
            (["purge"], "pending"), (["purge killed", "forget labels killed"], "as before")]
 
 
-@pytest.mark.parametrize("n_examples", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_examples", [50, pytest.param(2000, marks=pytest.mark.slow)])
 def test_store_is_its_counters(server, n_examples):
     """Whatever is done to a store and happens to it, it holds what counters in plain Python hold."""
     with mock.patch.object(Machine, "server", server), mock.patch.object(Machine, "met", Counter()) as met:
@@ -522,5 +522,5 @@ def test_store_is_its_counters(server, n_examples):
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]))
     print(", ".join(f"{what} {how}: {n}" for (what, how), n in sorted(met.items())))
     rare = [(whats, how) for whats, how in COVERED if sum(met[what, how] for what in whats) < n_examples / 100]
-    # A hundred histories may leave a thing out by chance; two thousand do not.
-    assert len(rare) <= (2 if n_examples < 1000 else 0), rare
+    # Fifty histories may leave some things out by chance; two thousand do not.
+    assert len(rare) <= (4 if n_examples < 1000 else 0), rare
