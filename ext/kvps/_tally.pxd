@@ -40,12 +40,14 @@ cdef inline void count_log10(tally* t, double log10_p, bint unknown) noexcept no
     """Add a token of which the logarithm is known."""
     cdef bint zero = isinf(log10_p)
     t.tokens += 1
-    t.oov += unknown
-    t.zero += zero
-    t.zero_oov += zero and unknown
-    if not zero:
-        t.total += log10_p
-        t.total_oov += log10_p if unknown else 0
+    if zero or unknown:                        # rare
+        t.oov += unknown
+        t.zero += zero
+        t.zero_oov += zero and unknown
+        if zero:
+            return
+        t.total_oov += log10_p
+    t.total += log10_p
 
 
 cdef struct by_sentence:

@@ -11,7 +11,7 @@ from faults.server import Server, scratch
 
 pytestmark = pytest.mark.crash
 
-DEFAULT_FAULTS, DEFAULT_LEVELS = 36, 27
+DEFAULT_FAULTS, DEFAULT_LEVELS = 18, 18
 DISK_BYTES, PAGE_BYTES = 24 << 20, 4096
 KINDS = (Kind.ENOSPC_EVER, Kind.SHORT_ENOSPC)
 

@@ -15,7 +15,7 @@ from processes import DRIVER, TIMEOUT_S, contents, counted, environment, run, zi
 
 pytestmark = pytest.mark.crash
 
-DEFAULT_FAULTS = 60
+DEFAULT_FAULTS = 50
 
 
 @pytest.fixture(scope="module")
