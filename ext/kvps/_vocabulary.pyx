@@ -152,7 +152,7 @@ cdef void find_words(const vocab_view* v, const byte_t* text, index_t n_text, in
     for j in range(n_longs):
         fetch(&v.ends[out[longs[j]]])
     for j in range(n_longs):
-        if usable(v.pages, &v.ends[out[longs[j]]]):
+        if usable(v.pages, &v.ends[out[longs[j]]]) and v.ends[out[longs[j]]] < v.n_bytes:
             fetch(v.blob + v.ends[out[longs[j]]])
     for j in range(n_longs):
         i = longs[j]

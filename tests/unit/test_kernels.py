@@ -116,6 +116,21 @@ def test_slice_and_load():
         assert [other.word(i) for i in range(len(other))] == [table.word(i) for i in range(len(table))]
 
 
+def test_words_in_another_order():
+    """A table in another order has the same words, each at its new place; an order that is none is refused."""
+    table = table_of(b"a", b"longer than eight", b"b")
+    order = np.array([0, 1, 2, 5, 3, 4], np.uint32)
+    other = table.in_order(order)
+
+    assert [other.word(i) for i in range(6)] == [table.word(i) for i in order]
+    assert [other.get(word) for word in (b"<unk>", b"b", b"a", b"longer than eight", b"c")] == [0, 3, 4, 5, None]
+    assert [table.word(i) for i in range(3, 6)] == [b"a", b"longer than eight", b"b"]
+    with pytest.raises(ValueError, match="5 places for 6 words"):
+        table.in_order(order[1:])
+    with pytest.raises(IndexError, match="word 6 of 6"):
+        table.in_order(order + np.uint32(1))
+
+
 def test_frozen_words():
     """A frozen table finds the words marked alive and no others; ids stay."""
     table = table_of(b"a", b"gone", b"b")
