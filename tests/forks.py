@@ -231,8 +231,10 @@ def serve(request):
     """Run one command in a child and return the reply."""
     mine = Marker()
     begun, mine.begun = os.pipe()
-    given = os.open(os.devnull, os.O_RDONLY) if request["text"] is None else os.memfd_create("in")
-    if request["text"] is not None:
+    if request["text"] is None:
+        given = os.open(os.devnull, os.O_RDONLY)
+    else:
+        given = os.memfd_create("in")
         os.pwrite(given, request["text"].encode(), 0)
     files = [os.memfd_create(name) for name in ("out", "err", "calls")]
     pid = os.fork()

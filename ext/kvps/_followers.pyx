@@ -131,7 +131,6 @@ cdef class Followers(Paged):
                 if starts[i] > starts[i + 1] or starts[i + 1] > <uint64_t>self.levels[1].n_nodes:
                     raise ValueError(f"part {i} begins at {starts[i]} of {self.levels[1].n_nodes}")
 
-
     cdef int use(self, numbers* c, column, index_t n) except -1:
         """Take a column of n + 1 numbers."""
         cdef const uint32_t[::1] narrow

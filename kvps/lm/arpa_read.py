@@ -235,9 +235,10 @@ class _Reader(abc.ABC):
             log.warning("%s: has no <unk>; log10 p of unknown words is -100, as in KenLM", self.lines.name)
             codes[UNK] = int(np.float32(MISSING_UNK).view(np.uint32)) + 1
         # What text asks for most has the lowest ids, and so lies together.
-        by_probability = np.argsort(np.array(codes[FIRST_WORD:], np.uint64), kind="stable") + FIRST_WORD
+        listed = np.array(codes, np.uint64)
+        by_probability = np.argsort(listed[FIRST_WORD:], kind="stable") + FIRST_WORD
         self.numbers = np.concatenate([np.arange(FIRST_WORD), by_probability]).astype(np.uint32)
-        self.codes, self.backoffs = np.array(codes, np.uint64)[self.numbers], np.array(backoffs, np.uint32)[self.numbers]
+        self.codes, self.backoffs = listed[self.numbers], np.array(backoffs, np.uint32)[self.numbers]
         self.words = table.in_order(self.numbers).frozen(np.ones(len(codes), np.uint8))
         self.is_context = self.backoffs << 1 != 0          # of either sign; more words are found to be with the 2-grams
 

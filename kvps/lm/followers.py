@@ -233,7 +233,7 @@ class FollowingModel(CompiledModel, Foresight):
         top_p = 1.0 if choices.top_p is None else choices.top_p
         with self.best.spaces.one() as space:
             generate(self.best.best, space, np.array(start, np.uint32), seed, first, max_words, choices.temperature,
-                                    choices.top_k or 0, top_p, *self._shares(choices.temperature), words, lengths, ends)
+                     choices.top_k or 0, top_p, *self._shares(choices.temperature), words, lengths, ends)
         return words, lengths, ends
 
     def draw_word(self, context: Sequence[int], seed: int) -> int:
