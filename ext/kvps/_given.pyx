@@ -7,14 +7,16 @@ The highest bits of a hash choose the partition, the next ones the bucket in it.
 a second one that its fingerprint chooses, and from there on to the next that has room. Wherever it passes by it leaves a
 mark, one of sixteen; a look-up ends at a bucket without its mark.
 A probability is the bits of -log10 p as a float32, with the highest bit set where the n-gram is a context: there are longer
-ones that begin with it, or it has a back-off. A back-off is the bits of its log10 as a float32.
+ones that begin with it, or it has a back-off. A back-off is the bits of its log10 as a float32, those of 0, never of -0, where
+there is none.
 """
 cimport cython
 
 from libc.math cimport exp
+from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 
-from kvps._block cimport LANES, NONE, ROW, all_if, with_context
+from kvps._block cimport LANES, NONE, ROW, all_if
 from kvps._buckets cimport BUCKET, home
 from kvps._keys cimport equal5, fetch, load32, load64, lowest, mix, mul_high
 from kvps._model cimport Tables
@@ -26,7 +28,7 @@ cdef enum:
     CONTEXT = 0x80000000       # in the code of an n-gram: it is a context
     MORE_BITS = 3              # of a fingerprint, behind the slots
     MARKS_AT = 16              # bit of the first mark; there are as many as fit
-    ABSENT = 0xFFFFFFFF        # code of an n-gram that is not there
+    NO_CONTEXT = 0x80000000    # the back-off of what is no context: -0, which changes no sum
     FULL = -2
     COLLISION = -3
 
@@ -139,8 +141,10 @@ def fill(byte_t[::1] region, int partition_bits, const byte_t[:, ::1] records):
     with nogil:
         for i in range(n):
             code, backoff = load32(&records[i, 8]) - 1, load32(&records[i, 12])
-            if backoff << 1 != 0:              # of either sign
+            if backoff << 1 != 0:
                 code |= <uint32_t>CONTEXT
+            else:
+                backoff = 0                    # not -0
             status = insert(<bucket*>&region[0], n_buckets, partition_bits, load64(&records[i, 0]), code, backoff)
             if status != 0:
                 break
@@ -181,34 +185,35 @@ def link(byte_t[::1] region, int partition_bits, const byte_t[:, ::1] records):
 
 # ---- looking up
 
-cdef inline real either(uint32_t first, real a, real b) noexcept nogil:
+cdef struct unigram:
+    uint32_t code              # of <unk> for it and for what is not listed
+    uint32_t backoff           # or NO_CONTEXT
+
+
+cdef inline uint32_t either(uint32_t first, uint32_t a, uint32_t b) noexcept nogil:
     """a or b, by whether all bits of `first` are set or none, without a branch."""
-    cdef uint64_t mask = first | <uint64_t>first << 32
-    if real is float:
-        (<uint32_t*>&a)[0] = ((<uint32_t*>&a)[0] & first) | ((<uint32_t*>&b)[0] & ~first)
-    else:
-        (<uint64_t*>&a)[0] = ((<uint64_t*>&a)[0] & mask) | ((<uint64_t*>&b)[0] & ~mask)
-    return a
+    return (a & first) | (b & ~first)
 
 
-cdef inline void back_off(index_t n, int order, const uint32_t* codes, const uint32_t* own, const uint8_t* history,
-                          uint32_t unknown, real* p) noexcept nogil:
-    """Fill p with the log10 probabilities of n tokens: that of the longest n-gram there is, and the back-offs of longer contexts.
+cdef inline uint32_t or_none(uint32_t backoff) noexcept nogil:
+    """A back-off as Tables number contexts."""
+    return NONE if backoff == NO_CONTEXT else backoff
 
-    Added in the order of KenLM, which in float32 decides on the last bit. unknown: code of <unk>.
+
+cdef inline void fill_with(uint32_t* p, index_t n, uint32_t x) noexcept nogil:
+    cdef index_t i
+    for i in range(n):
+        p[i] = x
+
+
+cdef inline void back_off(index_t n, const uint32_t* backoffs, real* p) noexcept nogil:
+    """Add to the log10 probabilities of n tokens the back-offs of their contexts of one length, the shorter ones' before.
+
+    That is the order of KenLM, which in float32 decides on the last bit.
     """
     cdef index_t i
-    cdef int d
-    cdef uint32_t code, number, there
     for i in range(n):
-        code = codes[i]
-        there = all_if(code != <uint32_t>ABSENT)
-        p[i] = log10_in((code & there) | (unknown & ~there))
-    for d in range(1, order):
-        for i in range(n):
-            code, number = codes[d * LANES + i], own[d * ROW + i]
-            number &= all_if(number != <uint32_t>NONE) & all_if(history[i] >= d)       # the float 0 where there is no back-off
-            p[i] = either(all_if(code != <uint32_t>ABSENT), <real>log10_in(code), p[i] + <real>float_in(number))
+        p[i] += <real>float_in(backoffs[i])
 
 
 @cython.final
@@ -216,6 +221,7 @@ cdef class GivenTables(Tables):
     """What an ARPA file gives: the values of words are the bits of -log10 p plus 1, numbers of contexts the bits of back-offs."""
     cdef uint64_t n_buckets                # of a partition
     cdef int partition_bits
+    cdef unigram* words                    # by id
 
     def __cinit__(self, int order, unigrams, unigram_contexts, const byte_t[::1] entries, int n_partitions, bint closed, *,
                   uint64_t seed, Pages pages=None):
@@ -226,6 +232,18 @@ cdef class GivenTables(Tables):
         self.partition_bits = (n_partitions - 1).bit_length()
         self.n_numbers, self.valueless = <uint64_t>1 << 32, UNK
         self.gaps, self.given, self.ready = not closed, True, True
+        cdef index_t w
+        cdef uint32_t backoff
+        self.words = <unigram*>malloc(self.n_words * sizeof(unigram))
+        if self.words == NULL:
+            raise MemoryError(f"no memory for {self.n_words} words")
+        for w in range(self.n_words):
+            backoff = self.unigram_contexts[w] - 1     # 0 - 1 is NONE
+            self.words[w].code = <uint32_t>((self.unigrams[w] if self.unigrams[w] > 0 else self.unigrams[UNK]) - 1)
+            self.words[w].backoff = NO_CONTEXT if backoff == NONE else backoff if backoff << 1 != 0 else 0
+
+    def __dealloc__(self):
+        free(self.words)
 
     cdef inline const bucket* at(self, uint64_t hash) noexcept nogil:
         return <const bucket*>(self.table + mul_high(hash, self.n_buckets << self.partition_bits) * BUCKET)
@@ -253,108 +271,13 @@ cdef class GivenTables(Tables):
         value[0] = <uint64_t>(code & <uint32_t>~CONTEXT) + 1
         return True
 
-    cdef index_t read(self, uint8_t* live, index_t n, const uint64_t* hashes, const bucket** buckets,
-                      uint32_t* codes, uint32_t* own) noexcept nogil:
-        """Look up an n-gram for each of n tokens in `live`; keep those there that have one.
-
-        OUT codes and own, by token: of what is found; see gather(). Short and without branches that depend on it: many rounds
-        are under way at once then.
-        """
-        cdef uint8_t kept[LANES]
-        cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
-        cdef index_t j, i, n_kept = 0, n_rest = 0
-        cdef const bucket* at
-        cdef uint32_t same, there, code
-        cdef bint found
-        cdef int s
-        for j in range(n):
-            i, at = live[j], buckets[j]
-            same = equal5(at.prints, print_of(hashes[j])) if usable(self.table_page, at) else 0
-            s = lowest(same | 1 << (N_SLOTS - 1))          # where none is the same the last one is read, in vain
-            found = (same != 0) & (((at.rest >> MORE_BITS * s ^ more_of(hashes[j])) & ((1 << MORE_BITS) - 1)) == 0)
-            there, code = all_if(found), at.codes[s]
-            codes[i] = code | ~there
-            own[i] = at.backoffs[s] | ~(there & (0 - (code >> 31)))
-            rest[n_rest] = <uint8_t>j
-            n_rest += (not found) & ((same != 0) | ((at.rest & mark_of(hashes[j])) != 0))
-            kept[n_kept] = <uint8_t>i
-            n_kept += found
-        for j in range(n_rest):
-            fetch(self.partition_of(hashes[rest[j]]) + after(hashes[rest[j]], 0, 0, self.n_buckets))
-        for j in range(n_rest):
-            i = live[rest[j]]
-            if self.find(hashes[rest[j]], &codes[i], &own[i]):
-                kept[n_kept] = <uint8_t>i
-                n_kept += 1
-        memcpy(live, kept, n_kept)
-        return n_kept
-
-    cdef void gather(self, const word_t* ids, const uint8_t* history, index_t n, uint32_t* before, uint32_t* codes,
-                     uint32_t* own) noexcept nogil:
-        """Look up the n-grams of n tokens; arguments as those of probabilities(), from the first token on.
-
-        OUT codes[(k - 1) * LANES + i]: of the k-gram that ends at token i, ABSENT if there is none, and for <unk> alone.
-        OUT own[k * ROW + i + 1]: its back-off as a context, NONE if it is none.
-        """
-        cdef uint64_t chain[LANES]
-        cdef uint64_t hashes[LANES]
-        cdef const bucket* buckets[LANES]
-        cdef uint8_t live[LANES]               # tokens whose n-grams may be listed
-        cdef index_t n_live = n, i, j
-        cdef int d
-        cdef word_t word
-        for d in range(1, self.order):
-            memset(codes + d * LANES, 255, n * sizeof(uint32_t))               # ABSENT
-            memset(own + (d + 1) * ROW + 1, 255, n * sizeof(uint32_t))         # NONE
-        for d in range(1, self.order + 1):
-            own[d * ROW] = before[d]
-        for i in range(n):
-            word = ids[i]
-            codes[i] = <uint32_t>(self.unigrams[word] - 1) | all_if(word == UNK)
-            own[ROW + i + 1] = self.unigram_contexts[word] - 1                 # 0 - 1 is NONE
-            chain[i] = self.seed
-            live[i] = <uint8_t>i
-        for d in range(1, self.order):
-            if self.gaps:
-                n_live = n
-                for i in range(n):
-                    live[i] = <uint8_t>i
-            # Every n-gram that is listed has its first words listed, which are the context.
-            n_live = with_context(live, n_live, own + d * ROW, history, d)
-            if self.gaps:
-                for i in range(n):
-                    chain[i] = mix(chain[i], (ids + i - d)[0] if history[i] >= d else 0)
-            for j in range(n_live):
-                i = live[j]
-                if not self.gaps:
-                    chain[i] = mix(chain[i], (ids + i - d)[0])
-                hashes[j] = mix(chain[i], ids[i])
-                buckets[j] = self.at(hashes[j])
-                fetch(buckets[j])
-            n_live = self.read(live, n_live, hashes, buckets, codes + d * LANES, own + (d + 1) * ROW + 1)
-        for d in range(1, self.order + 1):
-            before[d] = own[d * ROW + n]
-
-    cdef inline uint32_t unknown(self) noexcept nogil:
-        """The code of <unk>."""
-        return <uint32_t>(self.unigrams[UNK] - 1)
-
     cdef void probabilities(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, double* p,
                             uint8_t* matched) noexcept nogil:
-        answer(self, ids + first, history + first, n, before, p, matched)
+        score_block(self, ids + first, history + first, n, before, p, matched)
 
     cdef void floats(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before, float* p,
                      uint8_t* matched) noexcept nogil:
-        answer(self, ids + first, history + first, n, before, p, matched)
-
-    cdef inline void longest_listed(self, index_t n, const uint32_t* codes, uint8_t* out) noexcept nogil:
-        """Fill out with the order of the longest n-gram that ends at each of n tokens; 0 for an unknown word."""
-        cdef index_t i
-        cdef int d
-        memset(out, 0, n)
-        for d in range(self.order):
-            for i in range(n):
-                out[i] = <uint8_t>(d + 1) if codes[d * LANES + i] != <uint32_t>ABSENT else out[i]
+        score_block(self, ids + first, history + first, n, before, p, matched)
 
     cdef float float_of(self, const uint64_t* values, const uint32_t* numbers, int longest, word_t word, int* matched) noexcept nogil:
         cdef int d
@@ -373,31 +296,23 @@ cdef class GivenTables(Tables):
         cdef uint64_t chains[MAX_ORDER + 1]
         cdef uint32_t known[MAX_ORDER + 1]
         cdef word_t asked[LANES]
-        cdef uint8_t history[LANES]
         cdef uint8_t live[LANES]
         cdef uint64_t hashes[LANES]
         cdef const bucket* buckets[LANES]
-        cdef uint32_t codes[MAX_ORDER * LANES]
-        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
         cdef uint32_t unused[LANES]
+        cdef double log10_p[LANES + 1]
         n = min(n, self.order - 1)
         self.find_contexts(last, n, chains, known)
-        memset(history, n, LANES)
-        memset(own, 255, sizeof(own))              # NONE
-        for d in range(1, n + 1):
-            for i in range(LANES):
-                own[d * ROW + i] = known[d]
         while first < n_words:
             block = n_live = min(<index_t>LANES, n_words - first)
             for i in range(block):
                 asked[i] = <word_t>(first + i) if words == NULL else words[first + i]
-                codes[i] = <uint32_t>(self.unigrams[asked[i]] - 1) | all_if(asked[i] == UNK)
+                log10_p[i] = log10_in(self.words[asked[i]].code)
                 live[i] = <uint8_t>i
-            memset(codes + LANES, 255, (self.order - 1) * LANES * sizeof(uint32_t))
             for d in range(1, n + 1):
-                if known[d] == <uint32_t>NONE and not self.gaps:
+                if known[d] == NONE and not self.gaps:
                     break
-                if known[d] == <uint32_t>NONE:
+                if known[d] == NONE:
                     continue                       # a longer context may be listed all the same
                 if self.gaps:
                     n_live = block                 # as may a longer n-gram
@@ -407,10 +322,11 @@ cdef class GivenTables(Tables):
                     hashes[j] = mix(chains[d], asked[live[j]])
                     buckets[j] = self.at(hashes[j])
                     fetch(buckets[j])
-                n_live = self.read(live, n_live, hashes, buckets, codes + d * LANES, unused)
-            back_off(block, self.order, codes, own, history, self.unknown(), p + first)
+                for i in range(block):
+                    log10_p[i] += float_in(known[d])
+                n_live = read(self, live, n_live, hashes, buckets, log10_p, unused)
             for i in range(block):
-                p[first + i] = power10(p[first + i]) if asked[i] != BOS else 0
+                p[first + i] = power10(log10_p[i]) if asked[i] != BOS else 0
             first += block
 
     def backoffs(self, const uint32_t[::1] context):
@@ -465,32 +381,128 @@ cdef class GivenTables(Tables):
 
     cdef void look_block(self, const word_t* ids, const uint8_t* history, index_t first, index_t n, uint32_t* before,
                          uint64_t[:, ::1] values, uint64_t[:, :, ::1] totals, double[:, :, ::1] parts) noexcept:
+        """One token after another: who wants to know how has time."""
         cdef index_t i
-        cdef int d
+        cdef int d, top
         cdef double mass
         cdef uint32_t code, number
-        cdef uint32_t codes[MAX_ORDER * LANES]
-        cdef uint32_t own[(MAX_ORDER + 1) * ROW]
-        self.gather(ids + first, history + first, n, before, codes, own)
-        for i in range(n):
+        cdef uint64_t chains[MAX_ORDER + 1]
+        cdef uint32_t numbers[MAX_ORDER + 1]
+        for i in range(first, first + n):
+            top = min(history[i], self.order - 1)
+            self.find_contexts(ids + i - 1, top, chains, numbers)
             mass = 1
-            for d in range(min(history[first + i], self.order - 1), -1, -1):
-                code = codes[d * LANES + i]
-                if code != <uint32_t>ABSENT or d == 0:
-                    parts[0, first + i, d + 1] = mass * power10(log10_in(code if code != <uint32_t>ABSENT else self.unknown()))
+            for d in range(top, -1, -1):
+                code = self.words[ids[i]].code
+                if d == 0 or numbers[d] != NONE and self.find(mix(chains[d], ids[i]), &code, &number):
+                    parts[0, i, d + 1] = mass * power10(log10_in(code))
                     break
-                number = own[d * ROW + i]
-                if number != <uint32_t>NONE:
-                    parts[2, first + i, d] = power10(float_in(number))
-                    mass *= parts[2, first + i, d]
+                if numbers[d] != NONE:
+                    parts[2, i, d] = power10(float_in(numbers[d]))
+                    mass *= parts[2, i, d]
 
 
-cdef inline void answer(GivenTables t, const word_t* ids, const uint8_t* history, index_t n, uint32_t* before, real* p,
-                        uint8_t* matched) noexcept nogil:
-    """Do what probabilities() and floats() do, which differ in their precision alone."""
-    cdef uint32_t codes[MAX_ORDER * LANES]
-    cdef uint32_t own[(MAX_ORDER + 1) * ROW]
-    t.gather(ids, history, n, before, codes, own)
-    back_off(n, t.order, codes, own, history, t.unknown(), p)
+cdef inline index_t read(GivenTables t, uint8_t* live, index_t n, const uint64_t* hashes, const bucket** buckets, real* p,
+                         uint32_t* own) noexcept nogil:
+    """Look up an n-gram for each of n tokens in `live`; keep those there that have one.
+
+    OUT p and own, by token: its log10 probability, where there is one; its back-off, or NO_CONTEXT. p has room for LANES + 1:
+    what is not there has its place, too. Short and without branches that depend on what is found: many rounds are under way at
+    once then.
+    """
+    cdef uint8_t kept[LANES]
+    cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
+    cdef index_t j, i, n_kept = 0, n_rest = 0
+    cdef const bucket* at
+    cdef page_view* page = t.table_page
+    cdef uint32_t same, there, code, number
+    cdef bint found
+    cdef int s
+    for j in range(n):
+        i, at = live[j], buckets[j]
+        same = equal5(at.prints, print_of(hashes[j])) if usable(page, at) else 0
+        s = lowest(same | 1 << (N_SLOTS - 1))          # where none is the same the last one is read, in vain
+        found = (same != 0) & (((at.rest >> MORE_BITS * s ^ more_of(hashes[j])) & ((1 << MORE_BITS) - 1)) == 0)
+        there, code = all_if(found), at.codes[s]
+        p[either(there, <uint32_t>i, LANES)] = <real>log10_in(code)
+        there &= 0 - (code >> 31)
+        own[i] = either(there, at.backoffs[s], NO_CONTEXT)
+        rest[n_rest] = <uint8_t>j
+        n_rest += (not found) & ((same != 0) | ((at.rest & mark_of(hashes[j])) != 0))
+        kept[n_kept] = <uint8_t>i
+        n_kept += found
+    for j in range(n_rest):
+        fetch(t.partition_of(hashes[rest[j]]) + after(hashes[rest[j]], 0, 0, t.n_buckets))
+    for j in range(n_rest):
+        i = live[rest[j]]
+        if t.find(hashes[rest[j]], &code, &number):
+            p[i], own[i] = <real>log10_in(code), NO_CONTEXT if number == NONE else number
+            kept[n_kept] = <uint8_t>i
+            n_kept += 1
+    memcpy(live, kept, n_kept)
+    return n_kept
+
+
+cdef inline void score_block(GivenTables t, const word_t* ids, const uint8_t* history, index_t n, uint32_t* before, real* out,
+                             uint8_t* matched) noexcept nogil:
+    """Do what probabilities() and floats() do, from the first token on, which differ in their precision alone.
+
+    Order by order: all tokens back off, then those get their probability that have an n-gram of this order.
+    """
+    cdef uint32_t own[(MAX_ORDER + 1) * ROW]       # own[k * ROW + i + 1]: back-off of the k-gram that ends at token i
+    cdef uint64_t chain[LANES]
+    cdef uint64_t hashes[LANES]
+    cdef const bucket* buckets[LANES]
+    cdef uint8_t live[LANES]               # tokens whose n-grams may be listed
+    cdef uint8_t firsts[LANES]             # tokens without history
+    cdef index_t n_live = n, n_firsts = 0, i, j, left
+    cdef int d
+    cdef real p[LANES + 1]
+    cdef uint32_t* contexts
+    cdef const bucket* table = <const bucket*>t.table
+    cdef uint64_t n_buckets = t.n_buckets << t.partition_bits
+    for d in range(1, t.order + 1):
+        own[d * ROW] = before[d] if before[d] != NONE else NO_CONTEXT
+    for d in range(2, t.order + 1):
+        fill_with(own + d * ROW + 1, n, NO_CONTEXT)
+    for i in range(n):
+        p[i] = log10_in(t.words[ids[i]].code)
+        own[ROW + i + 1] = t.words[ids[i]].backoff
+        chain[i] = t.seed
+        live[i] = <uint8_t>i
+        firsts[n_firsts] = <uint8_t>i
+        n_firsts += history[i] == 0
     if matched != NULL:
-        t.longest_listed(n, codes, matched)
+        for i in range(n):
+            matched[i] = ids[i] != UNK
+    for d in range(1, t.order):
+        if t.gaps:
+            n_live = n
+            for i in range(n):
+                live[i] = <uint8_t>i
+                chain[i] = mix(chain[i], (ids + i - d)[0] if history[i] >= d else 0)
+        contexts = own + d * ROW
+        for j in range(n_firsts):
+            contexts[firsts[j]] = NO_CONTEXT       # it is another sentence's
+        # Every n-gram that is listed has its first words listed, which are the context.
+        left = 0
+        for j in range(n_live):
+            i = live[j]
+            live[left] = <uint8_t>i
+            left += contexts[i] != NO_CONTEXT
+        n_live = left
+        for j in range(n_live):
+            i = live[j]
+            if not t.gaps:
+                chain[i] = mix(chain[i], (ids + i - d)[0])
+            hashes[j] = mix(chain[i], ids[i])
+            buckets[j] = table + mul_high(hashes[j], n_buckets)
+            fetch(buckets[j])
+        back_off(n, contexts, p)
+        n_live = read(t, live, n_live, hashes, buckets, p, contexts + ROW + 1)
+        if matched != NULL:
+            for j in range(n_live):
+                matched[live[j]] = <uint8_t>(d + 1)
+    for d in range(1, t.order + 1):
+        before[d] = or_none(own[d * ROW + n])
+    memcpy(out, p, n * sizeof(real))

@@ -46,7 +46,7 @@ from kvps.store import files
 
 MAGIC = b"KVPSMDL3"
 KENLM = b"mmap lm http://kheafield.com/code"       # begins a file of KenLM's build_binary
-MODEL_FORMAT = 8               # of what the sections mean; a model of another one is made again
+MODEL_FORMAT = 9               # of what the sections mean; a model of another one is made again
 ALIGN = PAGE_BYTES
 ITEM_BYTES = {"B": 1, "I": 4, "Q": 8}
 _TRAILER = struct.Struct("<QII8s")
