@@ -24,8 +24,12 @@ if SANITIZE:
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     COMPILE, LINK = ["-ffp-contract=off", "-O1", "-g", "-fno-omit-frame-pointer", *sanitizers], sanitizers
 
+# What Cython needs for typed memory views stands here once, not in each kernel: a third of the time to compile, half the size.
+SHARED = "kvps._cython"
+
 extensions = [
-    Extension(
+    Extension(SHARED, ["ext/kvps/_cython.c"], extra_compile_args=COMPILE, extra_link_args=LINK),   # made by Cython
+    *(Extension(
         f"kvps.{path.stem}",
         [str(path)],
         language="c++",
@@ -33,8 +37,7 @@ extensions = [
         depends=sorted(str(header) for header in Path("ext/kvps").glob("*.hpp")),
         extra_compile_args=["-std=c++17", *COMPILE],
         extra_link_args=LINK,
-    )
-    for path in sorted(Path("ext/kvps").glob("_*.pyx"))
+    ) for path in sorted(Path("ext/kvps").glob("_*.pyx"))),
 ]
 
 if __name__ == "__main__":         # not in the processes that Cython starts
@@ -46,6 +49,7 @@ if __name__ == "__main__":         # not in the processes that Cython starts
             include_path=["ext"],
             build_dir="build/cython",
             annotate=ANNOTATE,
+            shared_utility_qualified_name=SHARED,
             language_level=3,
             compiler_directives={
                 "boundscheck": DEBUG,
