@@ -2,7 +2,7 @@
 import math
 from collections import Counter
 
-N_DRAWS = 4000
+N_DRAWS = 2000
 
 
 def expected_draws(after, temperature=1.0, top_k=None, top_p=None):

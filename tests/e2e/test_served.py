@@ -360,7 +360,7 @@ def test_workers(texts, transport, command):
     """Several workers count one text; one that is killed, and one whose text is another, do no harm."""
     store = texts / "store"
     # Words that are new all the time: each worker counts n-grams of words that the others have not met.
-    lines = zipf_text(6, 40_000).splitlines()
+    lines = zipf_text(6, 20_000).splitlines()
     (texts / "long").write_bytes(b"".join(b"%s n%d\n" % (line, number) for number, line in enumerate(lines)))
     if command == "forget":
         run("train", store, texts / "a", "-o", 3)
@@ -368,7 +368,7 @@ def test_workers(texts, transport, command):
     with place(transport, store, texts) as (there, _):
         workers = [start("work", there, "--threads", 1, "--wait", 30) for _ in range(3)]
         shape = ["-o", 3] if command == "train" else []
-        began = start(command, there, texts / "long", *shape, "-S", "1M", "--threads", 1)
+        began = start(command, there, texts / "long", *shape, "-S", "512K", "--threads", 1)
         with kvps.connect(there) as remote:
             while True:
                 with contextlib.suppress(kvps.StoreError):
