@@ -4,7 +4,7 @@
     open(path)                open one              Model.score / perplexity / log10 / refresh ...
                                                     CountTable.push / pull / scan: of Store.table(name)
     load(path, smoothing)     open one as a Model   errors: KvpsError and what is below it, in kvps.errors
-    restore(place, into)      make one of a checkpoint
+    restore(place, into, ...) make one of a checkpoint
     check(path, level)        look for damage
     audit(path, smoothing)    verify that a model is a distribution
     merge(out, stores)        make a store of the counts of others

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from numbers import Integral
 from pathlib import Path
 
@@ -36,9 +36,35 @@ def check_name(kind: str, name: str) -> str:
     return name
 
 
+def check_labels(labels: Iterable[str] | None) -> list[str] | None:
+    """Return the labels of the text that a user chose, None for all of it; ArgumentError unless each is a str."""
+    if labels is None:
+        return None
+    if isinstance(labels, (str, bytes)) or not isinstance(labels, Iterable):
+        found = "text" if isinstance(labels, (str, bytes)) else type(labels).__name__
+        raise ArgumentError(f"expected an iterable of labels, not one {found}; put it in a list")
+    chosen = list(labels)
+    for label in chosen:
+        if not isinstance(label, str):
+            raise ArgumentError(f"a label is {type(label).__name__}, not str: {label!r:.40}")
+    return chosen
+
+
+def is_whole(value: object, least: int, most: int) -> bool:
+    """Whether something is a whole number from `least` to `most`."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= value <= most
+
+
+def check_order(order: int, top: int, path: object) -> int:
+    """Return an order that a user chose of a model or store at `path`; ArgumentError unless it is one from 1 to `top`."""
+    if not is_whole(order, 1, top):
+        raise ArgumentError(f"order {order!r:.40} is not possible: {path} has orders 1 to {top}")
+    return int(order)
+
+
 def check_number(what: str, value: int, least: int, most: int = MANY) -> int:
     """Return a whole number that a user chose; ArgumentError unless it is one from `least` to `most`."""
-    if not isinstance(value, Integral) or not least <= value <= most:
+    if not is_whole(value, least, most):
         raise ArgumentError(f"{what} of {value!r:.40} is not possible: expected a whole number from {least:,} to {most:,}")
     return int(value)
 

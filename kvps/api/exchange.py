@@ -10,7 +10,7 @@ from kvps.errors import ArgumentError
 from kvps.lm.smoothing import DEFAULT
 from kvps.text.streams import DEFAULT_MAX_RATIO
 from kvps.text.tokenize import Spec, Tokenizer
-from kvps.units import thread_count
+from kvps.units import check_labels, thread_count
 
 
 def import_arpa(out: str | PathLike[str], source: str | PathLike[str], *, tokenizer: Spec = "whitespace", lowercase: bool = False,
@@ -33,10 +33,12 @@ def import_arpa(out: str | PathLike[str], source: str | PathLike[str], *, tokeni
 
     Raises:
         DataError: the file is not as KenLM accepts it, or cannot be read; `line` tells where. ArgumentError: a tokenizer or
-            max_ratio that is not possible. StoreError: `out` cannot be written.
+            max_ratio that is not possible, or something else than a model is at `out`. StoreError: `out` cannot be written.
     """
+    from kvps.lm import container
     from kvps.lm.arpa_read import import_arpa
 
+    container.refuse_others(Path(out))
     words = Tokenizer.from_spec(tokenizer, lowercase, normalize=normalize, split_sentences=split_sentences, trusted=True)
     return import_arpa(Path(source), Path(out), tokenizer=words, max_ratio=max_ratio, list_ngrams=list_ngrams,
                        threads=thread_count(threads), progress=progress)
@@ -61,8 +63,10 @@ def export(model: str | PathLike[str], out: str | PathLike[str], order: int | No
             from_counts() reads.
         order: highest order; the model's by default.
         smoothing: NAME or NAME:VALUE: modified-kneser-ney (mkn), kneser-ney (kn), absolute-discounting (ad), witten-bell (wb).
+            The latter two give <s> a probability, which no ARPA file has: its contexts lack it then.
         prune: by order, the last one for all higher ones: leave out n-grams that occur so often or less.
-        prune_entropy: leave out n-grams worth less than this, about the part by which perplexity rises without.
+        prune_entropy: leave out n-grams worth less than this, about the part by which perplexity rises without; bigrams count
+            for three in a store.
         prune_to: leave out the n-grams worth least, until so many are left; words stay.
         limit_vocab: leave out n-grams with other words than these.
         interpolate_unigrams: mix unigrams with the uniform distribution; otherwise `<unk>` gets what they lose.
@@ -81,11 +85,9 @@ def export(model: str | PathLike[str], out: str | PathLike[str], order: int | No
     from kvps.jobs.export import export
     from kvps.lm.arpa import Choices
 
-    if isinstance(labels, (str, bytes)):
-        raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
     choices = Choices(smoothing, prune, None if limit_vocab is None else _vocabulary(limit_vocab), interpolate_unigrams,
                       vocab_pad, prune_entropy, prune_to)
-    return export(model, out, order=order, choices=choices, counts=counts, labels=None if labels is None else list(labels),
+    return export(model, out, order=order, choices=choices, counts=counts, labels=check_labels(labels),
                   threads=thread_count(threads), progress=progress)
 
 

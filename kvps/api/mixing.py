@@ -15,7 +15,7 @@ from kvps.lm.classify import Classified, Confusion, Document
 from kvps.lm.model import batches
 from kvps.lm.smoothing import DEFAULT
 from kvps.text.tokenize import Tokenizer
-from kvps.units import thread_count
+from kvps.units import check_labels, thread_count
 
 
 def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: Iterable[Sentence], *,
@@ -45,7 +45,7 @@ def mix(out: str | PathLike[str], models: Sequence[str | PathLike[str]], dev: It
     if isinstance(models, (str, bytes, PathLike)) or isinstance(dev, (str, bytes)):
         raise ArgumentError("expected a list of models, and an iterable of sentences; put one in a list")
     return mixing.mix(out, models, lambda words: tokenised(dev, words), smoothing=_each(smoothing), order=_each(order),
-                      anyway=anyway, labels=None if labels is None else list(labels), exact=exact, stale=stale, tokenizer=tokenizer,
+                      anyway=anyway, labels=check_labels(labels), exact=exact, stale=stale, tokenizer=tokenizer,
                       threads=thread_count(threads))
 
 
@@ -70,12 +70,10 @@ class Classifier:
         Raises:
             ArgumentError: fewer than two classes; priors that are not possible, or not known by default.
         """
-        if isinstance(labels, (str, bytes)):
-            raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
         self._threads = thread_count(threads)
         self._stack = contextlib.ExitStack()
         self._classes = self._stack.enter_context(classifying.classes(
-            models, prior, smoothing=smoothing, order=order, labels=None if labels is None else list(labels), exact=exact,
+            models, prior, smoothing=smoothing, order=order, labels=check_labels(labels), exact=exact,
             stale=stale, tokenizer=tokenizer, threads=threads))
         self.labels: list[str] = self._classes.labels
 

@@ -31,7 +31,7 @@ from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.pools import spread
 from kvps.text.tokenize import PLAIN, Spec, Tokenizer, store_tokenizer
-from kvps.units import MAX_BEAM, MAX_DRAWN_WORDS, check_number, thread_count
+from kvps.units import MANY, MAX_BEAM, MAX_DRAWN_WORDS, check_labels, check_number, is_whole, thread_count
 
 DEFAULT_SMOOTHING = DEFAULT
 
@@ -69,8 +69,7 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
         ArgumentError: a smoothing, order or tokenizer that is not possible; otherwise as open().
     """
     parse(smoothing)
-    if isinstance(labels, (str, bytes)):
-        raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
+    labels = check_labels(labels)
     store = opening.open_model_place(model)
     try:
         return Model(store, smoothing, order, exact=exact, stale=stale, labels=labels, tokenizer=tokenizer,
@@ -94,7 +93,7 @@ class Model:
         self._directory, self._named = directory, tokenizer
         self._smoothing, self._highest = parse(smoothing), order
         self._exact, self._stale, self._threads = exact, stale, thread_count(threads)
-        self._labels = None if labels is None else list(labels)
+        self._labels = check_labels(labels)
         self._turn = threading.Lock()
         self._vocabulary: Vocabulary | None = None
         self._compiled: Any = self._open()
@@ -319,9 +318,9 @@ class Model:
     def log10(self, word: str, context: Ngram = ()) -> float:
         """Return log10 p(word | context); a context may begin with "<s>", its last order - 1 words count.
 
-        context: words between blanks, or a list of words; never tokenised.
+        context: words between blanks, or a list of words; never tokenised. Without one "<s>" is given, and log10 p is 0.
         """
-        return self._model().log10(checked(word, "a word"), words_of(context, 1))
+        return self._model().log10(*words_of([checked(word, "a word")], 1), words_of(context, 1))
 
     @overload
     def next(self, contexts: str, k: int | None = 10) -> NextWords: ...
@@ -333,7 +332,9 @@ class Model:
         """Return the k best next words after each context, as a list of NextWords; of one str, its NextWords alone.
 
         NextWords has words, probabilities float64 (k,) and cumulative float64 (k,), best first, equal ones in byte order; all
-        words that can come with k None: then the probabilities add up to 1. The first call makes a file in the store's models.
+        words that can come with k None: then the probabilities add up to 1, if the model is a distribution there (mle after a
+        context that was not seen, and ARPA files that leave <s> or <unk> out, are not). The first call makes a file in the
+        store's models.
 
         contexts: each a str, that the store's tokenizer makes words of, or a list of words. The first word may be "<s>"; the
             last order - 1 count.
@@ -342,8 +343,8 @@ class Model:
             ArgumentError: k below 1, or stupid back-off, which gives scores and no distribution.
             StoreError: the store has another version by now, refresh() first.
         """
-        if k is not None and k < 1:
-            raise ArgumentError(f"the number of words is 1 or more, or None for all, not {k}")
+        if k is not None and not is_whole(k, 1, MANY):
+            raise ArgumentError(f"the number of words is 1 or more, or None for all, not {k!r:.40}")
         model = self._following()
         asked = [context_of(checked(context, f"context {i}"), self._tokenizer) if isinstance(context, str) else words_of(context, i)
                  for i, context in enumerate(listed(contexts, "contexts"), 1)]
@@ -375,6 +376,7 @@ class Model:
         Raises:
             ArgumentError: a number that is not possible, or stupid back-off. StoreError: as next().
         """
+        check_number("a number of completions", k, 1)
         check_number("a min count", min_count, 0)
         check_number("a beam", beam, 1, MAX_BEAM)
         model, words = self._following(), self._tokenizer
@@ -408,6 +410,8 @@ class Model:
             ArgumentError: a number that is not possible, stupid back-off, or no word has a probability (MLE).
             StoreError: as next().
         """
+        check_number("a count", count, 0)
+        check_number("a seed", 0 if seed is None else seed, 0, (1 << 64) - 1)
         check_number("a top k", 1 if top_k is None else top_k, 1)
         check_number("a number of words", max_words, 1, MAX_DRAWN_WORDS)
         model, words = self._following(), self._tokenizer

@@ -29,7 +29,7 @@ from kvps.store.directory import StoreDirectory, open_store
 from kvps.store.findings import Finding
 from kvps.text.corpus import Input, resolve, spool
 from kvps.text.tokenize import Spec, Tokenizer, store_tokenizer
-from kvps.units import thread_count
+from kvps.units import check_labels, thread_count
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class JobOptions(TypedDict, total=False):
     label: NotRequired[str | None]
     keep_labels: NotRequired[int | None]
     wait: NotRequired[float]
+    temp: NotRequired[str | Path | None]
     progress: NotRequired[Progress]
 
 
@@ -65,6 +66,7 @@ class Change(TypedDict):
     sentences: int
     inputs: int
     already: dict[str, int]                      # name of an input that was counted before: in which version
+    labels: NotRequired[list[str]]               # that were taken away, of forget_labels()
 
 
 def create(path: Path_, order: int = DEFAULT_ORDER, shards: int = DEFAULT_SHARDS, tokenizer: Spec = "whitespace",
@@ -196,7 +198,8 @@ def restore(place: Path_, into: Path_, name: str | None = None, *, version: int 
         progress: of (done, total) [bytes].
 
     Raises:
-        StoreError: no such checkpoint, or `into` is something already. CorruptionError: the checkpoint is damaged.
+        ArgumentError: neither a name nor a version. StoreError: no such checkpoint, or `into` is something already.
+        CorruptionError: the checkpoint is damaged.
     """
     depot, _ = checkpoints.depot_of(None, source=place)
     found = checkpoints.restore(depot, into, name, version, wait=wait, progress=progress)
@@ -286,11 +289,10 @@ class Store:
         Raises:
             StoreError: a label has no text.
         """
-        if isinstance(labels, (str, bytes)):
-            raise ArgumentError("expected an iterable of labels, not one text; put it in a list")
+        named = check_labels(labels) or []
         made = Options(**options)
         with self._writer("forget", made.wait) as directory:
-            return jobs.run_forget_labels(directory, list(labels), made)
+            return jobs.run_forget_labels(directory, named, made)
 
     def purge(self, *, wait: float = 0.0, threads: int | None = None) -> dict[str, Any]:
         """Leave no byte of forgotten text in the store's files; they are all written anew. Checkpoints stay.

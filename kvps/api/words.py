@@ -42,6 +42,8 @@ def listed(given: Any, what: str) -> Iterable[Any]:
     """Return what was given, a str alone or an iterable, as an iterable; ArgumentError, which says of `what`, if it is neither."""
     if isinstance(given, str):
         return [given]
+    if isinstance(given, (bytes, bytearray)):
+        raise ArgumentError(f"expected a str or an iterable of {what}, not {type(given).__name__}; decode it")
     try:
         return iter(given)
     except TypeError as error:

@@ -38,7 +38,7 @@ def command(models: tuple[str, ...], inputs: tuple[str, ...], field: str | None,
     `kvps import` or `kvps mix`, for the class LABEL; without one, its name without what follows the first dot. A document is a
     line, or a record of JSON lines (.jsonl, or with --field or --label-field), in whose text newlines end sentences. Prints the
     class, how probable it is given the document, and log10 of each class's share in the document, with tabs between, in the
-    order of the models.
+    order of the models. A word that a class does not know is there as probable as one of all words of all classes.
 
     With --label-field prints what became of the documents of each class instead: accuracy, precision, recall and F1, of each
     class and as means over the classes, and how often one class was taken for another.

@@ -27,8 +27,8 @@ def command(model: str, inputs: tuple[str, ...], by_order: bool, order: int | No
 
     Use it to choose an order and a smoothing: all are views of the one store. Beside perplexity it counts by which order each
     word was matched, and takes the most probable next word for a prediction: how often it is right (accuracy at 1, 5 and 10),
-    the mean reciprocal rank of the word that came, and precision, recall and F1 as means over the words. A word that the
-    model does not know is never foreseen.
+    the mean reciprocal rank of the word that came, and precision, recall and F1 as means over the words that
+    stand there or were foreseen. A word that the model does not know is never foreseen; all of these are one word.
 
     \b
     Example:

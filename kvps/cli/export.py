@@ -25,7 +25,8 @@ def _bounds(ctx: click.Context, param: click.Parameter, value: str | None) -> tu
 @click.option("--prune", metavar="C1,C2,...", callback=_bounds,
               help="By order, the last one for all higher ones: leave out n-grams that occur so often or less.")
 @click.option("--prune-entropy", type=float, default=0.0, metavar="X",
-              help="Leave out n-grams worth less than this, about the part by which perplexity rises without: 1e-8.")
+              help="Leave out n-grams worth less than this, about the part by which perplexity rises without: 1e-8. Bigrams count "
+                   "for three in a store, so that thresholds of other tools leave other sizes; --prune-to says the size itself.")
 @click.option("--prune-to", type=int, metavar="N", help="Leave out the n-grams worth least, until N are left; words stay.")
 @click.option("--limit-vocab", metavar="FILE", type=click.Path(exists=True, dir_okay=False),
               help="Leave out n-grams with words that are not in this file.")

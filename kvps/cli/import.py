@@ -40,12 +40,14 @@ def command(output: str, source: str, tokenizer: str | None, lowercase: bool, no
     """
     from kvps.cli.output import many, name_warnings, tell
     from kvps.cli.progress import Progress
+    from kvps.lm import container
     from kvps.lm.arpa_read import import_arpa
     from kvps.text.tokenize import Tokenizer
     from kvps.units import cpu_count, format_bytes
 
     began = time.monotonic()
     name_warnings()
+    container.refuse_others(Path(output))
     with Progress(["importing"]) as progress:
         words = Tokenizer.from_spec(tokenizer or "whitespace", lowercase, normalize=normalize, split_sentences=split_sentences,
                                     trusted=True)

@@ -58,7 +58,12 @@ def _ray(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
 
 
 def _split_labels(ctx: click.Context, param: click.Parameter, value: str | None) -> list[str] | None:
-    return None if value is None else [label for label in value.split(",") if label]
+    if value is None:
+        return None
+    chosen = [label for label in value.split(",") if label]
+    if not chosen:
+        raise click.BadParameter("expected labels with commas between, such as 2025-01,2025-02; leave it out for all of the text")
+    return chosen
 
 
 keys = click.option("--keys", metavar="DIR", type=click.Path(file_okay=False), envvar="KVPS_KEYS", is_eager=True,

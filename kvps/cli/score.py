@@ -56,6 +56,11 @@ def command(model: str, inputs: tuple[str, ...], words: bool, add: str | None, b
         raise click.UsageError("--words is for sentences, --add, --below and --above are for JSON records: not both")
     if add == field:
         raise click.UsageError(f"--add {add} would take the place of the text; choose another name, or another --field")
+    if add == "":
+        raise click.UsageError("--add needs a name for the field")
+    for name, bound in (("below", below), ("above", above)):
+        if bound is not None and math.isnan(bound):
+            raise click.UsageError(f"--{name} takes a number, found {bound}")
     found = passing(inputs or ("-",), records=records, field=field, newline=newline, max_ratio=max_ratio)
     how = {"threads": choices["threads"] or cpu_count(), "encoding_errors": encoding_errors}
     with (Progress(["compiling"], unit=" n-grams") as progress,

@@ -10,7 +10,8 @@ words like others. What differs:
 - It takes no address and no mixture: KenLM's calls need one model's tables in this process. `kvps export` makes an ARPA file.
 - An ARPA file is made into a model once, in the user's cache folder, and mapped from there until it changes.
 - Model.score_many(sentences) scores a list, faster than one by one.
-- A fresh State is that of no words; in kenlm it is whatever lay in memory.
+- A fresh State is that of no words; in kenlm it is whatever lay in memory. `<` of states of one length has another order.
+- A NUL parts no words and ends none; kenlm takes what stands before it for the word.
 - Of a model that lists n-grams without their last words, ngram_length is the length of an n-gram that is listed.
 
 A model can be used from several threads, and after fork().
@@ -121,8 +122,9 @@ class Model(Walker):
 
     def perplexity(self, sentence: str | bytes) -> float:
         """Return the perplexity of one sentence, </s> included: 10 ** (-score / (words + 1))."""
+        score = self.score(sentence)
         n_words = len((sentence.encode() if isinstance(sentence, str) else sentence).split()) + 1
-        return 10.0 ** (-self.score(sentence) / n_words)
+        return 10.0 ** (-score / n_words)
 
     def full_scores(self, sentence: str | bytes, bos: bool = True, eos: bool = True) -> Iterator[tuple[float, int, bool]]:
         """Yield (log10 probability, order of the n-gram that gave it, is unknown) of each word of a sentence, then of </s>."""

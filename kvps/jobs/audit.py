@@ -31,7 +31,7 @@ from kvps.lm.balance import unbalanced
 from kvps.lm.given import Given
 from kvps.lm.mixture import MixtureFile
 from kvps.lm.model import CompiledModel
-from kvps.lm.smoothing import DEFAULT, GIVEN, parse
+from kvps.lm.smoothing import DEFAULT, GIVEN, HAVE_BACKOFFS, parse
 from kvps.store.directory import StoreSnapshot
 from kvps.store.findings import DAMAGE, Finding, Report, damage, warning
 from kvps.text.vocabulary import BOS, EOS, Vocabulary, text_of_word
@@ -87,8 +87,9 @@ def audit(path: str | Path, *, smoothing: str = DEFAULT, order: int | None = Non
         raise ArgumentError("stupid-backoff gives scores, whose sum means nothing; choose another smoothing")
     if contexts < 1 or not 0 <= seed < 1 << 64:
         raise ArgumentError(f"{contexts} contexts with the seed {seed} are not possible")
-    if full:
-        chosen.back_off_discounts([])          # refuses those without back-offs
+    if full and chosen.name not in HAVE_BACKOFFS:
+        raise ArgumentError(f"not all contexts of {chosen} can be looked at, which takes back-offs; leave --full (full=True) out, "
+                            f"or choose {', '.join(HAVE_BACKOFFS)}")
     report = Report(tell)
     with opening.open_model_place(path) as store:
         if not isinstance(store, opening.ModelFile) and not os.path.isdir(path):

@@ -85,7 +85,7 @@ def mix(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]], d
         mixed = perplexity(np.log10(p @ weights))
     by_themselves = [perplexity(column) for column in alone.T]
     best = int(np.argmin(by_themselves))
-    if by_themselves[best] <= mixed and len(models) > 1 and not anyway:
+    if by_themselves[best] <= mixed and finite(by_themselves[best]) and len(models) > 1 and not anyway:
         log.warning("%s alone has perplexity %.4f, with %d unknown words; the mixture has %.4f, with %d: that one has all the "
                     "weight, unless you mix anyway", models[best], by_themselves[best], n_unknown[best], mixed, n_unknown[-1])
         mixed, weights = by_themselves[best], np.arange(len(models)) == best

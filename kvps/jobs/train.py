@@ -37,7 +37,7 @@ from kvps.store.layout import MAX_SHARDS
 from kvps.text.corpus import DEFAULT_MAX_RATIO, Input, read_once, resolve
 from kvps.text.tokenize import Spec, Tokenizer, shown, store_tokenizer
 from kvps.text.vocabulary import Vocabulary
-from kvps.units import check_name, cpu_count, parse_bytes, running_system
+from kvps.units import check_name, cpu_count, is_whole, parse_bytes, running_system
 
 log = logging.getLogger("kvps")
 
@@ -264,10 +264,10 @@ def plan(path: str | Path, arguments: Sequence[str | Path], *, order: int | None
 
 def check_shape(order: int, shards: int) -> None:
     """Refuse what no store can be."""
-    if not 1 <= order <= MAX_ORDER:
-        raise ArgumentError(f"order {order} is not possible, expected 1 to {MAX_ORDER}")
-    if not 1 <= shards <= MAX_SHARDS:
-        raise ArgumentError(f"{shards} shards are not possible, expected 1 to {MAX_SHARDS}")
+    if not is_whole(order, 1, MAX_ORDER):
+        raise ArgumentError(f"order {order!r:.40} is not possible, expected 1 to {MAX_ORDER}")
+    if not is_whole(shards, 1, MAX_SHARDS):
+        raise ArgumentError(f"{shards!r:.40} shards are not possible, expected 1 to {MAX_SHARDS}")
 
 
 def _open_and_run(path: str | Path, command: str, arguments: Sequence[str | Path], tokenizer: Spec | None, lowercase: bool | None,

@@ -37,7 +37,7 @@ from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.streams import SUFFIXES, compression_of, packed
 from kvps.text.tokenize import listed_words
 from kvps.text.vocabulary import BOS, EOS, FIRST_WORD, UNK, Vocabulary
-from kvps.units import thread_count
+from kvps.units import check_order, thread_count
 
 log = logging.getLogger("kvps")
 
@@ -177,9 +177,7 @@ def arpa_file(store: StoreDirectory, *, order: int | None = None, labels: Iterab
         progress: called with (n-grams written, n-grams in all).
     """
     stored = store.identity["order"]
-    top = stored if order is None else order
-    if not 1 <= top <= stored:
-        raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
+    top = stored if order is None else check_order(order, stored, store.path)
     if compress not in (None, *SUFFIXES.values()):
         raise ArgumentError(f"compression {compress!r:.80} is not possible: expected {', '.join(SUFFIXES.values())}, or none")
     try:

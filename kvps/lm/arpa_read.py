@@ -218,7 +218,7 @@ class _Reader(abc.ABC):
             if problem:
                 line = self.lines.next()
             if problem and problem != BLANK_LINE:
-                raise self.lines.refusal(f"{PROBLEMS[problem]}: found {_shown(line)}, the {self.sizes[k - 1] - left + 1:,}th of "
+                raise self.lines.refusal(f"{PROBLEMS[problem]}: found {_shown(line)}, number {self.sizes[k - 1] - left + 1:,} of "
                                          f"{self.sizes[k - 1]:,} {k}-grams", self.lines.line)
 
     def _unigrams(self) -> None:

@@ -21,7 +21,7 @@ from kvps.errors import ArgumentError, CorruptionError, StoreError, StoreLocked
 from kvps.lm import container
 from kvps.store import files, layout, lock
 from kvps.store.directory import StoreDirectory
-from kvps.units import thread_count
+from kvps.units import check_order, thread_count
 
 log = logging.getLogger("kvps")
 
@@ -51,14 +51,12 @@ def ensure(store: StoreDirectory, *, kind: str = "kn", top: int | None = None, e
     if kind not in KINDS:
         raise ArgumentError(f'a compiled model is of kind {" or ".join(KINDS)}, not "{kind}"')
     order = store.identity["order"]
-    top = order if top is None else top
-    if not 1 <= top <= order:
-        raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {order}")
+    top = order if top is None else check_order(top, order, store.path)
     if kind == "raw":
         top = order                            # raw counts of all orders serve every lower one
-    labels = labels and sorted(set(labels))
+    labels = None if labels is None else sorted(set(labels))
     what = "-next" if followers else "-exact" if exact else ""
-    stem = f"{kind}-o{top}{what}{f'-l{_hash(labels)}' if labels else ''}"
+    stem = f"{kind}-o{top}{what}{f'-l{_hash(labels)}' if labels is not None else ''}"
     folder = _folder(store)
     if (fresh := _usable(folder, stem, store.root.state()["version"], store)) is not None:
         return fresh

@@ -41,7 +41,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from kvps._pages import PAGE_BYTES, Pages, PageSums
-from kvps.errors import CorruptionError
+from kvps.errors import ArgumentError, CorruptionError
 from kvps.store import files
 
 MAGIC = b"KVPSMDL3"
@@ -107,6 +107,12 @@ def is_model(path: str | os.PathLike[str]) -> bool:
     with files.reading(path) as fd, files.reporting(path):
         size = os.fstat(fd).st_size
         return os.pread(fd, len(MAGIC), max(0, size - len(MAGIC))) == MAGIC
+
+
+def refuse_others(path: Path) -> None:
+    """Raise ArgumentError where something is that is no model: a model is written over a model alone."""
+    if os.path.lexists(path) and not (path.is_file() and is_model(path)):
+        raise ArgumentError(f"{path}: exists, and is no model; name another file")
 
 
 def begins(path: str | os.PathLike[str], n_bytes: int) -> bytes:

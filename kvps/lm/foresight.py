@@ -12,6 +12,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import NamedTuple
 
@@ -175,12 +176,15 @@ class Foresight(abc.ABC):
         number of the first one.
         """
         self.refuse_scores()
-        for name, value, possible in (("temperature", temperature, 0 < temperature < math.inf),
-                                      ("top k", top_k, top_k is None or top_k >= 1),
-                                      ("top p", top_p, top_p is None or 0 < top_p <= 1), ("count", count, count >= 0),
-                                      ("number of words", max_words, max_words >= 1), ("seed", seed, 0 <= seed < 1 << 64)):
+        for name, value, possible, expected in (
+                ("temperature", temperature, isinstance(temperature, Real) and 0 < temperature < math.inf, "a number above 0"),
+                ("top k", top_k, top_k is None or top_k >= 1, "a whole number from 1 on"),
+                ("top p", top_p, top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1), "a number above 0, at most 1"),
+                ("count", count, count >= 0, "a whole number from 0 on"),
+                ("number of words", max_words, max_words >= 1, "a whole number from 1 on"),
+                ("seed", seed, 0 <= seed < 1 << 64, "a whole number from 0 to 2**64 - 1")):
             if not possible:
-                raise ArgumentError(f"a {name} of {value} is not possible")
+                raise ArgumentError(f"a {name} of {value!r:.40} is not possible: expected {expected}")
         start, choices, end = [BOS, *self.ids_of(prompt)], Choices(temperature, top_k, top_p), first + count
 
         def drawn(at: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -17,6 +17,7 @@ from kvps.lm.listing import dump
 from kvps.store import files
 from kvps.store.directory import StoreDirectory
 from kvps.text.streams import packed
+from kvps.units import check_order
 
 FILE_LINES = 10_000_000
 
@@ -34,9 +35,7 @@ def export_counts(store: StoreDirectory, out: str | Path, *, order: int | None =
         {"path", "version", "order", "ngrams": {order: n}, "bytes": written}.
     """
     stored = store.identity["order"]
-    top = stored if order is None else order
-    if not 1 <= top <= stored:
-        raise ArgumentError(f"order {top} is not possible: {store.path} has orders 1 to {stored}")
+    top = stored if order is None else check_order(order, stored, store.path)
     out = Path(os.path.abspath(out))
     if files.exists(out):
         raise ArgumentError(f"{out}: exists already; name a new folder")

@@ -18,7 +18,7 @@ from kvps.pools import Pool, gathered, windowed
 from kvps.ps.runs import bits_for, merged
 from kvps.store.directory import StoreDirectory, StoreSnapshot
 from kvps.text.vocabulary import Vocabulary
-from kvps.units import thread_count
+from kvps.units import check_order, thread_count
 
 MAX_SEEKS = 256                # n-grams that are looked up one by one; for more, one scan is as fast
 
@@ -35,8 +35,7 @@ def dump(store: StoreDirectory, k: int, *, in_order: bool = False, labels: list[
         scratch: folder for temporary files when sorting; the store's own by default.
     """
     order = store.identity["order"]
-    if not 1 <= k <= order:
-        raise ArgumentError(f"order {k} is not possible: {store.path} has orders 1 to {order}")
+    check_order(k, order, store.path)
     threads = thread_count(threads)
     with store.snapshot(labels) as snapshot, Pool(threads) as pool, contextlib.ExitStack() as stack:
         vocabulary = Vocabulary(store.root.words())

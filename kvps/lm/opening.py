@@ -15,6 +15,7 @@ from kvps.ps.places import address, open_place
 from kvps.store.directory import StoreDirectory
 from kvps.text.streams import SUFFIXES
 from kvps.text.tokenize import Assumed
+from kvps.units import check_order
 
 if TYPE_CHECKING:
     import numpy as np
@@ -117,8 +118,8 @@ def load(place: StoreDirectory | ModelFile, kind: Callable[[Path, Smoothing, int
         if smoothing.name != DEFAULT:
             raise ArgumentError(f"{place.path}: was imported with its probabilities, and cannot answer {smoothing}; a smoothing "
                                 "needs a store's counts")
-        if order is not None and not 1 <= order <= top:
-            raise ArgumentError(f"order {order} is not possible: {place.path} has orders 1 to {top}")
+        if order is not None:
+            check_order(order, top, place.path)
         return kind(place.file, smoothing, order)
     return cache.load(place, lambda made: kind(made, smoothing, order), kind=smoothing.kind, top=order, exact=exact, labels=labels,
                       stale=stale, threads=threads, scratch=scratch, progress=progress)

@@ -56,7 +56,8 @@ class Hypothesis:
 
 def check_feature(name: str, weight: float, field: str = "text") -> None:
     """Raise ArgumentError unless a feature can have this name and weight, where `field` of JSON records is the text."""
-    if not name or not name.isprintable() or any(sign in name for sign in " |=") or not math.isfinite(weight):
+    if not name or not name.isprintable() or any(sign in name for sign in " |=") \
+            or not isinstance(weight, numbers.Real) or not math.isfinite(weight):
         raise ArgumentError("a feature has a name without blanks, | and =, and a weight that is a number; found "
                             f'"{name}" and {weight}')
     if name in (*FIELDS, field):
@@ -167,8 +168,8 @@ def _moses(line: bytes, name: str) -> Hypothesis | None:
     if start < len(features):
         if end != start + 2:
             raise ValueError(f"the feature {name} has {end - start - 1} values, expected 1")
-        old = _part(float(features[start + 1]), name)
-    score = _finite(float(fields[3]), "score") if len(fields) > 3 else 0.0
+        old = _part(_number(features[start + 1], f"feature {name}"), name)
+    score = _finite(_number(fields[3], "score"), "score") if len(fields) > 3 else 0.0
 
     def write(feature: float, score: float) -> bytes:
         written = b" ".join([*features[:start], key, f"{feature:.6f}".encode(), *features[end:]])
@@ -205,6 +206,13 @@ def _record(record: Mapping[str, Any], name: str, field: str) -> Hypothesis:
 def _part(feature: float, name: str) -> float:
     """Return the part that a score has of a feature that is there."""
     return 0.0 if feature == -math.inf else _finite(feature, f"feature {name}")
+
+
+def _number(text: bytes, what: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise ValueError(f"the {what} is no number: {text.decode('utf-8', 'backslashreplace'):.80}") from error
 
 
 def _finite(value: float, what: str) -> float:

@@ -23,7 +23,7 @@ _NUMBERS = {"modified-kneser-ney": 0, "kneser-ney": 1, "absolute-discounting": 2
             "laplace": 4, "mle": 4, "stupid-backoff": 5}
 _SHORT = {"mkn": "modified-kneser-ney", "kn": "kneser-ney", "ad": "absolute-discounting", "wb": "witten-bell"}
 _DEFAULTS = {"kneser-ney": 0.1, "absolute-discounting": 0.75, "lidstone": None, "stupid-backoff": 0.4}
-_BACK_OFF = ("modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell")
+HAVE_BACKOFFS = ("modified-kneser-ney", "kneser-ney", "absolute-discounting", "witten-bell")
 NAMES = tuple(_NUMBERS)
 DEFAULT = "modified-kneser-ney"
 # One of each, for who compares them.
@@ -62,8 +62,8 @@ class Smoothing:
         Raises:
             ArgumentError: it is not of the form p(w | h) = u(w | h) + gamma(h) p(w | h') that a back-off file can hold.
         """
-        if self.name not in _BACK_OFF:
-            raise ArgumentError(f"a back-off file cannot hold {self}; it can hold {', '.join(_BACK_OFF)}")
+        if self.name not in HAVE_BACKOFFS:
+            raise ArgumentError(f"a back-off file cannot hold {self}; it can hold {', '.join(HAVE_BACKOFFS)}")
         if self.name == "modified-kneser-ney":
             return estimated, 0.0
         if self.name == "witten-bell":
@@ -84,6 +84,8 @@ def parse(text: str | Smoothing) -> Smoothing:
     """Return the smoothing that NAME[:VALUE] means; ArgumentError tells what is possible."""
     if isinstance(text, Smoothing):
         return text
+    if not isinstance(text, str):
+        raise ArgumentError(f"a smoothing is NAME or NAME:VALUE, not {type(text).__name__}; choose one of {', '.join(NAMES)}")
     name, _, value = text.partition(":")
     name = _SHORT.get(name, name)
     if name not in _NUMBERS:

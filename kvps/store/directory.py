@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from kvps.errors import CorruptionError, KvpsError, StoreError
+from kvps.errors import ArgumentError, CorruptionError, KvpsError, StoreError
 from kvps.store import environment, files, layout, lock, seal
 from kvps.store.root import Root
 from kvps.store.shard import Run, Shard, Snapshot
@@ -231,6 +231,8 @@ class StoreDirectory:
         """Return the state with the totals of some labels, and the labels of their runs."""
         none = {name: state[name] - sum(row[name] for row in rows.values()) for name in ("tokens", "sentences")}
         chosen = dict.fromkeys(labels)
+        if not chosen:
+            raise ArgumentError(f"{self.path}: no label is named; name one at least, or leave them out for all of the text")
         for label in chosen:
             if label not in rows and not (label == UNLABELLED and none["sentences"]):
                 raise StoreError(f"{self.path}: no text has the label {label}; the labels are {', '.join(rows) or '(none)'}",

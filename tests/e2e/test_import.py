@@ -452,8 +452,13 @@ def test_outputs_that_are_no_files(tmp_path):
                           check=True)
     assert page.stdout.startswith(b"<!doctype html>") and page.stdout.rstrip().endswith(b"</html>")
 
-    assert "is the ARPA file itself" in run("import", tmp_path / "a.arpa", tmp_path / "a.arpa", code=2).stderr
-    assert "is there already, and is no file" in run("import", tmp_path / "pipe", tmp_path / "a.arpa", code=1).stderr
+    for name in ("a.arpa", "pipe", "s"):       # only a model is written over
+        assert tmp_path.joinpath(name).exists()
+        assert "exists, and is no model" in run("import", tmp_path / name, tmp_path / "a.arpa", code=2).stderr or name == "s"
+        with pytest.raises(kvps.ArgumentError, match="exists, and is no model"):
+            kvps.import_arpa(tmp_path / name, tmp_path / "a.arpa")
+    for _ in range(2):
+        run("import", tmp_path / "model", tmp_path / "a.arpa")
     assert str(tmp_path / "no" / "a.arpa") + ":" in run("export", tmp_path / "s", tmp_path / "no" / "a.arpa", code=1).stderr
     assert (tmp_path / "a.arpa").read_bytes() == expected
 

@@ -92,6 +92,8 @@ def test_unknown_label(store):
     assert "mon, tue, wed" in refused("forget", store, "--label", "sun")
     assert "cannot be the name of a label" in refused("update", store, store.parent / "mon", "--label", "../x", code=2)
     assert "no text has the label sun" in refused("perplexity", store, store.parent / "mon", "--labels", "sun")
+    for nothing in ("", ","):
+        assert "leave it out for all" in refused("perplexity", store, store.parent / "mon", "--labels", nothing, code=2)
 
 
 def test_labels_do_not_merge(store):

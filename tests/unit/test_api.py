@@ -394,7 +394,8 @@ def test_store_that_is_closed(store):
 
 
 @pytest.mark.parametrize(("order", "shards", "tokenizer"), [
-    (0, 1, "whitespace"), (9, 1, "whitespace"), (3, 0, "whitespace"), (3, 1025, "whitespace"), (3, 1, "sentence piece")])
+    (0, 1, "whitespace"), (9, 1, "whitespace"), (2.5, 1, "whitespace"), (True, 1, "whitespace"), ("3", 1, "whitespace"),
+    (3, 0, "whitespace"), (3, 1025, "whitespace"), (3, 2.5, "whitespace"), (3, 1, "sentence piece")])
 def test_stores_that_cannot_be(tmp_path, order, shards, tokenizer):
     """Orders, numbers of shards and tokenizers that are not possible are refused, and nothing is made."""
     with pytest.raises(kvps.ArgumentError):
@@ -669,11 +670,25 @@ def test_order_views(store):
 
 
 @pytest.mark.parametrize("options", [
-    {"smoothing": "good-turing"}, {"smoothing": "lidstone"}, {"order": 0}, {"order": 4}, {"stale": "perhaps"}])
+    {"smoothing": "good-turing"}, {"smoothing": "lidstone"}, {"smoothing": None}, {"order": 0}, {"order": 4}, {"order": 2.0},
+    {"order": "2"}, {"order": True}, {"stale": "perhaps"}, {"labels": []}, {"labels": "a"}, {"labels": 3}, {"labels": [b"a"]}])
 def test_models_that_cannot_be(store, options):
-    """A smoothing, order or stale mode that is not possible is refused."""
+    """A smoothing, order, stale mode or labels that are not possible are refused, and leave no model behind."""
     with pytest.raises(kvps.ArgumentError):
         store.model(**options)
+
+    assert not list(store.path.glob("models/*.kvm"))
+
+
+@pytest.mark.parametrize("ask", [
+    lambda model: model.next("the", 2.5), lambda model: model.next("the", True), lambda model: model.complete("the", "3"),
+    lambda model: model.generate(count="2"), lambda model: model.generate(seed=1.5), lambda model: model.generate(temperature="a"),
+    lambda model: model.generate(top_p="a"), lambda model: list(model.rescore([], weight="a")), lambda model: model.log10("a b"),
+    lambda model: model.log10("")])
+def test_questions_that_cannot_be(store, ask):
+    """Numbers that are none, and words that are none, are refused."""
+    with store.model() as model, pytest.raises(kvps.ArgumentError):
+        ask(model)
 
 
 @pytest.mark.parametrize("wrong", [5, None, [5], [None], b"ab", "a \ud800", ["a \ud800"], [["a", 5, 6]], [["a\ud800"]]])

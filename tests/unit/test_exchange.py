@@ -147,7 +147,9 @@ def test_imports_that_cannot_be(folder):
         with pytest.raises(DataError, match=message):
             kvps.import_arpa(folder / "out", folder / source, **how)
     with pytest.raises(DataError, match="no such file"):
-        kvps.import_arpa(folder / "text", folder / "none")
+        kvps.import_arpa(folder / "out", folder / "none")
+    with pytest.raises(ArgumentError, match="exists, and is no model"):
+        kvps.import_arpa(folder / "text", folder / "ships.arpa")
     with pytest.raises(ArgumentError, match="unknown tokenizer"):
         kvps.import_arpa(folder / "out", folder / "text", tokenizer="words!")
     assert not (folder / "out").exists()

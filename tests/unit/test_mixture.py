@@ -133,6 +133,17 @@ def test_one_model_alone(folder, caplog):
         assert mixed.score(DEV.splitlines()) == pytest.approx(alone.score(DEV.splitlines()))
 
 
+@pytest.mark.parametrize("names", [("animals", "ships"), ("ships", "animals")])
+def test_a_word_that_no_model_knows(names, folder):
+    """Where the perplexity is infinite whatever the weights, they are the best ones for the other words."""
+    dev = [*DEV.splitlines(), "nobody knows it"]
+    found = kvps.mix(folder / "mix", [folder / name for name in names], dev, smoothing="witten-bell")
+    anyway = kvps.mix(folder / "mix", [folder / name for name in names], dev, smoothing="witten-bell", anyway=True)
+
+    assert found["perplexity"] is None
+    assert all(0.05 < row["weight"] < 0.95 for row in found["models"]) and found["models"] == anyway["models"]
+
+
 def test_arpa(folder):
     """`kvps export` writes a mixture of stores as one ARPA file, which is read back; what is for stores is refused."""
     run("mix", folder / "mix", folder / "animals", folder / "ships", "--dev", folder / "dev.txt")

@@ -122,7 +122,7 @@ def test_records_pass_through(store):
     (b"0 ||| \xff".decode("utf-8", "surrogateescape"), "not UTF-8"),
     ("no list", "neither a JSON object nor"), ("{", "not JSON"), ('{"text": "a"}', 'no field "id"'),
     ('{"id": 1}', 'no field "text"'),
-    ("0 ||| a ||| kvps= 1 2 ||| 0", "has 2 values"), ("0 ||| a ||| x= 1 ||| high", "could not convert"),
+    ("0 ||| a ||| kvps= 1 2 ||| 0", "has 2 values"), ("0 ||| a ||| x= 1 ||| high", "the score is no number: high"),
     ("0 ||| a ||| x= 1 ||| nan", "the score is nan"), ("0 ||| a ||| kvps= nan ||| 0", "the feature kvps is nan"),
     ("0 ||| a ||| x= 1 ||| -inf", "the score is -inf"), ("0 ||| a ||| kvps= inf ||| 0", "the feature kvps is inf"),
     ('{"id": 1, "text": "a", "score": NaN}', "the score is nan"),

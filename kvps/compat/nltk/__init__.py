@@ -10,7 +10,7 @@ The classes are nltk's own but for what counts, and have its results. What diffe
 - There is no bound of ten million n-grams, unless counter.MAX_NGRAMS is set to one.
 - With path=, counts and vocabulary are on disk: fit() and update() are durable when they return, all or nothing, and the
   same path given again goes on with them. Words are str then, n-grams have 1 to 8 of them, and only contexts that are
-  asked for are read.
+  asked for are read. Where nltk keeps the order in which words came, such as of equal counts, that of the table counts.
 - KneserNeyInterpolated looks continuation counts up; nltk goes through all contexts for each of them.
 """
 from kvps.compat.nltk.counter import NgramCounter
