@@ -1,12 +1,21 @@
 """Sorted rows of words: those that begin with some words, and the best of them."""
-from libc.stdlib cimport free, malloc
+from libc.math cimport exp
+from libc.stdlib cimport free, realloc
 
 from kvps._pages cimport Pages, page_view, usable
 from kvps._rows cimport first_row
-from kvps._types cimport index_t, word_t, uint32_t, uint64_t
+from kvps._types cimport index_t, word_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "<algorithm>" namespace "std" nogil:
     void partial_sort(uint64_t*, uint64_t*, uint64_t*) noexcept
+
+
+cdef inline float float_in(uint32_t bits) noexcept nogil:
+    return (<float*>&bits)[0]
+
+
+cdef inline double power10(double x) noexcept nogil:
+    return exp(x * 2.302585092994045684)   # ln 10
 
 
 cdef index_t rows_with(const word_t* rows, index_t width, index_t n_rows, const word_t* wanted, int n, page_view* page,
@@ -39,41 +48,79 @@ def find_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, Pages pag
     return first, end
 
 
-def best_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, index_t m, Pages pages not None):
-    """Return of the rows that begin with some words the m with the smallest last columns, of equal ones the first.
+cdef index_t best_of(const word_t* row, index_t width, index_t n, index_t m, uint64_t* keys, uint32_t* words,
+                     uint32_t* last) noexcept nogil:
+    """Fill words and last with the last columns of the min(m, n) best of n rows; return how many. keys: room for n.
 
-    Arguments as those of find_rows().
+    row: the last column of the first one.
+    """
+    cdef index_t i
+    m = min(m, n)
+    for i in range(n):
+        keys[i] = <uint64_t>row[i * width] << 32 | <uint64_t>i
+    partial_sort(keys, keys + m, keys + n)
+    for i in range(m):
+        last[i] = <uint32_t>(keys[i] >> 32)
+        words[i] = row[<index_t><uint32_t>keys[i] * width - 1]
+    return m
+
+
+def best_rows(lists, const uint32_t[:, ::1] contexts, const int64_t[::1] lengths, const double[:, ::1] weights, index_t m,
+              Pages pages not None):
+    """Return of the rows that begin with each context the m with the smallest last columns, of equal ones the first.
+
+    lists: by depth from 1 on, rows as of find_rows(), in context order: of depth d the last d words of a context, the last one
+        first, then the next word and the bits of -log10 p as a float32, plus 1.
+    contexts: uint32 (n, depths), the last word first. lengths: int64 (n,), how many of them there are.
+    weights: float64 (n, depths + 1), by what p of each depth is multiplied.
 
     Returns:
-        (their last columns but one, their last columns), uint32, the smallest first; fewer where there are fewer.
+        (next words, uint32; the context of each, int64; of each context a bound of p times its weight of all others that are
+        listed, float64 (n,)).
     """
-    cdef index_t first, end, i, n, width = rows.shape[1]
-    cdef const word_t* row
-    cdef uint64_t* keys
+    cdef index_t first, end, i, k, found, n = contexts.shape[0], n_lists = len(lists), room = 0, at = 0
+    cdef int d
+    cdef uint64_t* keys = NULL
+    cdef uint64_t* grown
+    cdef const uint32_t[:, ::1] rows
     import numpy as np  # here: scoring text does without it
 
-    if not (1 <= wanted.shape[0] <= width - 2 and m >= 1):
-        raise ValueError(f"the {m} best of rows of {width} that begin with {wanted.shape[0]} words")
-    if rows.shape[0] == 0:
-        return np.empty(0, np.uint32), np.empty(0, np.uint32)
-    first = rows_with(&rows[0, 0], width, rows.shape[0], &wanted[0], <int>wanted.shape[0], &pages.view, &end)
-    pages.refuse_damage()
-    n = end - first
-    m = min(m, n)
-    words_array, last_array = np.empty(m, np.uint32), np.empty(m, np.uint32)
-    if m == 0:
-        return words_array, last_array
-    cdef uint32_t[::1] words = words_array, last = last_array
-    keys = <uint64_t*>malloc(n * sizeof(uint64_t))
-    if keys == NULL:
-        raise MemoryError(f"no memory for {n} rows")
-    with nogil:
-        row = &rows[first, width - 1]
-        for i in range(n):
-            keys[i] = <uint64_t>row[i * width] << 32 | <uint64_t>i
-        partial_sort(keys, keys + m, keys + n)
-        for i in range(m):
-            last[i] = <uint32_t>(keys[i] >> 32)
-            words[i] = row[<index_t><uint32_t>keys[i] * width - 1]
+    if not (n_lists <= contexts.shape[1] and lengths.shape[0] == weights.shape[0] == n and weights.shape[1] == n_lists + 1
+            and m >= 1):
+        raise ValueError(f"{n} contexts of {contexts.shape[1]} words, {lengths.shape[0]} lengths, {n_lists} lists")
+    words_array, which_array, others_array = np.empty(n * n_lists * m + 1, np.uint32), np.empty(n * n_lists * m, np.int64), np.zeros(n)
+    cdef uint32_t[::1] words = words_array, last = np.empty(m + 1, np.uint32)
+    cdef int64_t[::1] which = which_array
+    cdef double[::1] others = others_array
+    try:
+        for d in range(1, n_lists + 1):
+            rows = lists[d - 1]
+            if rows.shape[1] != d + 2:
+                raise ValueError(f"rows of {rows.shape[1]} at depth {d}")
+            if rows.shape[0] == 0:
+                continue
+            for i in range(n):
+                if lengths[i] < d:
+                    continue
+                with nogil:
+                    first = rows_with(&rows[0, 0], d + 2, rows.shape[0], &contexts[i, 0], d, &pages.view, &end)
+                if pages.view.damaged or end == first:
+                    continue
+                if end - first > room:
+                    grown = <uint64_t*>realloc(keys, 2 * (end - first) * sizeof(uint64_t))
+                    if grown == NULL:
+                        raise MemoryError(f"no memory for {end - first} rows")
+                    keys, room = grown, 2 * (end - first)
+                with nogil:
+                    # One more, which tells how probable those can be that are left out.
+                    found = best_of(&rows[first, d + 1], d + 2, end - first, m + 1, keys, &words[at], &last[0])
+                    if found > m:
+                        found = m
+                        others[i] = max(others[i], weights[i, d] * power10(-float_in(last[m] - 1)))
+                    for k in range(found):
+                        which[at + k] = i
+                    at += found
+    finally:
         free(keys)
-    return words_array, last_array
+    pages.refuse_damage()
+    return words_array[:at], which_array[:at], others_array

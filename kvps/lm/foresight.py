@@ -32,7 +32,6 @@ from kvps.text.vocabulary import BOS, EOS, UNK, text_of_word
 # Contexts answered at once, and words that one answer may have.
 CONTEXTS, WORDS = 64, 1 << 20
 SENTENCES = 32                         # drawn at once
-HEADS = 1 << 14                        # best words after single words that are kept
 FEW = 100                              # words that are looked up one by one before all are: so many, or this part of all
 ROUNDED = 1 + 1e-9                     # probabilities that come two ways may differ so much
 GROUP = 64                             # shares whose maximum is taken, to leave most of them out
@@ -248,7 +247,7 @@ class Whole(Foresight):
             ids, p, found = self.extend([said], min(choices.top_k, self.n_words), 0, self.n_words, 0)
             words, shares = ids[0, :found[0]], p[0, :found[0]]
         else:
-            p = self.in_order(said)            # nothing depends on ids
+            p = self.in_order(said).copy()     # nothing depends on ids
             p[self.ranks[[UNK, BOS]]] = 0
             best = slice(None) if choices.top_p is None else _first(p, len(p))
             words, shares = self.by_rank[best], p[best]
@@ -321,9 +320,9 @@ class Whole(Foresight):
         # STEP 2: the distribution over all words, of what is left.
         among = self.by_rank[slice(*places)]
         for i in left:
-            shares = self.in_order(contexts[i])
-            shares[self.ranks[list(without)]] = 0
-            shares = shares[slice(*places)]
+            shares = self.in_order(contexts[i])[slice(*places)].copy()
+            gone = self.ranks[list(without)].astype(np.int64) - places[0]
+            shares[gone[(gone >= 0) & (gone < len(shares))]] = 0
             first = _first(shares, k)
             answer(i, among[first], shares[first])
         return ids, p, found
@@ -375,7 +374,7 @@ class ImportedModel(CompiledModel, Whole):
         self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))[self.by_rank]
         self._alone[self.ranks[BOS]] = 0
         self._places = self.ranks.astype(np.intp)      # what indexing takes without a copy
-        self._heads: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+        self._latest: tuple[bytes, np.ndarray] = b"", np.empty(0)
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
@@ -390,6 +389,9 @@ class ImportedModel(CompiledModel, Whole):
         if len(self._lists) < self.order - 1:
             return super().in_order(context)
         asked = self._asked(context)
+        about, latest = self._latest
+        if about == asked.tobytes() and len(latest):       # a completion asks twice
+            return latest
         last_first = asked[::-1].copy()
         # By depth: what the words that are listed after the last d words are multiplied by, the back-offs of longer contexts.
         weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
@@ -400,20 +402,9 @@ class ImportedModel(CompiledModel, Whole):
             rows = rows[first:end]
             out[self._places.take(rows[:, -2])] = weight * _probabilities(rows[:, -1] - np.uint32(1))
         out[self.ranks[BOS]] = 0
+        out.flags.writeable = False
+        self._latest = asked.tobytes(), out
         return out
-
-    def _head(self, last_first: np.ndarray, m: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the m best words that are listed after a context, and their probabilities; those after one word are kept."""
-        key = (int(last_first[0]), m)
-        if len(last_first) == 1 and key in self._heads:
-            return self._heads[key]
-        found, bits = best_rows(self._lists[len(last_first) - 1], last_first, m, self._pages)
-        head = found, _probabilities(bits - np.uint32(1))
-        if len(last_first) == 1:               # the long lists
-            if len(self._heads) >= HEADS:
-                self._heads.clear()
-            self._heads[key] = head
-        return head
 
     @functools.cached_property
     def _best_alone(self) -> np.ndarray:
@@ -425,23 +416,21 @@ class ImportedModel(CompiledModel, Whole):
         """As Whole.promising(): the heads of the lists of all depths. Only where all words may come, and there are lists."""
         if len(self._lists) < self.order - 1 or places != (0, self.n_words):
             return None
-        words, which, others = [], [], []
+        n = len(contexts)
+        # By context and depth, as in in_order().
+        weights, last_first, lengths = np.ones((n, self.order + 1)), np.zeros((n, self.order), np.uint32), np.zeros(n, np.int64)
         for i, context in enumerate(contexts):
-            asked = self._asked(context)
-            last_first = asked[::-1].copy()
-            weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
-            most = 0.0
-            for depth, weight in enumerate(weights.tolist()):
-                if depth == 0:
-                    found = self._best_alone[:m + 1]
-                    p = self._alone[self.ranks[found]]
-                else:
-                    found, p = self._head(last_first[:depth], m + 1)
-                words.append(found[:m])
-                which += [i] * len(words[-1])
-                most = max(most, weight * p[m]) if len(p) > m else most
-            others.append(most)
-        return Promising(np.concatenate(words), np.array(which), np.array(others))
+            words = self._asked(context)
+            lengths[i] = len(words)
+            last_first[i, :len(words)] = words[::-1]
+            weights[i, :len(words) + 1] = self.tables.backoffs(words)
+        weights = np.ascontiguousarray(np.cumprod(weights[:, :0:-1], axis=1)[:, ::-1])
+        words, which, others = best_rows(self._lists, last_first, lengths, weights, m, self._pages)
+        alone, left_out = self._best_alone[:m], self._best_alone[m:m + 1]
+        if len(left_out):
+            others = np.maximum(others, weights[:, 0] * self._alone[self.ranks[left_out[0]]])
+        return Promising(np.concatenate([words, np.tile(alone, n)]), np.concatenate([which, np.repeat(np.arange(n), len(alone))]),
+                         others)
 
     def matched(self, text: bytes) -> np.ndarray:
         """As Whole.matched()."""

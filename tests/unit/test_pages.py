@@ -201,28 +201,43 @@ def test_rows_that_begin_with_some_words(rng):
 
 
 def test_best_rows():
-    """The rows that begin with some words and have the smallest last columns are found as a plain sort finds them."""
+    """The best words after contexts, and how probable others can be, are found as a plain sort finds them."""
     rng = np.random.default_rng(3)
-    rows = np.unique(rng.integers(0, 6, (4000, 4)), axis=0)
-    rows = np.ascontiguousarray(np.column_stack([rows, rng.integers(0, 40, len(rows))]).astype(np.uint32))
-    data = rows.tobytes() + bytes(-rows.nbytes % PAGE_BYTES)
-    sums = sums_of(data)
-    view = np.frombuffer(data, np.uint32, rows.size).reshape(rows.shape)
-    for wanted in ([0], [5, 5], [2, 3, 1], [9], [5, 9]):
-        mine = rows[(rows[:, :len(wanted)] == wanted).all(axis=1)]
-        order = np.argsort(mine[:, -1], kind="stable")
-        for m in (1, 3, 5000):
-            words, last = best_rows(view, np.array(wanted, np.uint32), m, Pages(data, sums, "name"))
-            assert words.tolist() == mine[order[:m], -2].tolist()
-            assert last.tolist() == mine[order[:m], -1].tolist()
-    for wrong in ([], [0] * 4):
-        with pytest.raises(ValueError, match="begin with"):
-            best_rows(view, np.array(wrong, np.uint32), 3, Pages(data, sums, "name"))
+    lists, data = [], b""
+    for depth in (1, 2, 3):
+        rows = np.unique(rng.integers(0, 6, (2000, depth + 1)), axis=0)
+        bits = (rng.integers(0, 40, len(rows)) / 8).astype(np.float32).view(np.uint32) + 1
+        lists.append(np.ascontiguousarray(np.column_stack([rows, bits]).astype(np.uint32)))
+        data += lists[-1].tobytes() + bytes(-lists[-1].nbytes % PAGE_BYTES)
+    sums, views, at = sums_of(data), [], 0
+    for rows in lists:
+        views.append(np.frombuffer(data, np.uint32, rows.size, at).reshape(rows.shape))
+        at += rows.nbytes + -rows.nbytes % PAGE_BYTES
+    contexts = np.array([[0, 0, 0], [5, 5, 1], [2, 3, 1], [9, 0, 0], [5, 9, 0], [1, 0, 0], [4, 4, 4]], np.uint32)
+    lengths = np.array([3, 3, 3, 3, 3, 1, 0])
+    weights = rng.random((len(contexts), 4))
+    for m in (1, 3, 5000):
+        words, which, others = best_rows(views, contexts, lengths, weights, m, Pages(data, sums, "name"))
+        for i, (context, length) in enumerate(zip(contexts.tolist(), lengths.tolist(), strict=True)):
+            expected, bound = [], 0.0
+            for depth in range(1, length + 1):
+                rows = lists[depth - 1]
+                rows = rows[(rows[:, :depth] == context[:depth]).all(axis=1)]
+                rows = rows[np.argsort(rows[:, -1], kind="stable")]
+                expected += rows[:m, -2].tolist()
+                if len(rows) > m:
+                    bound = max(bound, weights[i, depth] * 10.0 ** -float((rows[m, -1:] - np.uint32(1)).view(np.float32)[0]))
+            assert words[which == i].tolist() == expected
+            assert others[i] == pytest.approx(bound, rel=1e-12)
+    with pytest.raises(ValueError, match="contexts of 3 words"):
+        best_rows(views, contexts, lengths[1:], weights, 3, Pages(data, sums, "name"))
+    with pytest.raises(ValueError, match="depth 1"):
+        best_rows(views[1:], contexts, lengths, weights[:, 1:].copy(), 3, Pages(data, sums, "name"))
     damaged = bytearray(data)
     damaged[0] ^= 1
     with pytest.raises(CorruptionError):
-        best_rows(np.frombuffer(damaged, np.uint32, rows.size).reshape(rows.shape), np.array([0], np.uint32), 3,
-                  Pages(damaged, sums, "name"))
+        best_rows([np.frombuffer(damaged, np.uint32, lists[0].size).reshape(lists[0].shape)], contexts, lengths,
+                  weights[:, :2].copy(), 3, Pages(damaged, sums, "name"))
 
 
 @pytest.fixture
