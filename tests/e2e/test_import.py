@@ -222,6 +222,7 @@ VARIANTS = {
     "no back-off": (TINY.replace(b"b a\t0.5", b"b a"), None),
     "back-off of the highest": (TINY.replace(b"<s> a b", b"<s> a b\t-0.5"), 20),
     "back-off 0 of the highest": (TINY.replace(b"<s> a b", b"<s> a b\t0"), None),
+    "back-offs of -0": (TINY.replace(b"-0.3\n", b"-0\n").replace(b"-0.25", b"-0").replace(b"-0.125", b"-0.0"), None),
     "back-off nan": (TINY.replace(b"b a\t0.5", b"b a\tnan"), 16),
     "back-off inf": (TINY.replace(b"b a\t0.5", b"b a\tinf"), 16),
     "above 0": (TINY.replace(b"-0.4\ta b", b"0.4\ta b"), 15),
