@@ -1,13 +1,14 @@
 """Sorted rows of words: those that begin with some words, and the best of them."""
 from libc.math cimport exp
-from libc.stdlib cimport free, realloc
 
 from kvps._pages cimport Pages, page_view, usable
 from kvps._rows cimport first_row
 from kvps._types cimport index_t, word_t, int64_t, uint32_t, uint64_t
 
 cdef extern from "<algorithm>" namespace "std" nogil:
-    void partial_sort(uint64_t*, uint64_t*, uint64_t*) noexcept
+    void push_heap(uint64_t*, uint64_t*) noexcept
+    void pop_heap(uint64_t*, uint64_t*) noexcept
+    void sort_heap(uint64_t*, uint64_t*) noexcept
 
 
 cdef inline float float_in(uint32_t bits) noexcept nogil:
@@ -50,19 +51,27 @@ def find_rows(const uint32_t[:, ::1] rows, const uint32_t[::1] wanted, Pages pag
 
 cdef index_t best_of(const word_t* row, index_t width, index_t n, index_t m, uint64_t* keys, uint32_t* words,
                      uint32_t* last) noexcept nogil:
-    """Fill words and last with the last columns of the min(m, n) best of n rows; return how many. keys: room for n.
+    """Fill words and last with the last columns of the min(m, n) best of n rows; return how many. keys: room for m.
 
     row: the last column of the first one.
     """
-    cdef index_t i
-    m = min(m, n)
+    cdef index_t i, found = 0
+    cdef uint64_t key
     for i in range(n):
-        keys[i] = <uint64_t>row[i * width] << 32 | <uint64_t>i
-    partial_sort(keys, keys + m, keys + n)
-    for i in range(m):
+        key = <uint64_t>row[i * width] << 32 | <uint64_t>i
+        if found < m:
+            keys[found] = key
+            found += 1
+            push_heap(keys, keys + found)
+        elif key < keys[0]:                        # better than the worst of the best
+            pop_heap(keys, keys + m)
+            keys[m - 1] = key
+            push_heap(keys, keys + m)
+    sort_heap(keys, keys + found)
+    for i in range(found):
         last[i] = <uint32_t>(keys[i] >> 32)
         words[i] = row[<index_t><uint32_t>keys[i] * width - 1]
-    return m
+    return found
 
 
 def best_rows(lists, const uint32_t[:, ::1] contexts, const int64_t[::1] lengths, const double[:, ::1] weights, index_t m,
@@ -78,10 +87,8 @@ def best_rows(lists, const uint32_t[:, ::1] contexts, const int64_t[::1] lengths
         (next words, uint32; the context of each, int64; of each context a bound of p times its weight of all others that are
         listed, float64 (n,)).
     """
-    cdef index_t first, end, i, k, found, n = contexts.shape[0], n_lists = len(lists), room = 0, at = 0
+    cdef index_t first, end, i, k, found, n = contexts.shape[0], n_lists = len(lists), at = 0
     cdef int d
-    cdef uint64_t* keys = NULL
-    cdef uint64_t* grown
     cdef const uint32_t[:, ::1] rows
     import numpy as np  # here: scoring text does without it
 
@@ -90,37 +97,29 @@ def best_rows(lists, const uint32_t[:, ::1] contexts, const int64_t[::1] lengths
         raise ValueError(f"{n} contexts of {contexts.shape[1]} words, {lengths.shape[0]} lengths, {n_lists} lists")
     words_array, which_array, others_array = np.empty(n * n_lists * m + 1, np.uint32), np.empty(n * n_lists * m, np.int64), np.zeros(n)
     cdef uint32_t[::1] words = words_array, last = np.empty(m + 1, np.uint32)
+    cdef uint64_t[::1] keys = np.empty(m + 1, np.uint64)
     cdef int64_t[::1] which = which_array
     cdef double[::1] others = others_array
-    try:
-        for d in range(1, n_lists + 1):
-            rows = lists[d - 1]
-            if rows.shape[1] != d + 2:
-                raise ValueError(f"rows of {rows.shape[1]} at depth {d}")
-            if rows.shape[0] == 0:
-                continue
+    for d in range(1, n_lists + 1):
+        rows = lists[d - 1]
+        if rows.shape[1] != d + 2:
+            raise ValueError(f"rows of {rows.shape[1]} at depth {d}")
+        if rows.shape[0] == 0:
+            continue
+        with nogil:
             for i in range(n):
                 if lengths[i] < d:
                     continue
-                with nogil:
-                    first = rows_with(&rows[0, 0], d + 2, rows.shape[0], &contexts[i, 0], d, &pages.view, &end)
+                first = rows_with(&rows[0, 0], d + 2, rows.shape[0], &contexts[i, 0], d, &pages.view, &end)
                 if pages.view.damaged or end == first:
                     continue
-                if end - first > room:
-                    grown = <uint64_t*>realloc(keys, 2 * (end - first) * sizeof(uint64_t))
-                    if grown == NULL:
-                        raise MemoryError(f"no memory for {end - first} rows")
-                    keys, room = grown, 2 * (end - first)
-                with nogil:
-                    # One more, which tells how probable those can be that are left out.
-                    found = best_of(&rows[first, d + 1], d + 2, end - first, m + 1, keys, &words[at], &last[0])
-                    if found > m:
-                        found = m
-                        others[i] = max(others[i], weights[i, d] * power10(-float_in(last[m] - 1)))
-                    for k in range(found):
-                        which[at + k] = i
-                    at += found
-    finally:
-        free(keys)
+                # One more, which tells how probable those can be that are left out.
+                found = best_of(&rows[first, d + 1], d + 2, end - first, m + 1, &keys[0], &words[at], &last[0])
+                if found > m:
+                    found = m
+                    others[i] = max(others[i], weights[i, d] * power10(-float_in(last[m] - 1)))
+                for k in range(found):
+                    which[at + k] = i
+                at += found
     pages.refuse_damage()
     return words_array[:at], which_array[:at], others_array

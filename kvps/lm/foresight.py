@@ -212,7 +212,7 @@ class Whole(Foresight):
 
     def mass(self, context: Sequence[int], low: int, high: int) -> float:
         """As Foresight.mass()."""
-        return math.fsum(self.in_order(context)[low:high].tolist())
+        return math.fsum(self.in_range(context, low, high).tolist())
 
     def top(self, contexts: Sequence[Sequence[int]], k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """As Foresight.top()."""
@@ -287,6 +287,10 @@ class Whole(Foresight):
         """Return distribution_of() by the place of the words in byte order."""
         return self.distribution_of(context)[self.by_rank]
 
+    def in_range(self, context: Sequence[int], low: int, high: int) -> np.ndarray:
+        """Return in_order() of the words from place `low` to `high`."""
+        return self.in_order(context)[low:high]
+
     @abc.abstractmethod
     def shares_of(self, contexts: Sequence[np.ndarray], which: np.ndarray, words: np.ndarray) -> np.ndarray:
         """As CompiledModel.shares_of()."""
@@ -320,7 +324,7 @@ class Whole(Foresight):
         # STEP 2: the distribution over all words, of what is left.
         among = self.by_rank[slice(*places)]
         for i in left:
-            shares = self.in_order(contexts[i])[slice(*places)].copy()
+            shares = self.in_range(contexts[i], *places).copy()
             gone = self.ranks[list(without)].astype(np.int64) - places[0]
             shares[gone[(gone >= 0) & (gone < len(shares))]] = 0
             first = _first(shares, k)
@@ -374,7 +378,7 @@ class ImportedModel(CompiledModel, Whole):
         self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))[self.by_rank]
         self._alone[self.ranks[BOS]] = 0
         self._places = self.ranks.astype(np.intp)      # what indexing takes without a copy
-        self._latest: tuple[bytes, np.ndarray] = b"", np.empty(0)
+        self._latest: tuple[tuple[bytes, int, int] | None, np.ndarray] = None, np.empty(0)
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
@@ -386,24 +390,32 @@ class ImportedModel(CompiledModel, Whole):
 
     def in_order(self, context: Sequence[int]) -> np.ndarray:
         """As Whole.in_order()."""
+        return self.in_range(context, 0, self.n_words) if len(self._lists) == self.order - 1 else super().in_order(context)
+
+    def in_range(self, context: Sequence[int], low: int, high: int) -> np.ndarray:
+        """As Whole.in_range()."""
         if len(self._lists) < self.order - 1:
-            return super().in_order(context)
+            return super().in_range(context, low, high)
         asked = self._asked(context)
         about, latest = self._latest
-        if about == asked.tobytes() and len(latest):       # a completion asks twice
+        if about == (asked.tobytes(), low, high):          # a completion asks twice
             return latest
         last_first = asked[::-1].copy()
         # By depth: what the words that are listed after the last d words are multiplied by, the back-offs of longer contexts.
         weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
-        out = self._alone * weights[0]
+        out = self._alone[low:high] * weights[0]
         for depth, weight in enumerate(weights[1:].tolist(), 1):
             rows = self._lists[depth - 1]
             first, end = find_rows(rows, last_first[:depth], self._pages)
-            rows = rows[first:end]
-            out[self._places.take(rows[:, -2])] = weight * _probabilities(rows[:, -1] - np.uint32(1))
-        out[self.ranks[BOS]] = 0
+            places, bits = self._places.take(rows[first:end, -2]), rows[first:end, -1]
+            if len(out) < self.n_words:
+                within = np.flatnonzero((places >= low) & (places < high))
+                places, bits = places[within] - low, bits[within]
+            out[places] = weight * _probabilities(bits - np.uint32(1))
+        if low <= self.ranks[BOS] < high:
+            out[self.ranks[BOS] - low] = 0
         out.flags.writeable = False
-        self._latest = asked.tobytes(), out
+        self._latest = (asked.tobytes(), low, high), out
         return out
 
     @functools.cached_property
