@@ -155,7 +155,10 @@ def test_fault_in_a_process(tmp_path, rng, kind):
 
     done = run(*command, small=True, check=None, env=preloaded(disk, rng.choice(writes), kind))
 
-    assert done.returncode == {Kind.KILL_HALF: -9, Kind.EIO_ONCE: 1, Kind.SHORT_ENOSPC: 4}[kind], done.stderr
-    assert ("full" in done.stderr) == (kind == Kind.SHORT_ENOSPC)
-    run(*command, small=True)
+    if "is committed, but merging is put off" in done.stderr:          # the fault came after what was asked for
+        assert done.returncode == 0
+    else:
+        assert done.returncode == {Kind.KILL_HALF: -9, Kind.EIO_ONCE: 1, Kind.SHORT_ENOSPC: 4}[kind], done.stderr
+        assert ("full" in done.stderr) == (kind == Kind.SHORT_ENOSPC)
+        run(*command, small=True)
     assert contents(disk / "store") == counted(text, 3)
