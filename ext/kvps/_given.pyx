@@ -12,12 +12,12 @@ there is none.
 """
 cimport cython
 
-from libc.math cimport exp
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from kvps._block cimport LANES, NONE, ROW, all_if
 from kvps._buckets cimport BUCKET, home
+from kvps._given cimport CONTEXT, float_in, log10_in, power10
 from kvps._keys cimport equal5, fetch, load32, load64, lowest, mix, mul_high
 from kvps._model cimport Tables
 from kvps._pages cimport Pages, page_view, usable
@@ -25,7 +25,6 @@ from kvps._types cimport BOS, MAX_ORDER, UNK, byte_t, index_t, word_t, uint8_t, 
 
 cdef enum:
     N_SLOTS = 5
-    CONTEXT = 0x80000000       # in the code of an n-gram: it is a context
     MORE_BITS = 3              # of a fingerprint, behind the slots
     MARKS_AT = 16              # bit of the first mark; there are as many as fit
     NO_CONTEXT = 0x80000000    # the back-off of what is no context: -0, which changes no sum
@@ -72,19 +71,6 @@ cdef inline uint64_t after(uint64_t hash, uint64_t b, uint64_t tried, uint64_t n
 cdef inline bint is_of(const bucket* at, int s, uint64_t hash) noexcept nogil:
     """Whether slot s has the n-gram with a hash."""
     return at.prints[s] == print_of(hash) and at.rest >> MORE_BITS * s & ((1 << MORE_BITS) - 1) == more_of(hash)
-
-
-cdef inline float float_in(uint32_t bits) noexcept nogil:
-    return (<float*>&bits)[0]
-
-
-cdef inline float log10_in(uint32_t code) noexcept nogil:
-    """The log10 probability of an n-gram."""
-    return -float_in(code & <uint32_t>~CONTEXT)
-
-
-cdef inline double power10(double x) noexcept nogil:
-    return exp(x * 2.302585092994045684)   # ln 10
 
 
 # ---- filling
@@ -195,9 +181,14 @@ cdef inline uint32_t either(uint32_t first, uint32_t a, uint32_t b) noexcept nog
     return (a & first) | (b & ~first)
 
 
-cdef inline uint32_t or_none(uint32_t backoff) noexcept nogil:
-    """A back-off as Tables number contexts."""
+cdef inline uint32_t number_of(uint32_t backoff) noexcept nogil:
+    """The number of a context, as Tables have it, by its back-off."""
     return NONE if backoff == NO_CONTEXT else backoff
+
+
+cdef inline uint32_t backoff_of(uint32_t number) noexcept nogil:
+    """The reverse."""
+    return NO_CONTEXT if number == NONE else number if number << 1 != 0 else 0
 
 
 cdef inline void fill_with(uint32_t* p, index_t n, uint32_t x) noexcept nogil:
@@ -233,14 +224,12 @@ cdef class GivenTables(Tables):
         self.n_numbers, self.valueless = <uint64_t>1 << 32, UNK
         self.gaps, self.given, self.ready = not closed, True, True
         cdef index_t w
-        cdef uint32_t backoff
         self.words = <unigram*>malloc(self.n_words * sizeof(unigram))
         if self.words == NULL:
             raise MemoryError(f"no memory for {self.n_words} words")
         for w in range(self.n_words):
-            backoff = self.unigram_contexts[w] - 1     # 0 - 1 is NONE
             self.words[w].code = <uint32_t>((self.unigrams[w] if self.unigrams[w] > 0 else self.unigrams[UNK]) - 1)
-            self.words[w].backoff = NO_CONTEXT if backoff == NONE else backoff if backoff << 1 != 0 else 0
+            self.words[w].backoff = backoff_of(self.unigram_contexts[w] - 1)       # 0 - 1 is NONE
 
     def __dealloc__(self):
         free(self.words)
@@ -414,13 +403,12 @@ cdef inline index_t read(GivenTables t, uint8_t* live, index_t n, const uint64_t
     cdef uint8_t rest[LANES]               # places in `live` of those of which one bucket does not tell all
     cdef index_t j, i, n_kept = 0, n_rest = 0
     cdef const bucket* at
-    cdef page_view* page = t.table_page
     cdef uint32_t same, there, code, number
     cdef bint found
     cdef int s
     for j in range(n):
         i, at = live[j], buckets[j]
-        same = equal5(at.prints, print_of(hashes[j])) if usable(page, at) else 0
+        same = equal5(at.prints, print_of(hashes[j])) if usable(t.table_page, at) else 0
         s = lowest(same | 1 << (N_SLOTS - 1))          # where none is the same the last one is read, in vain
         found = (same != 0) & (((at.rest >> MORE_BITS * s ^ more_of(hashes[j])) & ((1 << MORE_BITS) - 1)) == 0)
         there, code = all_if(found), at.codes[s]
@@ -436,7 +424,7 @@ cdef inline index_t read(GivenTables t, uint8_t* live, index_t n, const uint64_t
     for j in range(n_rest):
         i = live[rest[j]]
         if t.find(hashes[rest[j]], &code, &number):
-            p[i], own[i] = <real>log10_in(code), NO_CONTEXT if number == NONE else number
+            p[i], own[i] = <real>log10_in(code), backoff_of(number)
             kept[n_kept] = <uint8_t>i
             n_kept += 1
     memcpy(live, kept, n_kept)
@@ -459,10 +447,8 @@ cdef inline void score_block(GivenTables t, const word_t* ids, const uint8_t* hi
     cdef int d
     cdef real p[LANES + 1]
     cdef uint32_t* contexts
-    cdef const bucket* table = <const bucket*>t.table
-    cdef uint64_t n_buckets = t.n_buckets << t.partition_bits
     for d in range(1, t.order + 1):
-        own[d * ROW] = before[d] if before[d] != NONE else NO_CONTEXT
+        own[d * ROW] = backoff_of(before[d])
     for d in range(2, t.order + 1):
         fill_with(own + d * ROW + 1, n, NO_CONTEXT)
     for i in range(n):
@@ -496,7 +482,7 @@ cdef inline void score_block(GivenTables t, const word_t* ids, const uint8_t* hi
             if not t.gaps:
                 chain[i] = mix(chain[i], (ids + i - d)[0])
             hashes[j] = mix(chain[i], ids[i])
-            buckets[j] = table + mul_high(hashes[j], n_buckets)
+            buckets[j] = t.at(hashes[j])
             fetch(buckets[j])
         back_off(n, contexts, p)
         n_live = read(t, live, n_live, hashes, buckets, p, contexts + ROW + 1)
@@ -504,5 +490,5 @@ cdef inline void score_block(GivenTables t, const word_t* ids, const uint8_t* hi
             for j in range(n_live):
                 matched[live[j]] = <uint8_t>(d + 1)
     for d in range(1, t.order + 1):
-        before[d] = or_none(own[d * ROW + n])
+        before[d] = number_of(own[d * ROW + n])
     memcpy(out, p, n * sizeof(real))

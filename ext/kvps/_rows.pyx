@@ -1,6 +1,5 @@
 """Sorted rows of words: those that begin with some words, and the best of them."""
-from libc.math cimport exp
-
+from kvps._given cimport log10_in, power10
 from kvps._pages cimport Pages, page_view, usable
 from kvps._rows cimport first_row
 from kvps._types cimport index_t, word_t, int64_t, uint32_t, uint64_t
@@ -9,14 +8,6 @@ cdef extern from "<algorithm>" namespace "std" nogil:
     void push_heap(uint64_t*, uint64_t*) noexcept
     void pop_heap(uint64_t*, uint64_t*) noexcept
     void sort_heap(uint64_t*, uint64_t*) noexcept
-
-
-cdef inline float float_in(uint32_t bits) noexcept nogil:
-    return (<float*>&bits)[0]
-
-
-cdef inline double power10(double x) noexcept nogil:
-    return exp(x * 2.302585092994045684)   # ln 10
 
 
 cdef index_t rows_with(const word_t* rows, index_t width, index_t n_rows, const word_t* wanted, int n, page_view* page,
@@ -117,7 +108,7 @@ def best_rows(lists, const uint32_t[:, ::1] contexts, const int64_t[::1] lengths
                 found = best_of(&rows[first, d + 1], d + 2, end - first, m + 1, &keys[0], &words[at], &last[0])
                 if found > m:
                     found = m
-                    others[i] = max(others[i], weights[i, d] * power10(-float_in(last[m] - 1)))
+                    others[i] = max(others[i], weights[i, d] * power10(log10_in(last[m] - 1)))
                 for k in range(found):
                     which[at + k] = i
                 at += found

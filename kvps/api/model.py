@@ -31,7 +31,7 @@ from kvps.lm.smoothing import DEFAULT, parse
 from kvps.lm.statistics import Statistics
 from kvps.pools import spread
 from kvps.text.tokenize import PLAIN, Spec, Tokenizer, store_tokenizer
-from kvps.units import MANY, MAX_BEAM, MAX_DRAWN_WORDS, check_labels, check_number, is_whole, thread_count
+from kvps.units import MANY, MAX_BEAM, check_labels, check_number, is_whole, thread_count
 
 DEFAULT_SMOOTHING = DEFAULT
 
@@ -69,7 +69,6 @@ def load(model: str | PathLike[str], smoothing: str = DEFAULT_SMOOTHING, order: 
         ArgumentError: a smoothing, order or tokenizer that is not possible; otherwise as open().
     """
     parse(smoothing)
-    labels = check_labels(labels)
     store = opening.open_model_place(model)
     try:
         return Model(store, smoothing, order, exact=exact, stale=stale, labels=labels, tokenizer=tokenizer,
@@ -181,7 +180,9 @@ class Model:
         if isinstance(sentences, str):
             found = model.score_line(sentences) if plain else None
             return float(self._scores(model, [sentences])[0]) if found is None else found
-        scores = model.score_lines(sentences, self._threads) if plain and isinstance(sentences, list) else None
+        if not isinstance(sentences, list):
+            return self._scores(model, listed(sentences, "sentences"))
+        scores = model.score_lines(sentences, self._threads) if plain else None
         return self._scores(model, sentences) if scores is None else scores
 
     @functools.cached_property
@@ -410,10 +411,6 @@ class Model:
             ArgumentError: a number that is not possible, stupid back-off, or no word has a probability (MLE).
             StoreError: as next().
         """
-        check_number("a count", count, 0)
-        check_number("a seed", 0 if seed is None else seed, 0, (1 << 64) - 1)
-        check_number("a top k", 1 if top_k is None else top_k, 1)
-        check_number("a number of words", max_words, 1, MAX_DRAWN_WORDS)
         model, words = self._following(), self._tokenizer
         begun = context_of(checked(prompt, "a prompt"), words, from_begin=True) if isinstance(prompt, str) else words_of(prompt, 1)
         drawn = model.generate(begun, count, temperature=temperature, top_k=top_k, top_p=top_p, max_words=max_words,

@@ -49,8 +49,7 @@ def mix(out: str | os.PathLike[str], models: Sequence[str | os.PathLike[str]], d
         "perplexity" alone}.
     """
     out = Path(out)
-    if os.path.lexists(out) and not (out.is_file() and container.begins(out, len(mixture.BEGINS)) == mixture.BEGINS):
-        raise ArgumentError(f"{out}: exists, and is no mixture; name another file")
+    container.refuse_others(out, "mixture", mixture.is_mixture)
     if not 1 <= len(models) <= mixture.MAX_MODELS:
         raise ArgumentError(f"{len(models)} models cannot be mixed: between 1 and {mixture.MAX_MODELS} can")
     smoothings, orders = each(smoothing, len(models), "smoothings"), each(order, len(models), "orders")

@@ -4,27 +4,26 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvps.errors import ArgumentError, StoreError
+from kvps.errors import StoreError
 from kvps.lm import cache
 from kvps.lm.completion import BEAM, Completion
 from kvps.lm.completion import MAX_WORDS as MAX_ADDED
 from kvps.lm.explain import ExplainedWord, Part
 from kvps.lm.followers import FollowingModel, load_following
-from kvps.lm.foresight import MAX_WORDS, Drawn, NextWords
+from kvps.lm.foresight import MAX_WORDS, Drawn, NextWords, check_draws
 from kvps.lm.model import CompiledModel, rows_of, shares_by_rows
 from kvps.lm.prediction import Evaluation
 from kvps.lm.scorer import Score
 from kvps.lm.smoothing import parse
 from kvps.lm.statistics import Statistics
 from kvps.store.directory import StoreDirectory
-from kvps.units import MAX_BEAM, MAX_DRAWN_WORDS, check_number
+from kvps.units import MAX_BEAM, check_number
 
 if TYPE_CHECKING:
     from kvps.ps.remote_store import RemoteDirectory
@@ -138,9 +137,7 @@ class RemoteModel:
                  top_p: float | None = None, seed: int = 0, max_words: int = MAX_WORDS, threads: int = 1,
                  first: int = 0) -> Iterator[Drawn]:
         """As Foresight.generate()."""
-        for name, value in (("temperature", temperature), ("top p", top_p)):
-            if value is not None and not math.isfinite(value):         # no message has such a number
-                raise ArgumentError(f"a {name} of {value} is not possible")
+        check_draws(count, temperature, top_k, top_p, seed, max_words)     # here: no message has every number
         some = max(1, DRAWN_WORDS // max(1, max_words))
         for at in range(0, max(count, 1), some):
             for row in self._store.run(generate, **self._asked, prompt=list(prompt), count=min(some, count - at),
@@ -292,8 +289,6 @@ def complete(store: StoreDirectory, *, typed: list[str], partial: str, k: int, b
 def generate(store: StoreDirectory, *, prompt: list[str], count: int, temperature: float, top_k: int | None, top_p: float | None,
              seed: int, max_words: int, first: int, **asked: Any) -> list:
     """Return what Foresight.generate() yields."""
-    check_number("a top k", 1 if top_k is None else top_k, 1)
-    check_number("a number of words", max_words, 1, MAX_DRAWN_WORDS)
     return list(_following(store, asked).generate(prompt, count, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
                                                   max_words=max_words, first=first))
 

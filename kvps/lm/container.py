@@ -37,7 +37,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from kvps._pages import PAGE_BYTES, Pages, PageSums
@@ -109,10 +109,10 @@ def is_model(path: str | os.PathLike[str]) -> bool:
         return os.pread(fd, len(MAGIC), max(0, size - len(MAGIC))) == MAGIC
 
 
-def refuse_others(path: Path) -> None:
-    """Raise ArgumentError where something is that is no model: a model is written over a model alone."""
-    if os.path.lexists(path) and not (path.is_file() and is_model(path)):
-        raise ArgumentError(f"{path}: exists, and is no model; name another file")
+def refuse_others(path: Path, what: str = "model", is_one: Callable[[Path], bool] = is_model) -> None:
+    """Raise ArgumentError where something is that is no model: a model is written over a model alone, a mixture over a mixture."""
+    if os.path.lexists(path) and not (path.is_file() and is_one(path)):
+        raise ArgumentError(f"{path}: exists, and is no {what}; name another file")
 
 
 def begins(path: str | os.PathLike[str], n_bytes: int) -> bytes:

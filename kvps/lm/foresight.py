@@ -28,6 +28,7 @@ from kvps.lm.scorer import Score
 from kvps.lm.smoothing import DEFAULT, Smoothing
 from kvps.pools import spread
 from kvps.text.vocabulary import BOS, EOS, UNK, text_of_word
+from kvps.units import MAX_DRAWN_WORDS, check_number
 
 # Contexts answered at once, and words that one answer may have.
 CONTEXTS, WORDS = 64, 1 << 20
@@ -69,6 +70,18 @@ class Promising(NamedTuple):
     words: np.ndarray                      # some may be there twice
     which: np.ndarray                      # int64, the context of each
     others: np.ndarray                     # float64, of each context: no other word is more probable
+
+
+def check_draws(count: int, temperature: float, top_k: int | None, top_p: float | None, seed: int, max_words: int) -> None:
+    """Raise ArgumentError unless sentences can be drawn so; see Model.generate()."""
+    check_number("a count", count, 0)
+    check_number("a top k", 1 if top_k is None else top_k, 1)
+    check_number("a number of words", max_words, 1, MAX_DRAWN_WORDS)
+    check_number("a seed", seed, 0, (1 << 64) - 1)
+    for name, value, most in (("temperature", temperature, math.inf), ("top p", 1.0 if top_p is None else top_p, 1.0)):
+        if not isinstance(value, Real) or not (0 < value <= most and value < math.inf):
+            raise ArgumentError(f"a {name} of {value!r:.40} is not possible: expected a number above 0"
+                                f"{', at most 1' if most == 1 else ''}")
 
 
 class Foresight(abc.ABC):
@@ -175,15 +188,7 @@ class Foresight(abc.ABC):
         number of the first one.
         """
         self.refuse_scores()
-        for name, value, possible, expected in (
-                ("temperature", temperature, isinstance(temperature, Real) and 0 < temperature < math.inf, "a number above 0"),
-                ("top k", top_k, top_k is None or top_k >= 1, "a whole number from 1 on"),
-                ("top p", top_p, top_p is None or (isinstance(top_p, Real) and 0 < top_p <= 1), "a number above 0, at most 1"),
-                ("count", count, count >= 0, "a whole number from 0 on"),
-                ("number of words", max_words, max_words >= 1, "a whole number from 1 on"),
-                ("seed", seed, 0 <= seed < 1 << 64, "a whole number from 0 to 2**64 - 1")):
-            if not possible:
-                raise ArgumentError(f"a {name} of {value!r:.40} is not possible: expected {expected}")
+        check_draws(count, temperature, top_k, top_p, seed, max_words)
         start, choices, end = [BOS, *self.ids_of(prompt)], Choices(temperature, top_k, top_p), first + count
 
         def drawn(at: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -375,6 +380,7 @@ class ImportedModel(CompiledModel, Whole):
         self._pages = container.pages(path, arrays)
         self._lists = [np.frombuffer(arrays[f"listed.{k}"], np.uint32).reshape(-1, k + 1)
                        for k in range(2, self.order + 1) if f"listed.{k}" in arrays]
+        self._listed = len(self._lists) == self.order - 1
         self._alone = _probabilities((np.asarray(self.unigrams) - 1).astype(np.uint32))[self.by_rank]
         self._alone[self.ranks[BOS]] = 0
         self._places = self.ranks.astype(np.intp)      # what indexing takes without a copy
@@ -382,7 +388,7 @@ class ImportedModel(CompiledModel, Whole):
 
     def distribution_of(self, context: Sequence[int]) -> np.ndarray:
         """As Foresight.distribution_of(); <s> is given, never predicted."""
-        if len(self._lists) == self.order - 1:
+        if self._listed:
             return self.in_order(context)[self.ranks]
         out = np.empty(self.n_words)
         self.tables.distribution(self._asked(context), out)
@@ -390,21 +396,19 @@ class ImportedModel(CompiledModel, Whole):
 
     def in_order(self, context: Sequence[int]) -> np.ndarray:
         """As Whole.in_order()."""
-        return self.in_range(context, 0, self.n_words) if len(self._lists) == self.order - 1 else super().in_order(context)
+        return self.in_range(context, 0, self.n_words) if self._listed else super().in_order(context)
 
     def in_range(self, context: Sequence[int], low: int, high: int) -> np.ndarray:
         """As Whole.in_range()."""
-        if len(self._lists) < self.order - 1:
+        if not self._listed:
             return super().in_range(context, low, high)
-        asked = self._asked(context)
+        asked = (self._asked(context).tobytes(), low, high)
         about, latest = self._latest
-        if about == (asked.tobytes(), low, high):          # a completion asks twice
+        if about == asked:                     # a completion asks twice
             return latest
-        last_first = asked[::-1].copy()
-        # By depth: what the words that are listed after the last d words are multiplied by, the back-offs of longer contexts.
-        weights = np.cumprod([1.0, *self.tables.backoffs(asked)[:0:-1]])[::-1]
+        (last_first,), (length,), (weights,) = self._by_depth([context])
         out = self._alone[low:high] * weights[0]
-        for depth, weight in enumerate(weights[1:].tolist(), 1):
+        for depth, weight in enumerate(weights[1:length + 1].tolist(), 1):
             rows = self._lists[depth - 1]
             first, end = find_rows(rows, last_first[:depth], self._pages)
             places, bits = self._places.take(rows[first:end, -2]), rows[first:end, -1]
@@ -415,8 +419,24 @@ class ImportedModel(CompiledModel, Whole):
         if low <= self.ranks[BOS] < high:
             out[self.ranks[BOS] - low] = 0
         out.flags.writeable = False
-        self._latest = (asked.tobytes(), low, high), out
+        self._latest = asked, out
         return out
+
+    def _by_depth(self, contexts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return (words, lengths, weights) of contexts.
+
+        words: uint32 (n, order), those that matter, the last one first; lengths: int64 (n,), how many there are.
+        weights: float64 (n, order), by depth d what the words that are listed after the last d words are multiplied by: the
+            back-offs of longer contexts.
+        """
+        n = len(contexts)
+        last_first, lengths, backoffs = np.zeros((n, self.order), np.uint32), np.zeros(n, np.int64), np.ones((n, self.order + 1))
+        for i, context in enumerate(contexts):
+            words = self._asked(context)
+            lengths[i] = len(words)
+            last_first[i, :len(words)] = words[::-1]
+            backoffs[i, :len(words) + 1] = self.tables.backoffs(words)
+        return last_first, lengths, np.ascontiguousarray(np.cumprod(backoffs[:, :0:-1], axis=1)[:, ::-1])
 
     @functools.cached_property
     def _best_alone(self) -> np.ndarray:
@@ -426,23 +446,16 @@ class ImportedModel(CompiledModel, Whole):
     def promising(self, contexts: Sequence[Sequence[int]], m: int, places: tuple[int, int],
                   without: tuple[int, ...]) -> Promising | None:
         """As Whole.promising(): the heads of the lists of all depths. Only where all words may come, and there are lists."""
-        if len(self._lists) < self.order - 1 or places != (0, self.n_words):
+        if not self._listed or places != (0, self.n_words):
             return None
-        n = len(contexts)
-        # By context and depth, as in in_order().
-        weights, last_first, lengths = np.ones((n, self.order + 1)), np.zeros((n, self.order), np.uint32), np.zeros(n, np.int64)
-        for i, context in enumerate(contexts):
-            words = self._asked(context)
-            lengths[i] = len(words)
-            last_first[i, :len(words)] = words[::-1]
-            weights[i, :len(words) + 1] = self.tables.backoffs(words)
-        weights = np.ascontiguousarray(np.cumprod(weights[:, :0:-1], axis=1)[:, ::-1])
+        last_first, lengths, weights = self._by_depth(contexts)
         words, which, others = best_rows(self._lists, last_first, lengths, weights, m, self._pages)
         alone, left_out = self._best_alone[:m], self._best_alone[m:m + 1]
         if len(left_out):
             others = np.maximum(others, weights[:, 0] * self._alone[self.ranks[left_out[0]]])
-        return Promising(np.concatenate([words, np.tile(alone, n)]), np.concatenate([which, np.repeat(np.arange(n), len(alone))]),
-                         others)
+        every = np.arange(len(contexts))
+        return Promising(np.concatenate([words, np.tile(alone, len(every))]),
+                         np.concatenate([which, np.repeat(every, len(alone))]), others)
 
     def matched(self, text: bytes) -> np.ndarray:
         """As Whole.matched()."""

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from kvps.errors import ArgumentError, CorruptionError, VersionMismatch
+from kvps.lm import container
 from kvps.ps.places import address
 from kvps.store import files
 from kvps.text.tokenize import shown
@@ -42,6 +43,11 @@ class Part:
     order: int | None
     labels: list[str] | None = None
     exact: bool = False
+
+
+def is_mixture(path: str | os.PathLike[str]) -> bool:
+    """Return whether a file begins as that of a mixture does."""
+    return container.begins(path, len(BEGINS)) == BEGINS
 
 
 class MixtureFile:

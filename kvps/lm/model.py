@@ -154,8 +154,6 @@ def batches(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int
 def _lines(sentences: Iterable[str | Sequence[str]]) -> Iterator[tuple[str, int, bytes]]:
     """Yield (kind, how many, lines): as many sentences as can be taken together, or one that needs a closer look."""
     try:
-        if isinstance(sentences, (bytes, bytearray)):
-            raise TypeError                    # an iterable of numbers
         iterator = iter(sentences)
     except TypeError as error:
         raise ArgumentError(f"expected an iterable of sentences, got {type(sentences).__name__}") from error

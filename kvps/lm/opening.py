@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from kvps.errors import ArgumentError, CorruptionError, DataError, VersionMismatch
 from kvps.lm import arpa_cache, cache, container
-from kvps.lm.mixture import BEGINS, MixtureFile
+from kvps.lm.mixture import MixtureFile, is_mixture
 from kvps.lm.scorer import Scorer
 from kvps.lm.smoothing import DEFAULT, Smoothing
 from kvps.ps.places import address, open_place
@@ -96,7 +96,7 @@ def open_model_place(path: str | os.PathLike[str], progress: Callable[[int, int]
         return open_place(path)
     if container.is_model(path):               # first: it may begin with any bytes
         return ModelFile(path)
-    if container.begins(path, len(BEGINS)) == BEGINS:
+    if is_mixture(path):
         return MixtureFile(path, open_model_place)
     if container.begins(path, len(container.KENLM)) == container.KENLM:
         raise DataError(f"{path}: is a binary file of KenLM; name the ARPA file that it was made of", path=str(path))
